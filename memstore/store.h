@@ -1,0 +1,187 @@
+// The front door of the store: the journal of turns, the encodings of chunks, and the way back to both.
+//
+// Everything that the journal holds is durable when append() returns. Encodings follow later through put(); they can
+// always be made again from the journal. Any thread may call any function; calls block on the disk.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "kernels/landmark_topk.h"
+#include "kernels/worker_pool.h"
+#include "memstore/chunk.h"
+#include "memstore/file_io.h"
+#include "memstore/turn.h"
+
+namespace recalld {
+
+struct StoreOptions {
+  RecordShape shape;
+  uint64_t memory_budget_bytes = uint64_t{256} << 20;  // landmarks, block cache, memtables and buffers together
+  // Makes the file layer of the segments; unset: io_uring where it works, else POSIX (open_file_io).
+  std::function<Expected<std::unique_ptr<FileIo>>()> file_io;
+};
+
+// A turn with its tokens. ids[i] covers the bytes [ends[i - 1], ends[i]) of stream_text(turn), ends[-1] being 0;
+// ends never falls and its last element is the length of the text.
+struct NewTurn {
+  Turn turn;
+  std::vector<uint32_t> ids;   // token ids
+  std::vector<uint32_t> ends;  // [ids.size()] byte offsets
+};
+
+struct AppendBatch {
+  std::string memory;            // made when it does not exist
+  std::vector<NewTurn> turns;    // not empty
+  std::string operation_id;      // empty: none
+  Hash128 operation_digest{};    // of what was asked for, to recognise other content under the same operation_id
+  int64_t now_us = 0;            // the daemon's clock: creation and update time of the memory
+};
+
+struct Appended {
+  MemoryId id = 0;
+  uint64_t first_turn = 0;
+  uint64_t last_turn = 0;
+  uint64_t tokens = 0;    // tokens of these turns
+  uint64_t end_token = 0; // tokens of the memory up to and with the last of these turns
+  bool repeated = false;  // the operation_id had been seen: this is the first reply, nothing was written
+};
+
+struct MemoryInfo {
+  MemoryId id = 0;
+  std::string name;
+  uint64_t turns = 0;           // turns appended
+  uint64_t tokens = 0;          // tokens appended
+  uint64_t encoded_chunks = 0;  // chunks that have a landmark and K/V on disk
+  uint64_t content_bytes = 0;   // bytes of all contents
+  int64_t created_us = 0;
+  int64_t updated_us = 0;       // of the last append
+
+  uint64_t complete_chunks() const { return tokens / chunk_tokens; }
+  uint64_t waiting_chunks() const { return complete_chunks() - encoded_chunks; }
+};
+
+struct StoredTurn {
+  uint64_t turn = 0;  // its number in the memory
+  Turn value;
+  uint64_t first_token = 0;  // in the memory's stream
+  uint64_t tokens = 0;
+};
+
+// Consecutive tokens of a memory as text, and the turns that they come from.
+struct Passage {
+  uint64_t first_token = 0;
+  uint64_t end_token = 0;
+  std::string text;                // cut verbatim from the journal; a character belongs to its first token
+  struct Source {
+    uint64_t turn = 0;
+    Role role = Role::user;
+    std::optional<std::string> name;
+    int64_t time_us = 0;
+  };
+  std::vector<Source> turns;  // in order; at least one token of each lies in the passage
+};
+
+// The recurrent state after the first `chunks` chunks of a memory.
+struct StateCheckpoint {
+  uint64_t chunks = 0;
+  std::string bytes;  // [state_bytes]
+};
+
+struct StoreStats {
+  uint64_t memories = 0;
+  uint64_t turns = 0;
+  uint64_t tokens = 0;
+  uint64_t encoded_chunks = 0;
+  uint64_t waiting_chunks = 0;
+  uint64_t kv_segments = 0;
+  uint64_t kv_bytes_on_disk = 0;
+  uint64_t catalog_bytes_on_disk = 0;
+  uint64_t landmark_cache_bytes = 0;
+  uint64_t block_cache_bytes = 0;
+  uint64_t memtable_bytes = 0;
+  std::string file_io;  // "io_uring" or "posix", and whether O_DIRECT is in use
+};
+
+class Store {
+ public:
+  // Opens the store in `directory`, making it when it is not there. Fails with busy when another process has it open,
+  // with invalid_request when it holds encodings of another model or was written in another format.
+  static Expected<std::unique_ptr<Store>> open(const std::filesystem::path& directory, StoreOptions options);
+  ~Store();  // writes out what is buffered
+
+  // ---- The journal
+  // Commits all batches in one synced write, all or none; the reply to each, in order. A batch whose operation_id is
+  // known with another digest fails alone with invalid_request. The outer error means that nothing was written.
+  Expected<std::vector<Expected<Appended>>> append(std::span<const AppendBatch> batches);
+
+  Expected<MemoryInfo> memory(std::string_view name) const;  // not_found
+  Expected<MemoryInfo> memory(MemoryId id) const;            // not_found
+
+  struct MemoryPage {
+    std::vector<MemoryInfo> memories;  // by name
+    std::string next;                  // the name to go on after; empty: the end
+  };
+  // Memories whose name begins with `prefix` and comes after `after`, at most `limit`.
+  Expected<MemoryPage> memories(std::string_view prefix, std::string_view after, size_t limit) const;
+
+  // Turns from number `first` on, at most `limit`, and no further one once their content passes `bytes_max`.
+  Expected<std::vector<StoredTurn>> turns(MemoryId id, uint64_t first, size_t limit, size_t bytes_max) const;
+
+  // Token ids [first, first + count) of the memory's stream; fewer at its end.
+  Expected<std::vector<uint32_t>> tokens(MemoryId id, uint64_t first, size_t count) const;
+
+  // The text of tokens [first, end) with its turns. first < end <= tokens of the memory.
+  Expected<Passage> passage(MemoryId id, uint64_t first, uint64_t end) const;
+
+  // The last turn that lies wholly within the first `tokens` tokens; nothing when there is none.
+  Expected<std::optional<uint64_t>> last_turn_within(MemoryId id, uint64_t tokens) const;
+
+  // Removes a memory: its turns vanish at once and durably, its space is returned before the call does.
+  Expected<void> erase(std::string_view name);
+
+  // ---- Encodings
+  // Stores chunks first_chunk, first_chunk + 1, ... (first_chunk is the memory's encoded_chunks) and, when given, the
+  // state after the last of them. Order: K/V written and synced, then entries, landmarks and state in one write batch.
+  // Fails with not_found when the memory was erased meanwhile; nothing is left behind then.
+  Expected<void> put(MemoryId id, uint64_t first_chunk, std::span<const EncodedChunkView> chunks,
+                     std::optional<ByteView> state_after);
+
+  // Keeps `state` as the newest checkpoint of the memory (on eviction and on a clean stop).
+  Expected<void> put_state(MemoryId id, uint64_t chunks, ByteView state);
+
+  // The newest checkpoint that covers at most `chunks_max` chunks; nothing when there is none.
+  Expected<std::optional<StateCheckpoint>> state(MemoryId id, uint64_t chunks_max) const;
+
+  // Memories with complete chunks that wait for put(), by id, from `after` (exclusive) on, at most `limit`.
+  Expected<std::vector<MemoryId>> unencoded(MemoryId after, size_t limit) const;
+
+  Expected<ChunkEntry> chunk(MemoryId id, uint64_t chunk) const;                   // not_found
+  Expected<std::vector<Bf16>> landmark(MemoryId id, uint64_t chunk) const;          // [landmark_dim]
+
+  // Reads the K/V of `chunks` in one batch into out [chunks.size() * kv_bytes], in that order, each checked against
+  // its checksum: corrupt names the memory, the chunk and the segment.
+  Expected<void> fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out) const;
+
+  // The k best encoded chunks for `query` [landmark_dim], best first; fewer when there are fewer.
+  // Not called from two threads with the same pool.
+  Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool) const;
+
+  Expected<StoreStats> stats() const;
+
+ private:
+  class Impl;
+  explicit Store(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace recalld
