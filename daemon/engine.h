@@ -1,0 +1,61 @@
+// What recalld does, written as the algorithm: append, encode, search, inspect. Knows the model and the store, and
+// neither JSON nor sockets.
+//
+// Threads: tokenise workers (appends, before they are ordered), one commit thread (turn numbers, one synced write for
+// all that wait), one model thread (encodes behind the replies; searches go first and memories take turns), and a few
+// read workers. Every function returns at once; `done` is called exactly once, on one of those threads, and must not
+// block. Destruction finishes what was accepted, checkpoints the states and closes the store.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "base/error.h"
+#include "daemon/requests.h"
+#include "memstore/store.h"
+#include "model/ramba.h"
+#include "model/tokenizer.h"
+
+namespace recalld {
+
+template <class Reply>
+using Done = std::move_only_function<void(Expected<Reply>)>;
+
+struct EngineOptions {
+  std::filesystem::path data;             // directory of the store
+  std::filesystem::path model;            // directory of the checkpoint
+  Precision precision = Precision::automatic;
+  uint64_t memory_budget_bytes = uint64_t{256} << 20;
+  size_t threads = 0;                     // of the model; 0: one a core
+  std::function<int64_t()> now_us;        // microseconds since 1970; unset: the system clock
+};
+
+class Engine {
+ public:
+  static Expected<std::unique_ptr<Engine>> open(EngineOptions options);
+  ~Engine();
+
+  // Appends to one memory take effect in the order in which append() was called.
+  void append(AppendRequest request, Done<AppendReply> done);
+  void search(SearchRequest request, Done<SearchReply> done);
+
+  void memories_list(MemoriesListRequest request, Done<MemoriesListReply> done);
+  void memories_get(std::string memory, Done<MemoryView> done);
+  void memories_delete(std::string memory, Done<MemoryInfo> done);  // what it was
+  void turns_list(TurnsListRequest request, Done<TurnsListReply> done);
+  void chunks_list(ChunksListRequest request, Done<ChunksListReply> done);
+  void chunks_get(std::string memory, uint64_t chunk, Done<ChunkDetail> done);
+  void stats(Done<StatsReply> done);
+  void health(Done<HealthReply> done);
+  VersionReply version() const;
+
+  // Bytes of appends accepted and not yet durable; the server stops reading from a connection above its bound.
+  size_t append_bytes_waiting() const;
+
+ private:
+  class Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace recalld
