@@ -1,0 +1,131 @@
+#include "daemon/encoder.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+namespace recalld {
+
+Encoder::Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_t state_bytes_max)
+    : store_(store),
+      model_(model),
+      tokenizer_(tokenizer),
+      streams_(state_bytes_max / std::max<size_t>(1, stream_bytes()), [this](const Stream& stream) { checkpoint(stream); }),
+      hidden_(segment_chunks * chunk_tokens * model.config().hidden_size) {}
+
+size_t Encoder::stream_bytes() const {
+  const size_t tail_chunk_bytes = model_.kv_bytes() + model_.landmark_dim() * sizeof(Bf16);
+  return model_.lower_state_bytes() + (segment_chunks + 1) * tail_chunk_bytes;
+}
+
+uint64_t Encoder::state_bytes() const { return streams_.size() * stream_bytes(); }
+
+Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
+  RECALLD_TRY(const MemoryInfo memory, store_.memory(id));
+  if (memory.waiting_chunks() == 0) return 0;
+  RECALLD_TRY(Stream * stream, this->stream(memory));
+
+  // A segment ends where a checkpoint is due, so that states are kept at the same chunks whatever the appends were.
+  const uint64_t to_checkpoint = checkpoint_chunks - stream->chunks % checkpoint_chunks;
+  const uint64_t count = std::min({memory.waiting_chunks(), segment_chunks, to_checkpoint});
+  RECALLD_TRY(const auto tokens, store_.tokens(id, stream->chunks * chunk_tokens, count * chunk_tokens));
+
+  // From here on the state runs ahead of the store: it is taken out of the cache until the store has caught up.
+  Stream next = std::move(*stream);
+  streams_.erase(id);
+  next.tail.reset();
+  const std::vector<EncodedChunk> encoded = encode(next.state, tokens);
+
+  AlignedBuffer kv((count * model_.kv_bytes() + io_alignment - 1) / io_alignment * io_alignment);
+  std::vector<std::vector<Bf16>> landmarks;
+  std::vector<EncodedChunkView> views;
+  for (uint64_t i = 0; i < count; ++i) {
+    const ByteSpan record = kv.bytes().subspan(i * model_.kv_bytes(), model_.kv_bytes());
+    model_.pack_kv(encoded[i], record);
+    landmarks.push_back(model_.pack_landmark(encoded[i]));
+    views.push_back({landmarks.back(), record});
+  }
+  const bool keep_state = count == to_checkpoint;
+  const std::string state = keep_state ? Ramba::to_bytes(next.state) : std::string();
+  RECALLD_CHECK(store_.put(id, next.chunks, views, keep_state ? std::optional(as_bytes(state)) : std::nullopt));
+  next.chunks += count;
+  if (keep_state) next.checkpointed_chunks = next.chunks;
+  streams_.insert(std::move(next));
+  return count;
+}
+
+Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
+  const uint64_t waiting = std::min(memory.waiting_chunks(), segment_chunks);
+  const bool whole = waiting == memory.waiting_chunks();  // then the open chunk follows directly
+  const uint64_t first_token = memory.encoded_chunks * chunk_tokens;
+  const uint64_t end_token = whole ? memory.tokens : first_token + waiting * chunk_tokens;
+  if (end_token == first_token) return nullptr;
+
+  RECALLD_TRY(Stream * stream, this->stream(memory));
+  if (stream->tail && stream->tail->first_chunk == memory.encoded_chunks && stream->tail->end_token == end_token)
+    return &*stream->tail;
+
+  RECALLD_TRY(auto tokens, store_.tokens(memory.id, first_token, end_token - first_token));
+  const uint64_t count = (tokens.size() + chunk_tokens - 1) / chunk_tokens;
+  tokens.resize(count * chunk_tokens, tokenizer_.newline_id());
+  Tail tail{.first_chunk = memory.encoded_chunks, .end_token = end_token, .landmarks = {}, .kv = {}};
+  tail.kv.resize(count * model_.kv_bytes());
+  RecurrentState state = stream->state;
+  uint64_t done = 0;
+  while (done < count) {
+    const uint64_t part = std::min(count - done, segment_chunks);
+    const auto encoded = encode(state, std::span(tokens).subspan(done * chunk_tokens, part * chunk_tokens));
+    for (const EncodedChunk& chunk : encoded) {
+      const std::vector<Bf16> landmark = model_.pack_landmark(chunk);
+      tail.landmarks.insert(tail.landmarks.end(), landmark.begin(), landmark.end());
+      model_.pack_kv(chunk, std::span(tail.kv).subspan(done * model_.kv_bytes(), model_.kv_bytes()));
+      ++done;
+    }
+  }
+  stream->tail = std::move(tail);
+  return &*stream->tail;
+}
+
+void Encoder::forget(MemoryId id) { streams_.erase(id); }
+
+void Encoder::checkpoint_all() { streams_.evict_all(); }
+
+// The memory's stream at its encoded end: from RAM, or from the newest checkpoint and the tokens after it.
+Expected<Stream*> Encoder::stream(const MemoryInfo& memory) {
+  if (Stream* cached = streams_.find(memory.id); cached && cached->chunks == memory.encoded_chunks) return cached;
+  RECALLD_TRY(const auto kept, store_.state(memory.id, memory.encoded_chunks));
+  Stream stream{.id = memory.id, .chunks = 0, .checkpointed_chunks = 0, .state = model_.lower_zero_state(), .tail = {}};
+  if (kept) {
+    stream.chunks = stream.checkpointed_chunks = kept->chunks;
+    stream.state = model_.lower_state_from_bytes(as_bytes(kept->bytes));
+  }
+  RECALLD_CHECK(advance(stream, memory.encoded_chunks));
+  return &streams_.insert(std::move(stream));
+}
+
+// Reads tokens again whose chunks are stored already, for the state alone.
+Expected<void> Encoder::advance(Stream& stream, uint64_t to_chunk) {
+  while (stream.chunks < to_chunk) {
+    const uint64_t count = std::min(segment_chunks, to_chunk - stream.chunks);
+    RECALLD_TRY(const auto tokens, store_.tokens(stream.id, stream.chunks * chunk_tokens, count * chunk_tokens));
+    model_.lower(stream.state, tokens, std::span(hidden_).first(tokens.size() * model_.config().hidden_size));
+    stream.chunks += count;
+  }
+  return {};
+}
+
+std::vector<EncodedChunk> Encoder::encode(RecurrentState& state, std::span<const uint32_t> tokens) {
+  const auto hidden = std::span(hidden_).first(tokens.size() * model_.config().hidden_size);
+  model_.lower(state, tokens, hidden);
+  return model_.encode_chunks(hidden);
+}
+
+void Encoder::checkpoint(const Stream& stream) {
+  if (stream.chunks == stream.checkpointed_chunks) return;
+  const std::string bytes = Ramba::to_bytes(stream.state);
+  if (auto kept = store_.put_state(stream.id, stream.chunks, as_bytes(bytes)); !kept && kept.error().kind != ErrorKind::not_found)
+    spdlog::warn("keep the state of memory {} at chunk {}: {} (its tokens are read again next time)", stream.id,
+                 stream.chunks, kept.error().message);
+}
+
+}  // namespace recalld

@@ -1,0 +1,523 @@
+#include "daemon/engine.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <utility>
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include <unistd.h>
+
+#include "daemon/append_queue.h"
+#include "daemon/encoder.h"
+#include "daemon/model_thread.h"
+#include "daemon/version.h"
+
+namespace recalld {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+int64_t system_now_us() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+uint64_t resident_bytes() {
+  uint64_t pages = 0;
+  if (std::FILE* statm = std::fopen("/proc/self/statm", "re")) {
+    unsigned long long size = 0, resident = 0;
+    if (std::fscanf(statm, "%llu %llu", &size, &resident) == 2) pages = resident;
+    std::fclose(statm);
+  }
+  return pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+// What an operation_id stands for: everything that the client sent, and nothing that the daemon added.
+Hash128 digest(const AppendRequest& request) {
+  std::string text;
+  ByteWriter out(text);
+  for (const auto& [turn, has_time] : request.turns) {
+    out.u8(static_cast<uint8_t>(turn.role));
+    out.u8(turn.name.has_value());
+    out.text(turn.name.value_or(""));
+    out.text(turn.content);
+    out.u8(has_time);
+    out.u64(has_time ? static_cast<uint64_t>(turn.time_us) : 0);
+    out.text(turn.metadata);
+  }
+  return hash128(as_bytes(text));
+}
+
+size_t request_bytes(const AppendRequest& request) {
+  size_t bytes = sizeof(request);
+  for (const auto& [turn, has_time] : request.turns) bytes += sizeof(turn) + turn.content.size() + turn.metadata.size();
+  return bytes;
+}
+
+double norm(std::span<const Bf16> vector) {
+  double squares = 0;
+  for (const Bf16 x : vector) squares += static_cast<double>(to_float(x)) * static_cast<double>(to_float(x));
+  return std::sqrt(squares);
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  explicit Impl(EngineOptions options) : options_(std::move(options)) {
+    if (!options_.now_us) options_.now_us = system_now_us;
+    if (options_.threads == 0) options_.threads = std::max(1u, std::thread::hardware_concurrency());
+    pool_ = std::make_unique<WorkerPool>(options_.threads);
+  }
+
+  Expected<void> open();
+  ~Impl();
+
+  void append(AppendRequest request, Done<AppendReply> done);
+  void search(SearchRequest request, Done<SearchReply> done);
+
+  // Runs `read` on a read worker and hands its result to `done`.
+  template <class Reply, class Read>
+  void read(Done<Reply> done, Read read) {
+    boost::asio::post(readers_, [done = std::move(done), read = std::move(read)]() mutable { done(read()); });
+  }
+
+  Expected<MemoryView> view(MemoryInfo info) const;
+  Expected<MemoriesListReply> memories_list(const MemoriesListRequest& request) const;
+  Expected<MemoryInfo> memories_delete(const std::string& memory);
+  Expected<TurnsListReply> turns_list(const TurnsListRequest& request) const;
+  Expected<ChunksListReply> chunks_list(const ChunksListRequest& request) const;
+  Expected<ChunkDetail> chunks_get(const std::string& memory, uint64_t chunk) const;
+  Expected<StatsReply> stats() const;
+  Expected<HealthReply> health() const;
+
+  Store& store() { return *store_; }
+  Hash128 model_hash() const { return model_->hash(); }
+  size_t append_bytes_waiting() const { return appends_->waiting_bytes(); }
+
+ private:
+  struct Waiter {
+    uint64_t chunks = 0;  // the memory must have as many encoded
+    AppendReply reply;
+    Done<AppendReply> done;
+  };
+  struct Query {
+    SearchRequest request;
+    std::vector<uint32_t> tokens;
+    Clock::time_point start;
+    Done<SearchReply> done;
+  };
+  // A search between the model thread (ranking) and a read worker (text).
+  struct Ranking {
+    MemoryInfo memory;
+    std::vector<ScoredChunk> best;
+    uint64_t end_token = 0;  // tokens of the memory that were covered
+  };
+
+  AppendBatch tokenise(AppendRequest request) const;
+  void committed(Appended appended, AppendReply reply, bool wait, Done<AppendReply> done);
+  void reply_when_searchable(MemoryId id, Waiter waiter);
+  void release_waiters(MemoryId id, const Expected<MemoryInfo>& memory);
+  Expected<std::optional<uint64_t>> searchable_through(const MemoryInfo& memory) const;
+
+  ModelThread::Outcome encode(MemoryId id);
+  Expected<Ranking> rank(const Query& query);
+  Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking) const;
+  Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
+
+  EngineOptions options_;
+  Clock::time_point start_ = Clock::now();
+  std::unique_ptr<WorkerPool> pool_;  // used by the model thread alone
+  std::unique_ptr<Ramba> model_;
+  std::optional<Tokenizer> tokenizer_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Encoder> encoder_;  // used by the model thread alone
+
+  std::mutex waiters_mutex_;
+  std::map<MemoryId, std::vector<Waiter>> waiters_;
+
+  std::atomic<uint64_t> searches_ = 0;
+  std::atomic<uint64_t> tokens_encoded_ = 0;
+  std::atomic<uint64_t> encode_us_ = 0;
+  std::atomic<uint64_t> state_bytes_ = 0;
+  mutable std::mutex problem_mutex_;
+  std::string problem_;  // why encoding stands still
+
+  // In order of use: a request passes from each of these to the next.
+  boost::asio::thread_pool tokenisers_{std::max(1u, std::thread::hardware_concurrency())};
+  std::unique_ptr<AppendQueue> appends_;
+  std::unique_ptr<ModelThread> model_thread_;
+  boost::asio::thread_pool readers_{2};
+};
+
+Expected<void> Engine::Impl::open() {
+  RECALLD_TRY(model_, Ramba::open(options_.model, options_.precision, *pool_));
+  const Config& config = model_->config();
+  RECALLD_TRY(tokenizer_, Tokenizer::open(options_.model / "tokenizer.model", config.recall_token_id, config.newline_token_id));
+
+  // The budget: an eighth for recurrent states, an eighth for appends on their way, the rest for the store.
+  const uint64_t state_bytes_max = options_.memory_budget_bytes / 8;
+  StoreOptions store;
+  store.memory_budget_bytes = options_.memory_budget_bytes / 4 * 3;
+  store.shape = {.kv_bytes = static_cast<uint32_t>(model_->kv_bytes()),
+                 .landmark_dim = static_cast<uint32_t>(model_->landmark_dim()),
+                 .state_bytes = static_cast<uint32_t>(model_->lower_state_bytes()),
+                 .model = model_->hash()};
+  RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
+
+  encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
+  model_thread_ = std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); });
+  appends_ = std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
+
+  // What a crash or a stop left unencoded goes on now.
+  constexpr size_t page = 1000;
+  for (MemoryId after = 0;;) {
+    RECALLD_TRY(const auto ids, store_->unencoded(after, page));
+    for (const MemoryId id : ids) model_thread_->encode(id);
+    if (ids.size() < page) return {};
+    after = ids.back();
+  }
+}
+
+Engine::Impl::~Impl() {
+  tokenisers_.join();
+  appends_.reset();  // commits what was accepted
+  if (model_thread_) model_thread_->stop();  // ranks the searches that were accepted
+  readers_.join();  // answers them
+  for (auto& [id, waiters] : waiters_)
+    for (Waiter& waiter : waiters)
+      waiter.done(fail(ErrorKind::busy, "append to " + waiter.reply.memory + ": the turns are durable, but the daemon stops before they are encoded"));
+  if (encoder_) encoder_->checkpoint_all();
+}
+
+// ---- Append: tokenise, commit, reply, encode behind the reply
+
+void Engine::Impl::append(AppendRequest request, Done<AppendReply> done) {
+  const size_t bytes = request_bytes(request);
+  AppendReply reply;
+  reply.memory = request.memory;
+  const bool wait = request.wait_searchable;
+  PendingAppend* place = appends_->enter(request.memory, bytes, [this, reply, wait, done = std::move(done)](Expected<Appended> appended) mutable {
+    if (!appended) return done(std::unexpected(std::move(appended).error()));
+    committed(*appended, std::move(reply), wait, std::move(done));
+  });
+  boost::asio::post(tokenisers_, [this, place, request = std::move(request)]() mutable {
+    appends_->ready(place, tokenise(std::move(request)));
+  });
+}
+
+AppendBatch Engine::Impl::tokenise(AppendRequest request) const {
+  AppendBatch batch;
+  batch.now_us = options_.now_us();
+  batch.operation_digest = digest(request);
+  batch.operation_id = std::move(request.operation_id);
+  batch.memory = std::move(request.memory);
+  for (auto& [turn, has_time] : request.turns) {
+    if (!has_time) turn.time_us = batch.now_us;
+    Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
+    batch.turns.push_back({std::move(turn), std::move(tokens.ids), std::move(tokens.ends)});
+  }
+  return batch;
+}
+
+void Engine::Impl::committed(Appended appended, AppendReply reply, bool wait, Done<AppendReply> done) {
+  reply.first_turn = appended.first_turn;
+  reply.last_turn = appended.last_turn;
+  reply.tokens = appended.tokens;
+  model_thread_->encode(appended.id);
+  if (wait) return reply_when_searchable(appended.id, {appended.end_token / chunk_tokens, std::move(reply), std::move(done)});
+
+  const auto memory = store_->memory(appended.id);
+  if (memory) {
+    if (auto through = searchable_through(*memory)) reply.searchable_through = *through;
+  }
+  done(std::move(reply));  // durable, whatever became of the memory since
+}
+
+void Engine::Impl::reply_when_searchable(MemoryId id, Waiter waiter) {
+  {
+    const std::lock_guard lock(waiters_mutex_);
+    waiters_[id].push_back(std::move(waiter));
+  }
+  release_waiters(id, store_->memory(id));  // it may be encoded by now
+}
+
+void Engine::Impl::release_waiters(MemoryId id, const Expected<MemoryInfo>& memory) {
+  std::vector<Waiter> released;
+  {
+    const std::lock_guard lock(waiters_mutex_);
+    const auto found = waiters_.find(id);
+    if (found == waiters_.end()) return;
+    auto& waiting = found->second;
+    const auto kept = std::stable_partition(waiting.begin(), waiting.end(), [&](const Waiter& waiter) {
+      return memory && memory->encoded_chunks < waiter.chunks;
+    });
+    std::move(kept, waiting.end(), std::back_inserter(released));
+    waiting.erase(kept, waiting.end());
+    if (waiting.empty()) waiters_.erase(found);
+  }
+  for (Waiter& waiter : released) {
+    if (!memory) {
+      waiter.done(std::unexpected(memory.error()));
+      continue;
+    }
+    auto through = searchable_through(*memory);
+    if (through) waiter.reply.searchable_through = *through;
+    waiter.done(std::move(waiter.reply));
+  }
+}
+
+// The last turn that a search would cover now: it encodes up to a segment of waiting chunks and the open one itself.
+Expected<std::optional<uint64_t>> Engine::Impl::searchable_through(const MemoryInfo& memory) const {
+  const bool whole = memory.waiting_chunks() <= Encoder::segment_chunks;
+  const uint64_t covered = whole ? memory.tokens : (memory.encoded_chunks + Encoder::segment_chunks) * chunk_tokens;
+  return store_->last_turn_within(memory.id, covered);
+}
+
+ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
+  const auto start = Clock::now();
+  const Expected<uint64_t> chunks = encoder_->encode_segment(id);
+  state_bytes_ = encoder_->state_bytes();
+  if (chunks && *chunks > 0) {
+    tokens_encoded_ += *chunks * chunk_tokens;
+    encode_us_ += static_cast<uint64_t>(milliseconds_since(start) * 1000);
+  }
+  {
+    const std::lock_guard lock(problem_mutex_);
+    if (chunks) problem_.clear();
+    else if (chunks.error().kind != ErrorKind::not_found && problem_ != chunks.error().message) {
+      problem_ = chunks.error().message;
+      spdlog::error("encode memory {}: {} (tried again until it works)", id, problem_);
+    }
+  }
+  if (!chunks && chunks.error().kind == ErrorKind::not_found) encoder_->forget(id);
+  else if (!chunks) return ModelThread::Outcome::later;
+  release_waiters(id, store_->memory(id));
+  return chunks && *chunks > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
+}
+
+// ---- Search: query, top-k over the stored landmarks and the tail, text
+
+void Engine::Impl::search(SearchRequest request, Done<SearchReply> done) {
+  Query query{std::move(request), {}, Clock::now(), std::move(done)};
+  boost::asio::post(tokenisers_, [this, query = std::move(query)]() mutable {
+    query.tokens = tokenizer_->encode_query(query.request.query);
+    model_thread_->search([this, query = std::move(query)]() mutable {
+      Expected<Ranking> ranking = rank(query);
+      boost::asio::post(readers_, [this, query = std::move(query), ranking = std::move(ranking)]() mutable {
+        if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
+        Expected<SearchReply> reply = collect(query.request, *ranking);
+        if (reply) reply->took_ms = milliseconds_since(query.start);
+        ++searches_;
+        query.done(std::move(reply));
+      });
+    });
+  });
+}
+
+Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
+  RECALLD_TRY(MemoryInfo memory, store_->memory(query.request.memory));
+  const std::vector<Bf16> embedding = model_->query(query.tokens);
+  RECALLD_TRY(const Tail* tail, encoder_->tail(memory));
+  state_bytes_ = encoder_->state_bytes();
+
+  TopK top(query.request.limit);
+  uint64_t end_token = memory.encoded_chunks * chunk_tokens;
+  RECALLD_TRY(const auto stored, store_->top_k(memory.id, embedding, query.request.limit, *pool_));
+  for (const ScoredChunk& chunk : stored) top.offer(chunk);
+  if (tail) {
+    end_token = tail->end_token;
+    std::vector<float> dots(tail->landmarks.size() / embedding.size());
+    landmark_dots_cpu(embedding, tail->landmarks.data(), dots.size(), dots.data());
+    for (size_t i = 0; i < dots.size(); ++i) top.offer({tail->first_chunk + i, dots[i]});
+  }
+  return Ranking{std::move(memory), top.take(), end_token};
+}
+
+Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const Ranking& ranking) const {
+  SearchReply reply;
+  RECALLD_TRY(reply.searchable_through, store_->last_turn_within(ranking.memory.id, ranking.end_token));
+  uint64_t tokens_left = request.max_tokens.value_or(UINT64_MAX);
+  for (const ScoredChunk& candidate : ranking.best) {
+    const uint64_t first = candidate.chunk * chunk_tokens;
+    const uint64_t end = std::min(first + chunk_tokens, ranking.end_token);
+    if (end - first > tokens_left) break;
+    tokens_left -= end - first;
+
+    SearchReply::Result result;
+    result.chunk = candidate.chunk;
+    result.score = static_cast<double>(candidate.dot * model_->score_scale());
+    RECALLD_TRY(result.passage, store_->passage(ranking.memory.id, first, end));
+    if (request.explain)
+      result.why = SearchReply::Why{.landmark_score = result.score,
+                                    .rank = reply.results.size() + 1,
+                                    .stored = candidate.chunk < ranking.memory.encoded_chunks,
+                                    .matches = {}};
+    reply.results.push_back(std::move(result));
+  }
+  return reply;
+}
+
+// ---- Inspect
+
+Expected<MemoryView> Engine::Impl::view(MemoryInfo info) const {
+  RECALLD_TRY(const auto through, searchable_through(info));
+  return MemoryView{std::move(info), through};
+}
+
+Expected<MemoriesListReply> Engine::Impl::memories_list(const MemoriesListRequest& request) const {
+  RECALLD_TRY(auto page, store_->memories(request.prefix, request.after, request.limit));
+  MemoriesListReply reply;
+  for (MemoryInfo& info : page.memories) {
+    auto viewed = view(std::move(info));
+    if (!viewed && viewed.error().kind == ErrorKind::not_found) continue;  // deleted while we were listing
+    if (!viewed) return std::unexpected(std::move(viewed).error());
+    reply.memories.push_back(*std::move(viewed));
+  }
+  if (!page.next.empty()) reply.next_after = std::move(page.next);
+  return reply;
+}
+
+Expected<MemoryInfo> Engine::Impl::memories_delete(const std::string& memory) {
+  RECALLD_TRY(MemoryInfo info, store_->memory(memory));
+  RECALLD_CHECK(store_->erase(memory));
+  model_thread_->encode(info.id);  // finds it gone: drops its state and answers those who wait for it
+  return info;
+}
+
+Expected<TurnsListReply> Engine::Impl::turns_list(const TurnsListRequest& request) const {
+  RECALLD_TRY(const MemoryInfo memory, store_->memory(request.memory));
+  TurnsListReply reply;
+  RECALLD_TRY(reply.turns, store_->turns(memory.id, request.first, request.limit, page_bytes_max));
+  if (!reply.turns.empty() && reply.turns.back().first_token + reply.turns.back().tokens < memory.tokens)
+    reply.next_first = reply.turns.back().turn + 1;
+  return reply;
+}
+
+Expected<ChunkView> Engine::Impl::chunk_view(MemoryId id, uint64_t chunk) const {
+  ChunkView view;
+  view.chunk = chunk;
+  RECALLD_TRY(view.entry, store_->chunk(id, chunk));
+  RECALLD_TRY(view.passage, store_->passage(id, chunk * chunk_tokens, (chunk + 1) * chunk_tokens));
+  RECALLD_TRY(const auto landmark, store_->landmark(id, chunk));
+  view.landmark_norm = norm(landmark);
+  return view;
+}
+
+Expected<ChunksListReply> Engine::Impl::chunks_list(const ChunksListRequest& request) const {
+  RECALLD_TRY(const MemoryInfo memory, store_->memory(request.memory));
+  ChunksListReply reply;
+  size_t bytes = 0;
+  for (uint64_t chunk = request.first; chunk < memory.encoded_chunks; ++chunk) {
+    if (reply.chunks.size() == request.limit || bytes >= page_bytes_max) {
+      reply.next_first = chunk;
+      break;
+    }
+    RECALLD_TRY(ChunkView view, chunk_view(memory.id, chunk));
+    bytes += view.passage.text.size();
+    reply.chunks.push_back(std::move(view));
+  }
+  return reply;
+}
+
+Expected<ChunkDetail> Engine::Impl::chunks_get(const std::string& name, uint64_t chunk) const {
+  RECALLD_TRY(const MemoryInfo memory, store_->memory(name));
+  if (chunk >= memory.encoded_chunks)
+    return fail(ErrorKind::not_found, "chunk " + std::to_string(chunk) + " of memory " + name + " is not stored: " +
+                                          std::to_string(memory.encoded_chunks) + " chunks are, counted from 0");
+  ChunkDetail detail;
+  RECALLD_TRY(detail.view, chunk_view(memory.id, chunk));
+  RECALLD_TRY(detail.token_ids, store_->tokens(memory.id, chunk * chunk_tokens, chunk_tokens));
+  for (uint64_t token = chunk * chunk_tokens; token < (chunk + 1) * chunk_tokens; ++token) {
+    RECALLD_TRY(Passage piece, store_->passage(memory.id, token, token + 1));
+    detail.token_texts.push_back(std::move(piece.text));
+  }
+  std::vector<std::byte> kv(model_->kv_bytes());
+  RECALLD_CHECK(store_->fetch(memory.id, std::array{chunk}, kv));
+  detail.kv_bytes = kv.size();
+  return detail;
+}
+
+Expected<StatsReply> Engine::Impl::stats() const {
+  StatsReply reply;
+  RECALLD_TRY(reply.store, store_->stats());
+  reply.model_directory = options_.model.string();
+  reply.model_hash = hex(model_->hash());
+  reply.model_precision = model_->describe();
+  reply.device = "cpu";
+  reply.resident_bytes = resident_bytes();
+  reply.memory_budget_bytes = options_.memory_budget_bytes;
+  reply.state_cache_bytes = state_bytes_;
+  reply.appends_waiting = appends_->waiting();
+  reply.searches = searches_;
+  reply.tokens_encoded = tokens_encoded_;
+  reply.encode_tokens_per_s = encode_us_ == 0 ? 0 : 1e6 * static_cast<double>(tokens_encoded_) / static_cast<double>(encode_us_);
+  reply.uptime_s = milliseconds_since(start_) / 1000;
+  return reply;
+}
+
+Expected<HealthReply> Engine::Impl::health() const {
+  RECALLD_TRY(const StoreStats stats, store_->stats());
+  const std::lock_guard lock(problem_mutex_);
+  return HealthReply{.ready = true, .waiting_chunks = stats.waiting_chunks, .problem = problem_};
+}
+
+// ---- The front door
+
+Expected<std::unique_ptr<Engine>> Engine::open(EngineOptions options) {
+  auto impl = std::make_unique<Impl>(std::move(options));
+  RECALLD_CHECK(impl->open());
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+void Engine::append(AppendRequest request, Done<AppendReply> done) { impl_->append(std::move(request), std::move(done)); }
+void Engine::search(SearchRequest request, Done<SearchReply> done) { impl_->search(std::move(request), std::move(done)); }
+
+void Engine::memories_list(MemoriesListRequest request, Done<MemoriesListReply> done) {
+  impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->memories_list(request); });
+}
+void Engine::memories_get(std::string memory, Done<MemoryView> done) {
+  impl_->read(std::move(done), [this, memory = std::move(memory)] {
+    return impl_->store().memory(memory).and_then([this](MemoryInfo info) { return impl_->view(std::move(info)); });
+  });
+}
+void Engine::memories_delete(std::string memory, Done<MemoryInfo> done) {
+  impl_->read(std::move(done), [this, memory = std::move(memory)] { return impl_->memories_delete(memory); });
+}
+void Engine::turns_list(TurnsListRequest request, Done<TurnsListReply> done) {
+  impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->turns_list(request); });
+}
+void Engine::chunks_list(ChunksListRequest request, Done<ChunksListReply> done) {
+  impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->chunks_list(request); });
+}
+void Engine::chunks_get(std::string memory, uint64_t chunk, Done<ChunkDetail> done) {
+  impl_->read(std::move(done), [this, memory = std::move(memory), chunk] { return impl_->chunks_get(memory, chunk); });
+}
+void Engine::stats(Done<StatsReply> done) {
+  impl_->read(std::move(done), [this] { return impl_->stats(); });
+}
+void Engine::health(Done<HealthReply> done) {
+  impl_->read(std::move(done), [this] { return impl_->health(); });
+}
+
+VersionReply Engine::version() const { return {version_string, 1, hex(impl_->model_hash())}; }
+
+size_t Engine::append_bytes_waiting() const { return impl_->append_bytes_waiting(); }
+
+}  // namespace recalld

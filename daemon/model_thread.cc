@@ -1,0 +1,75 @@
+#include "daemon/model_thread.h"
+
+#include <utility>
+
+namespace recalld {
+
+ModelThread::ModelThread(std::function<Outcome(MemoryId)> encode)
+    : encode_(std::move(encode)), thread_([this] { run(); }) {}
+
+void ModelThread::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void ModelThread::search(std::move_only_function<void()> job) {
+  {
+    const std::lock_guard lock(mutex_);
+    searches_.push_back(std::move(job));
+  }
+  changed_.notify_all();
+}
+
+void ModelThread::encode(MemoryId memory) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!in_line_.insert(memory).second) return;
+    line_.push_back(memory);
+  }
+  changed_.notify_all();
+}
+
+void ModelThread::run() {
+  int searches_in_a_row = 0;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    const auto now = std::chrono::steady_clock::now();
+    while (!later_.empty() && later_.front().first <= now) {
+      const MemoryId memory = later_.front().second;
+      later_.pop_front();
+      if (in_line_.insert(memory).second) line_.push_back(memory);
+    }
+
+    const bool encode_next = !line_.empty() && !stopping_;
+    if (!searches_.empty() && (searches_in_a_row < searches_in_a_row_max || !encode_next)) {
+      auto job = std::move(searches_.front());
+      searches_.pop_front();
+      ++searches_in_a_row;
+      lock.unlock();
+      job();
+      lock.lock();
+    } else if (encode_next) {
+      const MemoryId memory = line_.front();
+      line_.pop_front();
+      in_line_.erase(memory);
+      searches_in_a_row = 0;
+      lock.unlock();
+      const Outcome outcome = encode_(memory);
+      lock.lock();
+      if (outcome == Outcome::again && in_line_.insert(memory).second) line_.push_back(memory);
+      if (outcome == Outcome::later) later_.emplace_back(std::chrono::steady_clock::now() + retry_pause, memory);
+    } else if (stopping_) {
+      return;
+    } else if (later_.empty()) {
+      changed_.wait(lock);
+    } else {
+      changed_.wait_until(lock, later_.front().first);
+    }
+  }
+}
+
+}  // namespace recalld

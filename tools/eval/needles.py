@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Hides numbered facts, each a turn of its own, in a long prose stream and asks recalld for each of them.
+
+Usage: needles.py --socket PATH --prose DIR [--tokens 1048576] [--facts 24] [--seed 1] [--memory needles]
+
+DIR holds plain-text files (novels, say). Each paragraph becomes a turn. A fact counts as found when the first result
+of its question holds the fact's turn. Prints how many were found first and in the first eight, how long a search
+took, and exits with 1 when fewer than 95% came first. Python's standard library only.
+"""
+import argparse
+import json
+import pathlib
+import random
+import re
+import socket
+import sys
+import time
+
+OWNERS = ["Ingrid", "Mateo", "Priscilla", "Tobias", "Anneliese", "Rashid", "Odette", "Benedikt", "Kamala", "Sven",
+          "Liudmila", "Horace", "Beatriz", "Callum", "Ngozi", "Emeric"]
+THINGS = ["lighthouse", "orchard", "granary", "ferry", "observatory", "tannery", "windmill", "archive", "greenhouse",
+          "foundry", "belfry", "quarry", "stable", "cellar", "pavilion", "chapel", "brewery", "sawmill", "aqueduct",
+          "boathouse", "dovecote", "smithy", "customs house", "signal tower"]
+
+
+def facts(rng, count):
+    """(statement, question) pairs about distinct things; the answer is a number that cannot be guessed."""
+    shapes = [
+        lambda o, t, n: (f"The special magic number for the {t} is {n}.", f"What is the special magic number for the {t}?"),
+        lambda o, t, n: (f"The code for the {t} is {n}.", f"What is the code for the {t}?"),
+        lambda o, t, n: (f"{o}'s locker number at the {t} is {n}.", f"What is {o}'s locker number at the {t}?"),
+        lambda o, t, n: (f"You can reach {o} at the {t} by dialling {n}.", f"Which number reaches {o} at the {t}?"),
+    ]
+    things = rng.sample(THINGS, k=min(count, len(THINGS)))
+    things += [f"{rng.choice(OWNERS)}'s {rng.choice(THINGS)}" for _ in range(count - len(things))]
+    return [rng.choice(shapes)(rng.choice(OWNERS), thing, rng.randint(10**6, 10**7 - 1)) for thing in things]
+
+
+def paragraphs(directory, rng):
+    """Paragraphs of all files in a seeded order of files, each at most 4,000 characters, for ever."""
+    files = sorted(path for path in pathlib.Path(directory).rglob("*") if path.is_file())
+    if not files:
+        sys.exit(f"needles: no files under {directory}; unpack some prose there first")
+    rng.shuffle(files)
+    while True:
+        for path in files:
+            for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace")):
+                text = " ".join(block.split())
+                if text:
+                    yield text[:4000]
+
+
+class Rpc:
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.lines = self.socket.makefile("rwb")
+        self.last_id = 0
+
+    def call(self, method, **params):
+        self.last_id += 1
+        request = {"jsonrpc": "2.0", "id": self.last_id, "method": method, "params": params}
+        self.lines.write(json.dumps(request).encode() + b"\n")
+        self.lines.flush()
+        line = self.lines.readline()
+        if not line:
+            sys.exit("needles: the daemon closed the connection")
+        reply = json.loads(line)
+        if "error" in reply:
+            sys.exit(f"needles: {method}: {reply['error']['message']}")
+        return reply["result"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--prose", required=True, help="directory of plain-text files")
+    parser.add_argument("--tokens", type=int, default=1 << 20)
+    parser.add_argument("--facts", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--memory", default="needles")
+    args = parser.parse_args()
+
+    rng = random.Random(args.seed)
+    hidden = facts(rng, args.facts)
+    prose = paragraphs(args.prose, rng)
+    rpc = Rpc(args.socket)
+
+    # A fact goes in whenever its share of the stream has passed, at a place inside that share drawn at random.
+    share = args.tokens / len(hidden)
+    places = [int((i + rng.uniform(0.1, 0.9)) * share) for i in range(len(hidden))]
+    turn_of, tokens, batch, start = {}, 0, [], time.monotonic()
+    while tokens < args.tokens:
+        batch = [next(prose) for _ in range(64)]
+        for i, place in enumerate(places):
+            if i not in turn_of and tokens >= place:
+                batch.append(hidden[i][0])
+                turn_of[i] = len(batch) - 1
+                break
+        else:
+            i = None
+        reply = rpc.call("append", memory=args.memory, turns=[{"role": "user", "content": text} for text in batch])
+        if i is not None:
+            turn_of[i] += reply["first_turn"]
+        tokens += reply["tokens"]
+    missing = [i for i in range(len(hidden)) if i not in turn_of]
+    if missing:
+        sys.exit(f"needles: the stream is too short to hide fact {missing[0]}; ask for more --tokens")
+    rpc.call("append", memory=args.memory, turns=[{"role": "user", "content": "That was all."}], wait="searchable")
+    seconds = time.monotonic() - start
+    print(f"{tokens} tokens, {tokens // 64} chunks, searchable after {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)")
+
+    first = first8 = 0
+    took = []
+    for i, (statement, question) in enumerate(hidden):
+        reply = rpc.call("search", memory=args.memory, query=question, limit=8)
+        took.append(reply["took_ms"])
+        ranks = [rank for rank, result in enumerate(reply["results"])
+                 if any(turn["turn"] == turn_of[i] for turn in result["turns"])]
+        first += ranks[:1] == [0]
+        first8 += bool(ranks)
+        if ranks[:1] != [0]:
+            print(f"not first: {statement!r} came {'at rank %d' % (ranks[0] + 1) if ranks else 'not in the first 8'}")
+    took.sort()
+    print(f"facts found first: {first} of {len(hidden)}; in the first 8: {first8} of {len(hidden)} (seed {args.seed})")
+    print(f"search: median {took[len(took) // 2]:.1f} ms, slowest {took[-1]:.1f} ms")
+    sys.exit(0 if first >= 0.95 * len(hidden) else 1)
+
+
+if __name__ == "__main__":
+    main()
