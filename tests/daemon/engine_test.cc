@@ -1,0 +1,251 @@
+#include "daemon/engine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <future>
+
+#include "tests/support/temp_dir.h"
+
+namespace recalld {
+namespace {
+
+using ::testing::Each;
+using ::testing::HasSubstr;
+
+// Waits for the answer of one call.
+template <class Reply, class Call>
+Expected<Reply> answer(Call call) {
+  std::promise<Expected<Reply>> promise;
+  auto future = promise.get_future();
+  call([&promise](Expected<Reply> reply) { promise.set_value(std::move(reply)); });
+  return future.get();
+}
+
+class EngineTest : public ::testing::Test {
+ protected:
+  void open(size_t threads = 0) {
+    EngineOptions options;
+    options.data = directory_.path() / "data";
+    options.model = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
+    options.memory_budget_bytes = 64 << 20;
+    options.threads = threads;
+    options.now_us = [] { return int64_t{1'700'000'000'000'000}; };
+    auto engine = Engine::open(std::move(options));
+    ASSERT_TRUE(engine.has_value()) << engine.error().message;
+    engine_ = *std::move(engine);
+  }
+  void SetUp() override { open(); }
+  void reopen(size_t threads = 0) {
+    engine_.reset();
+    open(threads);
+  }
+
+  static AppendRequest request(const std::string& memory, const std::vector<std::string>& contents) {
+    AppendRequest request;
+    request.memory = memory;
+    for (const std::string& content : contents) request.turns.push_back({Turn{.role = Role::user, .name = {}, .content = content, .time_us = 0, .metadata = {}}, false});
+    return request;
+  }
+  Expected<AppendReply> append(AppendRequest request) {
+    return answer<AppendReply>([&](auto done) { engine_->append(std::move(request), std::move(done)); });
+  }
+  Expected<AppendReply> append_searchable(const std::string& memory, const std::vector<std::string>& contents) {
+    AppendRequest r = request(memory, contents);
+    r.wait_searchable = true;
+    return append(std::move(r));
+  }
+  Expected<SearchReply> search(const std::string& memory, const std::string& query, size_t limit = 8) {
+    SearchRequest request;
+    request.memory = memory;
+    request.query = query;
+    request.limit = limit;
+    request.explain = true;
+    return answer<SearchReply>([&](auto done) { engine_->search(std::move(request), std::move(done)); });
+  }
+
+  static std::vector<std::string> harbour_log(size_t entries) {
+    std::vector<std::string> log;
+    for (size_t i = 0; i < entries; ++i)
+      log.push_back("Entry " + std::to_string(i) + ": the tide turned at " + std::to_string(i % 12) + " and " + std::to_string(i % 5) +
+                    " boats came in with herring, rope and wet sails.");
+    return log;
+  }
+
+  TempDir directory_;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(EngineTest, FindsAFactAmongManyTurnsAndSaysWhereItStands) {
+  auto log = harbour_log(200);
+  log[70] = "The code for the lamp room is 60417.";
+  const auto appended = append_searchable("harbour", log);
+  ASSERT_TRUE(appended) << appended.error().message;
+  EXPECT_EQ(appended->last_turn, 199u);
+  EXPECT_EQ(appended->searchable_through, 199u);
+
+  const auto found = search("harbour", "What is the code for the lamp room?");
+  ASSERT_TRUE(found) << found.error().message;
+  ASSERT_EQ(found->results.size(), 8u);
+  EXPECT_THAT(found->results[0].passage.text, HasSubstr("60417"));
+  bool names_turn = false;
+  for (const auto& source : found->results[0].passage.turns) names_turn |= source.turn == 70;
+  EXPECT_TRUE(names_turn);
+  EXPECT_TRUE(found->results[0].why->stored);
+  for (size_t i = 1; i < found->results.size(); ++i) EXPECT_GE(found->results[i - 1].score, found->results[i].score);
+}
+
+TEST_F(EngineTest, FindsTheNewestTurnInTheOpenChunkOfAnEmptyMemory) {
+  ASSERT_TRUE(append(request("small", {"Runa sails to Bergen on Friday."})));
+  const auto found = search("small", "Where does Runa sail?");
+  ASSERT_TRUE(found) << found.error().message;
+  ASSERT_EQ(found->results.size(), 1u);
+  EXPECT_EQ(found->results[0].passage.text, "User: Runa sails to Bergen on Friday.\n");
+  EXPECT_EQ(found->searchable_through, 0u);
+  EXPECT_FALSE(found->results[0].why->stored);
+}
+
+TEST_F(EngineTest, ASearchDoesNotChangeWhatIsStoredAfterwards) {
+  // The same stream with searches in between, encoding open chunks on copies of the state, and without.
+  const auto log = harbour_log(120);
+  for (const std::string& entry : log) {
+    ASSERT_TRUE(append(request("searched", {entry})));
+    ASSERT_TRUE(search("searched", "When did the tide turn?", 1));
+  }
+  ASSERT_TRUE(append_searchable("searched", {"end"}));
+  auto whole = log;
+  whole.push_back("end");
+  ASSERT_TRUE(append_searchable("whole", whole));
+
+  const auto chunks = [&](const std::string& memory) {
+    auto reply = answer<ChunksListReply>([&](auto done) { engine_->chunks_list({.memory = memory, .first = 0, .limit = 1000}, std::move(done)); });
+    EXPECT_TRUE(reply);
+    return std::move(reply)->chunks;
+  };
+  const auto a = chunks("searched"), b = chunks("whole");
+  ASSERT_EQ(a.size(), b.size());
+  ASSERT_GT(a.size(), 50u);
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].passage.text, b[i].passage.text);
+    EXPECT_EQ(a[i].landmark_norm, b[i].landmark_norm) << i;
+  }
+  const auto in_a = search("searched", "herring and wet sails on entry 77"), in_b = search("whole", "herring and wet sails on entry 77");
+  ASSERT_TRUE(in_a && in_b);
+  for (size_t i = 0; i < in_a->results.size(); ++i) {
+    EXPECT_EQ(in_a->results[i].chunk, in_b->results[i].chunk);
+    EXPECT_EQ(in_a->results[i].score, in_b->results[i].score);
+  }
+}
+
+TEST_F(EngineTest, ResultsAreTheSameAfterReopeningWithAnotherNumberOfThreads) {
+  ASSERT_TRUE(append_searchable("harbour", harbour_log(150)));
+  const auto before = search("harbour", "boats on entry 40");
+  ASSERT_TRUE(append(request("harbour", harbour_log(90))));  // part of it is encoded only after reopening
+  reopen(1);
+  ASSERT_TRUE(append_searchable("harbour", {"end"}));
+  const auto again = search("harbour", "boats on entry 40", 128);
+  ASSERT_TRUE(before && again);
+  size_t found = 0;
+  for (const auto& result : before->results)
+    for (const auto& other : again->results) found += other.chunk == result.chunk && (!result.why->stored || other.score == result.score);
+  EXPECT_EQ(found, before->results.size());
+}
+
+TEST_F(EngineTest, AppendsOfOneCallerKeepTheirOrder) {
+  std::vector<std::future<Expected<AppendReply>>> replies;
+  for (int i = 0; i < 200; ++i) {
+    auto promise = std::make_shared<std::promise<Expected<AppendReply>>>();
+    replies.push_back(promise->get_future());
+    // Long and short ones in turn, so that tokenising ends out of order.
+    const std::string content = std::to_string(i) + (i % 2 == 0 ? std::string(20'000, 'x') : "");
+    engine_->append(request("ordered", {content}), [promise](Expected<AppendReply> reply) { promise->set_value(std::move(reply)); });
+  }
+  for (size_t i = 0; i < replies.size(); ++i) {
+    const auto reply = replies[i].get();
+    ASSERT_TRUE(reply) << reply.error().message;
+    EXPECT_EQ(reply->first_turn, i);
+  }
+}
+
+TEST_F(EngineTest, TheSameOperationAgainChangesNothing) {
+  AppendRequest r = request("m", {"one", "two"});
+  r.operation_id = "op";
+  const auto first = append(r), second = append(r);
+  ASSERT_TRUE(first && second);
+  EXPECT_EQ(second->first_turn, 0u);
+  EXPECT_EQ(second->last_turn, 1u);
+  EXPECT_EQ(second->tokens, first->tokens);
+  AppendRequest other = request("m", {"one", "three"});
+  other.operation_id = "op";
+  const auto refused = append(other);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::invalid_request);
+  EXPECT_THAT(refused.error().message, HasSubstr("operation_id"));
+}
+
+TEST_F(EngineTest, ADeletedMemoryIsGoneAndItsNameStartsAfresh) {
+  ASSERT_TRUE(append_searchable("m", harbour_log(60)));
+  const auto deleted = answer<MemoryInfo>([&](auto done) { engine_->memories_delete("m", std::move(done)); });
+  ASSERT_TRUE(deleted) << deleted.error().message;
+  EXPECT_EQ(deleted->turns, 60u);
+  EXPECT_EQ(search("m", "tide").error().kind, ErrorKind::not_found);
+  const auto fresh = append_searchable("m", {"Only this."});
+  ASSERT_TRUE(fresh);
+  EXPECT_EQ(fresh->first_turn, 0u);
+  EXPECT_EQ(search("m", "tide")->results.size(), 1u);
+}
+
+TEST_F(EngineTest, AnUnknownMemoryIsNamedAsNotFound) {
+  const auto found = search("nobody", "anything");
+  ASSERT_FALSE(found);
+  EXPECT_EQ(found.error().kind, ErrorKind::not_found);
+  EXPECT_THAT(found.error().message, HasSubstr("memory"));
+}
+
+TEST_F(EngineTest, ResultsStayWithinTheTokenBound) {
+  ASSERT_TRUE(append_searchable("harbour", harbour_log(100)));
+  SearchRequest r{.memory = "harbour", .query = "herring", .limit = 8, .max_tokens = 130};
+  const auto found = answer<SearchReply>([&](auto done) { engine_->search(std::move(r), std::move(done)); });
+  ASSERT_TRUE(found);
+  uint64_t tokens = 0;
+  for (const auto& result : found->results) tokens += result.passage.end_token - result.passage.first_token;
+  EXPECT_LE(tokens, 130u);
+  EXPECT_GT(tokens, 0u);
+}
+
+TEST_F(EngineTest, ChunksShowTextTokensLocationAndNorm) {
+  ASSERT_TRUE(append_searchable("harbour", harbour_log(20)));
+  const auto detail = answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", 3, std::move(done)); });
+  ASSERT_TRUE(detail) << detail.error().message;
+  EXPECT_EQ(detail->token_ids.size(), 64u);
+  std::string joined;
+  for (const std::string& piece : detail->token_texts) joined += piece;
+  EXPECT_EQ(joined, detail->view.passage.text);
+  EXPECT_GT(detail->view.landmark_norm, 0);
+  EXPECT_GT(detail->kv_bytes, 0u);
+  EXPECT_EQ(answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", 3000, std::move(done)); }).error().kind, ErrorKind::not_found);
+}
+
+TEST_F(EngineTest, ManyCallersAtOnceAreAllServed) {
+  std::vector<std::thread> callers;
+  std::atomic<int> failures = 0;
+  for (int caller = 0; caller < 8; ++caller)
+    callers.emplace_back([&, caller] {
+      const std::string memory = "m/" + std::to_string(caller % 3);
+      for (int i = 0; i < 12; ++i) {
+        failures += !append(request(memory, harbour_log(4)));
+        failures += !search(memory, "tide on entry 2", 4);
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(failures, 0);
+  const auto listed = answer<MemoriesListReply>([&](auto done) { engine_->memories_list({}, std::move(done)); });
+  ASSERT_TRUE(listed);
+  ASSERT_EQ(listed->memories.size(), 3u);
+  uint64_t turns = 0;
+  for (const MemoryView& view : listed->memories) turns += view.info.turns;
+  EXPECT_EQ(turns, 8u * 12 * 4);
+}
+
+}  // namespace
+}  // namespace recalld

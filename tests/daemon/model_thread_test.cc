@@ -1,0 +1,93 @@
+#include "daemon/model_thread.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <future>
+#include <semaphore>
+#include <string>
+
+namespace recalld {
+namespace {
+
+using ::testing::ElementsAre;
+
+// Holds the thread inside a search until released, so that the line behind it can be set up.
+struct Gate {
+  std::promise<void> entered;
+  std::binary_semaphore open{0};
+  void hold(ModelThread& thread) {
+    thread.search([this] {
+      entered.set_value();
+      open.acquire();
+    });
+    entered.get_future().wait();
+  }
+};
+
+TEST(ModelThread, SearchesGoBeforeEncodingAndMemoriesTakeTurns) {
+  std::vector<std::string> order;
+  std::map<MemoryId, int> left = {{1, 3}, {2, 2}};
+  std::promise<void> finished;
+  ModelThread thread([&](MemoryId id) {
+    order.push_back(std::to_string(id));
+    if (order.size() == 6) finished.set_value();
+    return --left[id] > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
+  });
+  Gate gate;
+  gate.hold(thread);
+  thread.encode(1);
+  thread.encode(2);
+  thread.encode(1);  // in line already
+  thread.search([&] { order.push_back("search"); });
+  gate.open.release();
+  finished.get_future().wait();
+  thread.stop();
+  EXPECT_THAT(order, ElementsAre("search", "1", "2", "1", "2", "1"));
+}
+
+TEST(ModelThread, AFloodOfSearchesDoesNotStopEncoding) {
+  std::vector<char> order;
+  ModelThread thread([&](MemoryId) {
+    order.push_back('e');
+    return ModelThread::Outcome::done;
+  });
+  Gate gate;
+  gate.hold(thread);
+  thread.encode(1);
+  std::promise<void> last;
+  for (int i = 0; i < 100; ++i) thread.search([&] { order.push_back('s'); });
+  thread.search([&] { last.set_value(); });
+  gate.open.release();
+  last.get_future().wait();
+  thread.stop();
+  const auto encoded = std::find(order.begin(), order.end(), 'e');
+  EXPECT_LT(encoded - order.begin(), 20);
+}
+
+TEST(ModelThread, AFailedEncodingIsTriedAgain) {
+  std::atomic<int> tries = 0;
+  std::promise<void> second;
+  ModelThread thread([&](MemoryId) {
+    if (++tries == 2) {
+      second.set_value();
+      return ModelThread::Outcome::done;
+    }
+    return ModelThread::Outcome::later;
+  });
+  thread.encode(7);
+  EXPECT_EQ(second.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+}
+
+TEST(ModelThread, StopRunsTheSearchesThatWereAccepted) {
+  std::atomic<int> ran = 0;
+  ModelThread thread([](MemoryId) { return ModelThread::Outcome::again; });
+  thread.encode(1);
+  for (int i = 0; i < 10; ++i) thread.search([&] { ++ran; });
+  thread.stop();
+  EXPECT_EQ(ran, 10);
+}
+
+}  // namespace
+}  // namespace recalld

@@ -1,0 +1,135 @@
+// How long a search takes in a memory of 16 Ki chunks, how fast the landmarks are scanned, and how soon an existing
+// store answers.
+//
+// Usage: bench_search [chunks=16384] [data directory]
+// A directory that holds a store already is used as it is (memory "bench/search"), so that a second run is quick;
+// without one a temporary store is filled first.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/landmark_topk.h"
+#include "memstore/store.h"
+#include "model/ramba.h"
+#include "tools/bench/daemon_process.h"
+#include "tools/bench/fill.h"
+#include "tools/bench/prose.h"
+
+using namespace recalld;
+using namespace recalld::bench;
+
+namespace {
+
+constexpr char memory_name[] = "bench/search";
+
+double percentile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  return values[std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())))];
+}
+
+template <class Body>
+double seconds(Body body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void measure_latency(DaemonProcess& daemon) {
+  client::Client client = daemon.connect();
+  Prose prose(99);
+  std::vector<double> latency_ms;
+  for (int i = 0; i < 320; ++i) {
+    client::SearchRequest request;
+    request.memory = memory_name;
+    request.query = prose.sentence();
+    const double ms = 1e3 * seconds([&] { must(client.search(request), "search"); });
+    if (i >= 20) latency_ms.push_back(ms);  // the first ones warm up
+  }
+  std::printf("search through the socket, limit 8, %zu queries: p50 %.2f ms, p99 %.2f ms\n", latency_ms.size(), percentile(latency_ms, 0.5),
+              percentile(latency_ms, 0.99));
+}
+
+// The scan as a search does it, and a plain loop that sums the words of an equal buffer with as many threads, in turn.
+void measure_scan(const std::filesystem::path& data, const std::filesystem::path& model_directory) {
+  WorkerPool pool(std::max(1u, std::thread::hardware_concurrency()));
+  const auto model = must(Ramba::open(model_directory, Precision::automatic, pool), "open model");
+  StoreOptions options;
+  options.shape = {.kv_bytes = static_cast<uint32_t>(model->kv_bytes()),
+                   .landmark_dim = static_cast<uint32_t>(model->landmark_dim()),
+                   .state_bytes = static_cast<uint32_t>(model->lower_state_bytes()),
+                   .model = model->hash()};
+  const auto store = must(Store::open(data, std::move(options)), "open store");
+  const MemoryInfo memory = must(store->memory(memory_name), "find memory");
+
+  std::mt19937 random(7);
+  std::vector<Bf16> query(model->landmark_dim());
+  for (Bf16& x : query) x = to_bf16(std::normal_distribution<float>()(random));
+  const size_t bytes = memory.encoded_chunks * query.size() * sizeof(Bf16);
+  std::vector<uint64_t> buffer(bytes / sizeof(uint64_t));
+  std::iota(buffer.begin(), buffer.end(), random());
+  std::vector<uint64_t> sums(pool.threads());
+
+  const auto scan = [&] {
+    for (int i = 0; i < 20; ++i) must(store->top_k(memory.id, query, 8, pool), "scan");
+  };
+  const auto sum = [&] {
+    const size_t part = buffer.size() / pool.threads();
+    for (int i = 0; i < 20; ++i)
+      pool.run(pool.threads(), [&](size_t index, size_t) {
+        const auto begin = buffer.begin() + static_cast<std::ptrdiff_t>(index * part);
+        sums[index] += std::accumulate(begin, begin + static_cast<std::ptrdiff_t>(part), uint64_t{0});
+      });
+  };
+  std::vector<double> scan_s, sum_s, ratios;
+  scan();
+  sum();
+  for (int i = 0; i < 15; ++i) {  // scan, sum, sum, scan
+    const double a = seconds(scan), b = seconds(sum), c = seconds(sum), d = seconds(scan);
+    scan_s.push_back((a + d) / 2);
+    sum_s.push_back((b + c) / 2);
+    ratios.push_back((b + c) / (a + d));
+  }
+  const double gigabytes = 20 * static_cast<double>(bytes) / 1e9;
+  std::printf("landmark scan of %llu chunks, %zu threads: %.1f GB/s; plain summing loop over an equal buffer: %.1f GB/s; ratio %.2f (checksum %llx)\n",
+              static_cast<unsigned long long>(memory.encoded_chunks), pool.threads(), gigabytes / percentile(scan_s, 0.5),
+              gigabytes / percentile(sum_s, 0.5), percentile(ratios, 0.5),
+              static_cast<unsigned long long>(std::accumulate(sums.begin(), sums.end(), uint64_t{0})));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const uint64_t chunks = argc > 1 ? std::stoull(argv[1]) : 16 << 10;
+  const bool keep = argc > 2;
+  const std::filesystem::path data =
+      keep ? std::filesystem::path(argv[2]) : std::filesystem::temp_directory_path() / ("recalld-bench-search-" + std::to_string(getpid()));
+  std::filesystem::path model_directory;
+  {
+    DaemonProcess daemon(built_recalld(), data, {});
+    client::Client client = daemon.connect();
+    model_directory = must(client.stats(), "stats").at("model").at("directory").get<std::string>();
+    if (!client.memory(memory_name)) {
+      const FillReport report = fill(client, memory_name, chunks * chunk_tokens, 3);
+      std::printf("filled: %llu tokens in %.1f s\n", static_cast<unsigned long long>(report.tokens), report.searchable_s);
+    }
+  }
+  {
+    DaemonProcess daemon(built_recalld(), data, {});
+    client::Client client = daemon.connect();
+    client::SearchRequest request;
+    request.memory = memory_name;
+    request.query = "Who painted the ladder?";
+    const double search_s = seconds([&] { must(client.search(request), "search"); });
+    std::printf("start on an existing store: %.3f s to the first answer, a search after another %.3f s\n", daemon.seconds_to_first_answer(), search_s);
+    measure_latency(daemon);
+  }
+  measure_scan(data, model_directory);
+  if (!keep) std::filesystem::remove_all(data);
+  return 0;
+}
