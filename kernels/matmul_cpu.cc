@@ -1,0 +1,130 @@
+#include <omp.h>
+
+#include <cstring>
+#include <dnnl.hpp>
+#include <vector>
+
+#include "kernels/cpu_isa.h"
+#include "kernels/matmul.h"
+
+namespace recalld {
+namespace {
+
+using dnnl::memory;
+
+// oneDNN splits a product over an OpenMP team unless the calling thread is told to be alone. The setting belongs to
+// the thread, and is made again only where it is new.
+void run_alone() {
+  thread_local const bool alone = [] {
+    omp_set_num_threads(1);
+    return true;
+  }();
+  static_cast<void>(alone);
+}
+
+const dnnl::engine& cpu_engine() {
+  static const dnnl::engine engine = [] {
+    cpu_isa();  // the limit on instruction sets counts only before the first primitive
+    return dnnl::engine(dnnl::engine::kind::cpu, 0);
+  }();
+  return engine;
+}
+
+dnnl::stream& thread_stream() {
+  thread_local dnnl::stream stream(cpu_engine());
+  return stream;
+}
+
+memory::data_type data_type(ProductType type) {
+  return type == ProductType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+}
+
+memory::dim dim(size_t value) { return static_cast<memory::dim>(value); }
+
+// Runs a matmul on borrowed operands, with the scratchpad of this thread: sharing a primitive between threads is safe
+// only when it owns none.
+class Matmul {
+ public:
+  Matmul(const memory::desc& a, const memory::desc& b, const memory::desc& c) {
+    run_alone();
+    dnnl::primitive_attr attributes;
+    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    description_ = dnnl::matmul::primitive_desc({a, b, c}, attributes, cpu_engine());
+    primitive_ = dnnl::matmul(description_);
+  }
+
+  const dnnl::matmul::primitive_desc& description() const { return description_; }
+
+  void run(const void* a, const void* b, float* c) const {
+    run_alone();
+    thread_local std::vector<std::byte> scratchpad;
+    const memory::desc wanted = description_.scratchpad_desc();
+    if (scratchpad.size() < wanted.get_size()) scratchpad.resize(wanted.get_size());
+    primitive_.execute(thread_stream(), {{DNNL_ARG_SRC, borrow(description_.src_desc(), a)},
+                                         {DNNL_ARG_WEIGHTS, borrow(description_.weights_desc(), b)},
+                                         {DNNL_ARG_DST, borrow(description_.dst_desc(), c)},
+                                         {DNNL_ARG_SCRATCHPAD, borrow(wanted, scratchpad.data())}});
+  }
+
+ private:
+  // The library takes pointers to non-const even where it only reads.
+  static memory borrow(const memory::desc& description, const void* data) {
+    return memory(description, cpu_engine(), const_cast<void*>(data));
+  }
+
+  dnnl::matmul::primitive_desc description_;
+  dnnl::matmul primitive_;
+};
+
+}  // namespace
+
+struct Linear::Impl {
+  size_t rows, out, in;
+  Matmul matmul;
+  memory weights;
+};
+
+Linear::Linear(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Linear::Linear(Linear&&) noexcept = default;
+Linear& Linear::operator=(Linear&&) noexcept = default;
+Linear::~Linear() = default;
+
+Linear Linear::pack(ProductType type, size_t rows, size_t out, size_t in, const Bf16* weights) {
+  const memory::desc x({dim(rows), dim(in)}, data_type(type), memory::format_tag::ab);
+  const memory::desc w({dim(in), dim(out)}, data_type(type), memory::format_tag::any);
+  const memory::desc y({dim(rows), dim(out)}, memory::data_type::f32, memory::format_tag::ab);
+  Matmul matmul(x, w, y);
+  // The checkpoint has [out, in]; the library reorders into whatever layout its kernel for this shape wants.
+  std::vector<float> plain(out * in);
+  for (size_t i = 0; i < plain.size(); ++i) plain[i] = to_float(weights[i]);
+  memory given({{dim(in), dim(out)}, memory::data_type::f32, memory::format_tag::ba}, cpu_engine(), plain.data());
+  memory packed(matmul.description().weights_desc(), cpu_engine());
+  dnnl::reorder(given, packed).execute(thread_stream(), given, packed);
+  thread_stream().wait();
+  return Linear(std::make_unique<Impl>(Impl{rows, out, in, std::move(matmul), std::move(packed)}));
+}
+
+void Linear::run(const void* x, float* y) const { impl_->matmul.run(x, impl_->weights.get_data_handle(), y); }
+size_t Linear::rows() const { return impl_->rows; }
+size_t Linear::out() const { return impl_->out; }
+size_t Linear::in() const { return impl_->in; }
+
+struct Product::Impl {
+  Matmul matmul;
+};
+
+Product::Product(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Product::Product(Product&&) noexcept = default;
+Product& Product::operator=(Product&&) noexcept = default;
+Product::~Product() = default;
+
+Product Product::make(ProductType type, size_t batch, size_t m, size_t n, size_t k, bool b_transposed) {
+  const auto b_tag = b_transposed ? memory::format_tag::acb : memory::format_tag::abc;
+  return Product(std::make_unique<Impl>(Impl{Matmul({{dim(batch), dim(m), dim(k)}, data_type(type), memory::format_tag::abc},
+                                                    {{dim(batch), dim(k), dim(n)}, data_type(type), b_tag},
+                                                    {{dim(batch), dim(m), dim(n)}, memory::data_type::f32, memory::format_tag::abc})}));
+}
+
+void Product::run(const void* a, const void* b, float* c) const { impl_->matmul.run(a, b, c); }
+
+}  // namespace recalld

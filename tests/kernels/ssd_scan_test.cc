@@ -1,0 +1,87 @@
+#include "kernels/ssd_scan.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu_isa.h"
+
+namespace recalld {
+namespace {
+
+double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+    size += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
+struct Inputs {
+  SsdShape shape;
+  size_t dt_stride;
+  std::vector<float> xbc, dt, dt_bias, a, d, state;
+
+  Inputs(SsdShape s, uint32_t seed, float steps) : shape(s), dt_stride(s.heads + 5) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    const auto fill = [&](size_t n, float scale, float shift = 0) {
+      std::vector<float> values(n);
+      for (float& x : values) x = to_float(to_bf16(shift + scale * normal(random)));  // exact in both input types
+      return values;
+    };
+    xbc = fill(ssd_block * shape.channels(), 0.7f);
+    dt = fill(ssd_block * dt_stride, steps);
+    dt_bias = fill(shape.heads, 1, -3);
+    d = fill(shape.heads, 1);
+    state = fill(shape.state_floats(), 1);
+    for (size_t head = 0; head < shape.heads; ++head) a.push_back(-static_cast<float>(head % 16 + 1));
+  }
+  SsdWeights weights() const { return {dt_bias.data(), a.data(), d.data()}; }
+};
+
+const SsdShape shapes[] = {{12, 64, 64}, {4, 64, 32}, {1, 16, 16}, {5, 32, 128}, {7, 64, 64}};
+
+TEST(SsdScan, ProductsAgreeWithTheRecurrence) {
+  for (const SsdShape& shape : shapes) {
+    for (const float steps : {0.5f, 4.0f}) {  // the latter forgets within a few tokens
+      Inputs in(shape, 1, steps);
+      auto state = in.state, state_reference = in.state;
+      std::vector<float> y(shape.heads * ssd_block * shape.head_dim), y_reference(y.size());
+      SsdScan::make(ProductType::f32, shape).run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
+      ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(), y_reference.data());
+      EXPECT_LT(relative_error(y, y_reference), 1e-5);
+      EXPECT_LT(relative_error(state, state_reference), 1e-5);
+    }
+  }
+}
+
+TEST(SsdScan, Bf16ProductsStayWithinTheirRounding) {
+  if (!cpu_multiplies_bf16()) GTEST_SKIP() << "this CPU has no bf16 products";
+  for (const SsdShape& shape : shapes) {
+    Inputs in(shape, 2, 0.5f);
+    auto state = in.state, state_reference = in.state;
+    std::vector<float> y(shape.heads * ssd_block * shape.head_dim), y_reference(y.size());
+    std::vector<Bf16> xbc(in.xbc.size());
+    for (size_t i = 0; i < xbc.size(); ++i) xbc[i] = to_bf16(in.xbc[i]);
+    SsdScan::make(ProductType::bf16, shape).run(xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
+    ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(), y_reference.data());
+    EXPECT_LT(relative_error(y, y_reference), 5e-3);
+    EXPECT_LT(relative_error(state, state_reference), 5e-3);
+  }
+}
+
+TEST(SsdScan, ExtremeStepsGiveNoNaN) {
+  Inputs in({4, 64, 64}, 3, 1.0f);
+  for (size_t i = 0; i < in.dt.size(); ++i) in.dt[i] = i % 3 == 0 ? 200.0f : -200.0f;
+  std::vector<float> y(4 * ssd_block * 64);
+  SsdScan::make(ProductType::f32, in.shape).run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), in.state.data(), y.data());
+  for (const float v : y) ASSERT_TRUE(std::isfinite(v));
+  for (const float v : in.state) ASSERT_TRUE(std::isfinite(v));
+}
+
+}  // namespace
+}  // namespace recalld
