@@ -1,0 +1,89 @@
+#include "daemon/commands.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "daemon/protocol.h"
+
+namespace recalld {
+namespace {
+
+// The engine's half of an answer: the reply as JSON, written on the thread that has it.
+auto answering(Answer answer) {
+  return [answer = std::move(answer)](auto reply) mutable {
+    if (reply)
+      answer(json_text(*reply));
+    else
+      answer(std::unexpected(rpc_error(std::move(reply).error())));
+  };
+}
+
+// The steps that all methods share: read the arguments, then start.
+template <class Request, class Start>
+void run(Expected<Request> request, Answer answer, Start start) {
+  if (!request) return answer(std::unexpected(rpc_error(std::move(request).error())));
+  start(*std::move(request), std::move(answer));
+}
+
+// A method whose request goes to the engine as it is.
+template <auto read, auto start>
+void command(Engine& engine, Json& params, Answer answer) {
+  run(read(params), std::move(answer),
+      [&engine](auto request, Answer to) { (engine.*start)(std::move(request), answering(std::move(to))); });
+}
+
+// A method without arguments.
+template <auto start>
+void query(Engine& engine, Json& params, Answer answer) {
+  run(no_arguments(params), std::move(answer),
+      [&engine](NoArguments, Answer to) { (engine.*start)(answering(std::move(to))); });
+}
+
+void chunks_get(Engine& engine, Json& params, Answer answer) {
+  run(chunks_get_request(params), std::move(answer), [&engine](ChunksGetRequest request, Answer to) {
+    engine.chunks_get(std::move(request.memory), request.chunk, answering(std::move(to)));
+  });
+}
+
+void version(Engine& engine, Json& params, Answer answer) {
+  run(no_arguments(params), std::move(answer), [&engine](NoArguments, Answer to) { to(json_text(engine.version())); });
+}
+
+struct Command {
+  std::string_view name;
+  void (*handler)(Engine& engine, Json& params, Answer answer);
+};
+
+constexpr std::array commands{
+    Command{"append", command<append_request, &Engine::append>},
+    Command{"search", command<search_request, &Engine::search>},
+    Command{"memories.list", command<memories_list_request, &Engine::memories_list>},
+    Command{"memories.get", command<memory_request, &Engine::memories_get>},
+    Command{"memories.delete", command<memory_request, &Engine::memories_delete>},
+    Command{"turns.list", command<turns_list_request, &Engine::turns_list>},
+    Command{"chunks.list", command<chunks_list_request, &Engine::chunks_list>},
+    Command{"chunks.get", chunks_get},
+    Command{"stats", query<&Engine::stats>},
+    Command{"health", query<&Engine::health>},
+    Command{"version", version},
+};
+
+RpcError no_such_method(std::string_view method) {
+  std::string names;
+  for (const Command& command : commands) names.append(names.empty() ? "" : ", ").append(command.name);
+  return {code_method_not_found, ErrorKind::invalid_request,
+          "method: there is no " + json_string(method.substr(0, 64)) + "; there are " + names};
+}
+
+}  // namespace
+
+Call commands_of(Engine& engine) {
+  return [&engine](std::string_view method, Json& params, Answer answer) {
+    const auto found = std::ranges::find(commands, method, &Command::name);
+    if (found == commands.end()) return answer(std::unexpected(no_such_method(method)));
+    found->handler(engine, params, std::move(answer));
+  };
+}
+
+}  // namespace recalld

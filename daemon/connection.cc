@@ -1,0 +1,171 @@
+#include "daemon/connection.h"
+
+#include <array>
+#include <exception>
+#include <optional>
+#include <vector>
+
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "daemon/line_framer.h"
+
+namespace recalld {
+namespace asio = boost::asio;
+namespace {
+
+constexpr size_t read_bytes = size_t{64} << 10;
+constexpr size_t buffers_per_write_max = 16;
+
+// Sleeps until the timer is cancelled or, when it is set, goes off.
+asio::awaitable<void> sleep_on(asio::steady_timer& timer) {
+  boost::system::error_code cancelled;
+  co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, cancelled));
+}
+
+}  // namespace
+
+Connection::Connection(Socket socket, const LineService& service, ConnectionLimits limits, Closed closed)
+    : socket_(std::move(socket)),
+      service_(service),
+      limits_(limits),
+      closed_callback_(std::move(closed)),
+      room_(socket_.get_executor()),
+      replies_or_end_(socket_.get_executor()),
+      write_deadline_(socket_.get_executor()) {}
+
+void Connection::start() {
+  const Self self = shared_from_this();
+  const auto on_end = [self](std::exception_ptr failure) {
+    if (failure) self->close();  // memory ran out in a coroutine
+  };
+  asio::co_spawn(socket_.get_executor(), read_lines(self), on_end);
+  asio::co_spawn(socket_.get_executor(), write_replies(self), on_end);
+}
+
+asio::awaitable<void> Connection::read_lines(Self self) {
+  std::vector<char> buffer(read_bytes);
+  LineFramer framer(self->limits_.line_bytes_max);
+  while (self->reading_) {
+    boost::system::error_code error;
+    const size_t bytes =
+        co_await self->socket_.async_read_some(asio::buffer(buffer), asio::redirect_error(asio::use_awaitable, error));
+    if (error) break;  // the client is done or gone; a line without its end was never sent
+    std::string_view input(buffer.data(), bytes);
+    while (self->reading_) {
+      std::optional<LineFramer::Line> line = framer.next(input);
+      if (!line) break;
+      co_await wait_for_room(self);
+      if (!self->reading_) break;
+      if (line->overlong)
+        self->reply(self->service_.overlong_reply);
+      else
+        self->serve(std::move(line->text));
+    }
+  }
+  self->end_reading();
+}
+
+asio::awaitable<void> Connection::wait_for_room(Self self) {
+  while (self->reading_) {
+    if (self->crowded()) {
+      self->room_.expires_at(asio::steady_timer::time_point::max());
+    } else if (self->service_.overloaded()) {
+      self->room_.expires_after(self->limits_.overload_poll_interval);
+    } else {
+      break;
+    }
+    co_await sleep_on(self->room_);
+  }
+}
+
+asio::awaitable<void> Connection::write_replies(Self self) {
+  while (!self->closed_) {
+    if (self->replies_.empty()) {
+      if (!self->reading_ && self->requests_in_flight_ == 0) break;
+      self->replies_or_end_.expires_at(asio::steady_timer::time_point::max());
+      co_await sleep_on(self->replies_or_end_);
+      continue;
+    }
+    std::vector<asio::const_buffer> buffers;
+    size_t written = self->front_bytes_written_;
+    for (const std::string& reply : self->replies_) {
+      if (buffers.size() == buffers_per_write_max) break;
+      buffers.push_back(asio::buffer(reply) + std::exchange(written, 0));
+    }
+    self->arm_write_deadline();
+    boost::system::error_code error;
+    size_t bytes = co_await self->socket_.async_write_some(buffers, asio::redirect_error(asio::use_awaitable, error));
+    self->write_deadline_.cancel();
+    if (error) break;
+
+    self->reply_bytes_queued_ -= bytes;
+    for (bytes += self->front_bytes_written_; !self->replies_.empty() && bytes >= self->replies_.front().size();) {
+      bytes -= self->replies_.front().size();
+      self->replies_.pop_front();
+    }
+    self->front_bytes_written_ = bytes;
+    self->room_.cancel();
+  }
+  self->close();
+}
+
+// A client that reads slowly is served slowly; one that reads nothing at all would hold its replies for ever.
+void Connection::arm_write_deadline() {
+  write_deadline_.expires_after(limits_.write_timeout);
+  write_deadline_.async_wait([self = shared_from_this()](boost::system::error_code cancelled) {
+    if (!cancelled) self->close();
+  });
+}
+
+void Connection::serve(std::string line) {
+  ++requests_in_flight_;
+  service_.serve(std::move(line), [self = shared_from_this()](std::string reply) mutable {
+    // Named first: the closure that holds the connection is moved from within the same call.
+    const auto executor = self->socket_.get_executor();
+    asio::post(executor, [self = std::move(self), reply = std::move(reply)]() mutable {
+      --self->requests_in_flight_;
+      if (!reply.empty()) self->reply(std::move(reply));
+      self->room_.cancel();
+      self->replies_or_end_.cancel();
+    });
+  });
+}
+
+void Connection::reply(std::string line) {
+  if (closed_) return;
+  line.push_back('\n');
+  reply_bytes_queued_ += line.size();
+  replies_.push_back(std::move(line));
+  replies_or_end_.cancel();
+}
+
+bool Connection::crowded() const {
+  return requests_in_flight_ >= limits_.requests_in_flight_max || reply_bytes_queued_ >= limits_.reply_bytes_queued_max;
+}
+
+void Connection::end_reading() {
+  reading_ = false;
+  room_.cancel();
+  replies_or_end_.cancel();
+}
+
+void Connection::stop_reading() {
+  boost::system::error_code ignored;
+  socket_.shutdown(Socket::shutdown_receive, ignored);  // ends a read in progress
+  end_reading();
+}
+
+void Connection::close() {
+  if (std::exchange(closed_, true)) return;
+  boost::system::error_code ignored;
+  socket_.close(ignored);
+  write_deadline_.cancel();
+  end_reading();
+  std::exchange(closed_callback_, nullptr)(shared_from_this());
+}
+
+}  // namespace recalld

@@ -1,0 +1,109 @@
+// recalld: reads its options, opens the engine, listens, and on a signal stops with everything durable.
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <utility>
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+
+#include "daemon/commands.h"
+#include "daemon/engine.h"
+#include "daemon/json_rpc.h"
+#include "daemon/options.h"
+#include "daemon/requests.h"
+#include "daemon/server.h"
+
+namespace recalld {
+namespace {
+
+constexpr size_t append_bytes_waiting_max = size_t{64} << 20;  // above it no connection's next line is served
+
+enum ExitStatus { stopped = 0, failed = 1, wrong_usage = 2 };
+
+LineService line_service(Engine& engine) {
+  const auto refusal = [](std::string message) {
+    return error_line({code_invalid_request, ErrorKind::invalid_request, std::move(message)});
+  };
+  return {
+      .serve = [call = commands_of(engine)](std::string line,
+                                            Respond respond) { serve_line(line, call, std::move(respond)); },
+      .overloaded = [&engine] { return engine.append_bytes_waiting() > append_bytes_waiting_max; },
+      .overlong_reply =
+          refusal("the line is longer than " + std::to_string(line_bytes_max) + " bytes; send less at a time"),
+      .refusal = error_line(rpc_error({ErrorKind::busy, "too many connections are open; close one and try again"})),
+  };
+}
+
+Expected<void> serve(const Options& options) {
+  // One thread for all connections: what it does is cut lines and read JSON, which the engine's own threads outweigh by
+  // far, and it needs no locks for that.
+  boost::asio::io_context io(1);
+  boost::asio::signal_set signals(io, SIGINT, SIGTERM);  // from here on they wait until the engine can stop cleanly
+
+  EngineOptions engine_options;
+  engine_options.data = options.data;
+  engine_options.model = options.model;
+  engine_options.precision = options.precision;
+  engine_options.memory_budget_bytes = options.memory_budget_bytes;
+  engine_options.threads = options.threads;
+  RECALLD_TRY(std::unique_ptr<Engine> engine, Engine::open(std::move(engine_options)));
+
+  ServerLimits limits;
+  limits.connection.line_bytes_max = line_bytes_max;
+  RECALLD_TRY(const std::unique_ptr<Server> server, Server::open(io, options.socket, line_service(*engine), limits));
+  server->start();
+  spdlog::info("ready: socket {}, data {}, model {}, device cpu", options.socket.string(), options.data.string(),
+               options.model.string());
+
+  signals.async_wait([&](boost::system::error_code cancelled, int) {
+    if (cancelled) return;
+    spdlog::info("stopping: the requests in flight are finished first; a second signal cuts them off");
+    signals.async_wait([&](boost::system::error_code again, int) {
+      if (!again) server->stop_now();
+    });
+    server->stop([&] { signals.cancel(); });
+  });
+  io.run();
+
+  engine.reset();  // commits what was accepted; late answers find their connections closed
+  spdlog::info("stopped: everything accepted is durable");
+  return {};
+}
+
+int run(int argc, char** argv) {
+  std::signal(SIGPIPE, SIG_IGN);
+  const auto command_line = read_options({argv, static_cast<size_t>(argc)}, process_environment());
+  if (!command_line) {
+    std::fprintf(stderr, "recalld: %s\n", command_line.error().message.c_str());
+    return wrong_usage;
+  }
+  if (!command_line->print.empty()) {
+    std::fputs(command_line->print.c_str(), stdout);
+    return stopped;
+  }
+  spdlog::set_default_logger(spdlog::stderr_color_mt("recalld"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %^%l%$ %v", spdlog::pattern_time_type::utc);
+  spdlog::set_level(spdlog::level::from_str(command_line->options.log_level));
+
+  if (const auto served = serve(command_line->options); !served) {
+    std::fprintf(stderr, "recalld: %s\n", served.error().message.c_str());
+    return failed;
+  }
+  return stopped;
+}
+
+}  // namespace
+}  // namespace recalld
+
+int main(int argc, char** argv) {
+  try {
+    return recalld::run(argc, argv);
+  } catch (const std::exception& exception) {  // memory ran out, or a library broke its word
+    std::fprintf(stderr, "recalld: %s\n", exception.what());
+    return recalld::failed;
+  }
+}

@@ -1,0 +1,261 @@
+#include "daemon/options.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <optional>
+#include <sstream>
+#include <system_error>
+#include <utility>
+
+#include <toml++/toml.h>
+#include <CLI/CLI.hpp>
+
+#include "daemon/version.h"
+
+namespace recalld {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The settings as they were written, before anything is made of them; the same names as flags and as keys of the file.
+struct Settings {
+  std::optional<std::string> data, socket, model, device, memory_budget, threads, precision, log_level;
+
+  struct Field {
+    std::string_view name;
+    std::optional<std::string> Settings::*value;
+    bool is_path;
+    std::string_view help;
+  };
+  static constexpr auto fields();
+};
+
+constexpr auto Settings::fields() {
+  return std::array{
+      Field{"data", &Settings::data, true, "Directory of the store (default $XDG_DATA_HOME/recalld)"},
+      Field{
+          "socket", &Settings::socket, true,
+          "Unix socket to listen on (default $XDG_RUNTIME_DIR/recalld.sock, else recalld.sock in the data directory)"},
+      Field{"model", &Settings::model, true, "Directory of the checkpoint (default: the one that came with recalld)"},
+      Field{"device", &Settings::device, false, "auto, cpu or cuda (default auto)"},
+      Field{"memory-budget", &Settings::memory_budget, false,
+            "RAM for landmarks, caches and buffers together, such as 64MiB or 1GiB (default 256MiB)"},
+      Field{"threads", &Settings::threads, false, "Threads of the model (default 0: one a core)"},
+      Field{"precision", &Settings::precision, false, "Matrix products: auto, f32 or bf16 (default auto)"},
+      Field{"log-level", &Settings::log_level, false, "trace, debug, info, warn, error or off (default info)"},
+  };
+}
+
+std::unexpected<Error> invalid(std::string_view setting, std::string_view expected, std::string_view got) {
+  return fail(ErrorKind::invalid_request,
+              std::string(setting) + ": expected " + std::string(expected) + ", got \"" + std::string(got) + "\"");
+}
+
+// ---- The configuration file
+
+std::unexpected<Error> file_error(const fs::path& file, const toml::source_region& where, std::string_view what) {
+  return fail(ErrorKind::invalid_request,
+              file.string() + ":" + std::to_string(where.begin.line) + ": " + std::string(what));
+}
+
+Expected<Settings> read_file(const fs::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  std::stringstream text;
+  if (!in || !(text << in.rdbuf()))
+    if (std::error_code error; !in.is_open() || fs::file_size(file, error) != 0 || error)
+      return fail(ErrorKind::io, "read configuration " + file.string() + ": it cannot be read");
+
+  toml::table table;
+  try {
+    table = toml::parse(text.str(), file.string());
+  } catch (const toml::parse_error& error) {
+    return file_error(file, error.source(), error.description());
+  }
+
+  Settings settings;
+  for (const auto& [key, node] : table) {
+    const auto fields = Settings::fields();
+    const auto field = std::ranges::find(fields, key.str(), &Settings::Field::name);
+    if (field == fields.end()) {
+      std::string known;
+      for (const Settings::Field& each : fields) known.append(known.empty() ? "" : ", ").append(each.name);
+      return file_error(file, key.source(), "unknown key \"" + std::string(key.str()) + "\"; there are " + known);
+    }
+    if (const auto text_value = node.value_exact<std::string>()) {
+      // A path in the file counts from where the file lies, not from where the daemon was started.
+      settings.*field->value =
+          field->is_path && !text_value->empty() ? (file.parent_path() / *text_value).string() : *text_value;
+    } else if (const auto number = node.value_exact<int64_t>(); number && !field->is_path) {
+      settings.*field->value = std::to_string(*number);
+    } else {
+      return file_error(
+          file, node.source(),
+          std::string(field->name) + ": expected a string" + (field->is_path ? "" : " or a whole number"));
+    }
+  }
+  return settings;
+}
+
+// ---- Defaults
+
+// The value of an XDG variable; relative ones are to be ignored.
+std::optional<fs::path> xdg_directory(const Environment& environment, const char* variable) {
+  const fs::path directory = environment.variable(variable);
+  if (!directory.is_absolute()) return std::nullopt;
+  return directory;
+}
+
+std::optional<fs::path> home_directory(const Environment& environment, const char* variable,
+                                       const fs::path& below_home) {
+  if (auto directory = xdg_directory(environment, variable)) return directory;
+  const fs::path home = environment.variable("HOME");
+  if (!home.is_absolute()) return std::nullopt;
+  return home / below_home;
+}
+
+Expected<fs::path> default_data(const Environment& environment) {
+  const auto directory = home_directory(environment, "XDG_DATA_HOME", ".local/share");
+  if (!directory)
+    return fail(ErrorKind::invalid_request, "data: neither XDG_DATA_HOME nor HOME names a directory; pass --data DIR");
+  return *directory / "recalld";
+}
+
+fs::path default_socket(const Environment& environment, const fs::path& data) {
+  return xdg_directory(environment, "XDG_RUNTIME_DIR").value_or(data) / "recalld.sock";
+}
+
+// Beside the executable of a build tree, or in the prefix that an installed one belongs to.
+Expected<fs::path> default_model(const Environment& environment) {
+  const fs::path directory = environment.executable.parent_path();
+  const std::array candidates{directory / "share/recalld/default", directory.parent_path() / "share/recalld/default"};
+  for (const fs::path& candidate : candidates) {
+    std::error_code error;
+    if (fs::is_directory(candidate, error)) return candidate;
+  }
+  return fail(ErrorKind::invalid_request, "model: no checkpoint in " + candidates[0].string() + " or " +
+                                              candidates[1].string() + "; pass --model DIR");
+}
+
+// ---- Meaning
+
+// The paths are used after the daemon has left its caller's directory behind; an empty one is a mistake.
+Expected<fs::path> absolute(std::string_view setting, const std::string& path) {
+  if (path.empty()) return invalid(setting, "a path", path);
+  std::error_code error;
+  fs::path full = fs::absolute(path, error);
+  if (error) return fail(ErrorKind::io, std::string(setting) + ": " + path + ": " + error.message());
+  return full.lexically_normal();
+}
+
+Expected<Options> options_from(const Settings& settings, const Environment& environment) {
+  Options options;
+  RECALLD_TRY(options.data, settings.data ? absolute("data", *settings.data) : default_data(environment));
+  RECALLD_TRY(options.socket,
+              settings.socket ? absolute("socket", *settings.socket) : default_socket(environment, options.data));
+  RECALLD_TRY(options.model, settings.model ? absolute("model", *settings.model) : default_model(environment));
+
+  const std::string device = settings.device.value_or("auto");
+  if (device == "cuda")
+    return fail(ErrorKind::invalid_request,
+                "device: this version runs on the CPU only; use auto or cpu instead of cuda");
+  if (device != "auto" && device != "cpu") return invalid("device", "auto, cpu or cuda", device);
+
+  const std::string precision = settings.precision.value_or("auto");
+  if (precision == "f32")
+    options.precision = Precision::f32;
+  else if (precision == "bf16")
+    options.precision = Precision::bf16;
+  else if (precision != "auto")
+    return invalid("precision", "auto, f32 or bf16", precision);
+
+  if (settings.memory_budget) {
+    const auto bytes = parse_bytes(*settings.memory_budget);
+    if (!bytes) return std::unexpected(Error(bytes.error()).within("memory-budget"));
+    if (*bytes < memory_budget_bytes_min) return invalid("memory-budget", "at least 16MiB", *settings.memory_budget);
+    options.memory_budget_bytes = *bytes;
+  }
+  if (settings.threads) {
+    const char* const end = settings.threads->data() + settings.threads->size();
+    const auto [stop, error] = std::from_chars(settings.threads->data(), end, options.threads);
+    if (error != std::errc() || stop != end || options.threads > threads_max)
+      return invalid("threads", "a whole number from 0 to " + std::to_string(threads_max), *settings.threads);
+  }
+  if (settings.log_level) {
+    constexpr std::array<std::string_view, 6> levels{"trace", "debug", "info", "warn", "error", "off"};
+    if (std::ranges::find(levels, *settings.log_level) == levels.end())
+      return invalid("log-level", "trace, debug, info, warn, error or off", *settings.log_level);
+    options.log_level = *settings.log_level;
+  }
+  return options;
+}
+
+}  // namespace
+
+Environment process_environment() {
+  std::error_code error;
+  return {.variable =
+              [](const char* name) {
+                const char* value = std::getenv(name);
+                return std::string(value ? value : "");
+              },
+          .executable = fs::read_symlink("/proc/self/exe", error)};
+}
+
+Expected<CommandLine> read_options(std::span<const char* const> arguments, const Environment& environment) {
+  Settings flags;
+  std::string config;
+  CLI::App app("recalld: an out-of-core memory daemon for agents", "recalld");
+  app.footer(
+      "Every flag but --config and --version may stand in the configuration file too: memory-budget = \"1GiB\".\n"
+      "SIGTERM and SIGINT stop the daemon cleanly. Exit status: 0 stopped, 1 failed, 2 wrong usage.");
+  for (const Settings::Field& field : Settings::fields())
+    app.add_option("--" + std::string(field.name), flags.*field.value, std::string(field.help));
+  app.add_option("--config", config, "TOML file (default $XDG_CONFIG_HOME/recalld/config.toml, if it is there)");
+  bool version = false;
+  app.add_flag("--version", version, "Print the version and exit");
+  try {
+    app.parse(static_cast<int>(arguments.size()), arguments.data());
+  } catch (const CLI::CallForHelp&) {
+    return CommandLine{.options = {}, .print = app.help()};
+  } catch (const CLI::ParseError& error) {
+    return fail(ErrorKind::invalid_request, std::string(error.what()) + "; see recalld --help");
+  }
+  if (version) return CommandLine{.options = {}, .print = std::string("recalld ") + version_string + "\n"};
+
+  Settings settings;
+  if (app.count("--config") > 0) {
+    RECALLD_TRY(const fs::path file, absolute("config", config));
+    RECALLD_TRY(settings, read_file(file));
+  } else if (const auto directory = home_directory(environment, "XDG_CONFIG_HOME", ".config")) {
+    const fs::path file = *directory / "recalld/config.toml";
+    std::error_code error;
+    if (fs::exists(file, error)) {
+      RECALLD_TRY(settings, read_file(file));
+    }
+  }
+  for (const Settings::Field& field : Settings::fields())
+    if (flags.*field.value) settings.*field.value = flags.*field.value;
+
+  RECALLD_TRY(Options options, options_from(settings, environment));
+  return CommandLine{.options = std::move(options), .print = {}};
+}
+
+Expected<uint64_t> parse_bytes(std::string_view text) {
+  constexpr std::array<std::pair<std::string_view, int>, 5> units{
+      {{"", 0}, {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}}};
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view suffix = text.substr(static_cast<size_t>(end - text.data()));
+  const auto unit = std::ranges::find(units, suffix, &std::pair<std::string_view, int>::first);
+  if (error != std::errc() || unit == units.end() || number > std::numeric_limits<uint64_t>::max() >> unit->second)
+    return fail(
+        ErrorKind::invalid_request,
+        "expected bytes or a number with KiB, MiB, GiB or TiB, such as 64MiB, got \"" + std::string(text) + "\"");
+  return number << unit->second;
+}
+
+}  // namespace recalld

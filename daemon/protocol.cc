@@ -1,0 +1,389 @@
+#include "daemon/protocol.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <utility>
+
+#include "daemon/arguments.h"
+#include "daemon/rfc3339.h"
+
+namespace recalld {
+namespace {
+
+using Reply = nlohmann::ordered_json;  // members stand as docs/protocol.md lists them
+
+constexpr size_t memory_bytes_max = 200;
+constexpr size_t cursor_bytes_max = 256;
+constexpr uint64_t number_max = uint64_t{1} << 53;  // of turns, chunks and tokens: what every JSON reader holds exactly
+
+constexpr std::string_view memory_rule =
+    "a name of 1 to 200 characters out of A-Z a-z 0-9 . _ / -, with no part between slashes empty, \".\" or \"..\"";
+
+// ---- Requests
+
+std::string take_memory(Arguments& arguments) {
+  std::string memory = arguments.text("memory", 1, memory_bytes_max);
+  if (arguments.ok() && !is_memory_name(memory)) arguments.refuse("memory", memory_rule, memory);
+  return memory;
+}
+
+bool is_speaker_name(std::string_view name) {
+  return std::ranges::none_of(name, [](char c) { return (c >= '\0' && c < ' ') || c == '\x7f'; });
+}
+
+// A flat JSON object, as text.
+std::string take_metadata(Arguments& arguments) {
+  const Json* metadata = arguments.take("metadata");
+  if (!metadata) return {};
+  if (!metadata->is_object()) {
+    arguments.refuse("metadata", "a flat object", *metadata);
+    return {};
+  }
+  for (const auto& [key, value] : metadata->items()) {
+    if (value.is_primitive() && !value.is_binary()) continue;
+    arguments.refuse("metadata." + key.substr(0, 64), "a string, a number that fits 64 bits, true, false or null",
+                     value);
+    return {};
+  }
+  std::string text = metadata->dump();
+  if (text.size() > metadata_bytes_max)
+    arguments.refuse("metadata", "expected an object of at most " + std::to_string(metadata_bytes_max) +
+                                     " bytes as JSON, got " + std::to_string(text.size()));
+  return text;
+}
+
+Expected<AppendRequest::NewTurn> new_turn(Json& value, std::string path) {
+  Arguments arguments(value, std::move(path));
+  AppendRequest::NewTurn out;
+  out.turn.role = arguments.choice<Role>(
+      "role", {{"user", Role::user}, {"assistant", Role::assistant}, {"system", Role::system}, {"tool", Role::tool}});
+  out.turn.content = arguments.text("content", 1, content_bytes_max);
+  out.turn.name = arguments.optional_text("name", 1, name_bytes_max);
+  if (out.turn.name && !is_speaker_name(*out.turn.name))
+    arguments.refuse("name", "expected a name without control characters, such as a newline");
+  if (const auto time = arguments.optional_text("time", 0, 64)) {
+    const auto time_us = parse_rfc3339(*time);
+    if (!time_us) arguments.refuse("time", "a time of RFC 3339, such as \"2026-01-02T03:04:05Z\"", *time);
+    out.turn.time_us = time_us.value_or(0);
+    out.has_time = true;
+  }
+  out.turn.metadata = take_metadata(arguments);
+  return arguments.done(std::move(out));
+}
+
+// Cursors: a letter for the listing, a colon, and where the next page begins.
+constexpr char memories_listing = 'm';
+constexpr char turns_listing = 't';
+constexpr char chunks_listing = 'c';
+
+std::string cursor(char listing, std::string_view position) {
+  return std::string{listing, ':'}.append(position);
+}
+
+std::optional<uint64_t> whole_number(std::string_view text) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || number > number_max) return std::nullopt;
+  return number;
+}
+
+// What a cursor of `listing` points to; nothing when there is no cursor.
+std::optional<std::string> take_cursor(Arguments& arguments, char listing) {
+  const auto given = arguments.optional_text("cursor", 1, cursor_bytes_max);
+  if (!given) return std::nullopt;
+  const std::string_view position = std::string_view(*given).substr(std::min<size_t>(2, given->size()));
+  const bool valid = listing == memories_listing ? is_memory_name(position) : whole_number(position).has_value();
+  if (!given->starts_with(cursor(listing, "")) || !valid) {
+    arguments.refuse("cursor", "the next_cursor of an earlier page of this listing", *given);
+    return std::nullopt;
+  }
+  return std::string(position);
+}
+
+// Where a listing by number begins: at the cursor, or at the number `first`.
+uint64_t take_first(Arguments& arguments, char listing) {
+  const auto first = arguments.optional_integer("first", 0, number_max);
+  const auto position = take_cursor(arguments, listing);
+  if (first && position) arguments.refuse("first", "give either first or cursor, not both");
+  return position ? whole_number(*position).value_or(0) : first.value_or(0);
+}
+
+size_t take_page_limit(Arguments& arguments) {
+  return arguments.optional_integer("limit", 1, page_limit_max).value_or(100);
+}
+
+// ---- Replies
+
+std::string text_of(const Reply& reply) {
+  return reply.dump(-1, ' ', false, Reply::error_handler_t::replace);
+}
+
+Reply or_null(const std::optional<uint64_t>& number) {
+  return number ? Reply(*number) : Reply(nullptr);
+}
+
+Reply source(const Passage::Source& turn) {
+  Reply out{{"turn", turn.turn}, {"role", name(turn.role)}};
+  if (turn.name) out["name"] = *turn.name;
+  out["time"] = format_rfc3339(turn.time_us);
+  return out;
+}
+
+Reply stored_turn(const StoredTurn& stored) {
+  const Turn& turn = stored.value;
+  Reply out{{"turn", stored.turn}, {"role", name(turn.role)}};
+  if (turn.name) out["name"] = *turn.name;
+  out["content"] = turn.content;
+  out["time"] = format_rfc3339(turn.time_us);
+  if (!turn.metadata.empty()) out["metadata"] = Reply::parse(turn.metadata, nullptr, false);
+  out["tokens"] = {stored.first_token, stored.first_token + stored.tokens};
+  return out;
+}
+
+Reply memory_info(const MemoryInfo& info) {
+  return {{"memory", info.name},
+          {"turns", info.turns},
+          {"tokens", info.tokens},
+          {"chunks", info.complete_chunks()},
+          {"encoded_chunks", info.encoded_chunks},
+          {"content_bytes", info.content_bytes},
+          {"created", format_rfc3339(info.created_us)},
+          {"updated", format_rfc3339(info.updated_us)}};
+}
+
+Reply memory_view(const MemoryView& view) {
+  Reply out = memory_info(view.info);
+  out["searchable_through"] = or_null(view.searchable_through);
+  return out;
+}
+
+Reply why(const SearchReply::Why& why) {
+  Reply matches = Reply::array();
+  for (const auto& match : why.matches)
+    matches.push_back({{"token", match.token}, {"text", match.text}, {"head", match.head}, {"weight", match.weight}});
+  return {{"landmark_score", why.landmark_score}, {"rank", why.rank}, {"stored", why.stored}, {"matches", matches}};
+}
+
+Reply chunk_view(const ChunkView& view) {
+  char crc32c[9];
+  std::snprintf(crc32c, sizeof crc32c, "%08x", static_cast<unsigned>(view.entry.crc32c));
+  Reply turns = Reply::array();
+  if (!view.passage.turns.empty()) turns = {view.passage.turns.front().turn, view.passage.turns.back().turn};
+  return {{"chunk", view.chunk},
+          {"text", view.passage.text},
+          {"tokens", {view.passage.first_token, view.passage.end_token}},
+          {"turns", std::move(turns)},
+          {"kv", {{"segment", view.entry.segment}, {"slot", view.entry.slot}, {"crc32c", crc32c}}},
+          {"landmark_norm", view.landmark_norm},
+          {"generation", view.entry.generation}};
+}
+
+}  // namespace
+
+bool is_memory_name(std::string_view name) {
+  if (name.empty() || name.size() > memory_bytes_max) return false;
+  const auto allowed = [](char c) {
+    return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+           c == '/' || c == '-';
+  };
+  if (!std::ranges::all_of(name, allowed)) return false;
+  for (size_t begin = 0; begin <= name.size();) {
+    const size_t end = std::min(name.find('/', begin), name.size());
+    const std::string_view part = name.substr(begin, end - begin);
+    if (part.empty() || part == "." || part == "..") return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+Expected<AppendRequest> append_request(Json& params) {
+  Arguments arguments(params, "");
+  AppendRequest request;
+  request.memory = take_memory(arguments);
+  Json::array_t turns = arguments.array("turns", append_turns_max);
+  request.operation_id = arguments.optional_text("operation_id", 1, operation_id_bytes_max).value_or("");
+  request.wait_searchable = arguments.optional_choice<bool>("wait", {{"durable", false}, {"searchable", true}});
+
+  request.turns.reserve(turns.size());
+  for (size_t i = 0; i < turns.size() && arguments.ok(); ++i) {
+    auto turn = new_turn(turns[i], "turns[" + std::to_string(i) + "]");
+    if (turn)
+      request.turns.push_back(*std::move(turn));
+    else
+      arguments.refuse(std::move(turn).error());
+  }
+  return arguments.done(std::move(request));
+}
+
+Expected<SearchRequest> search_request(Json& params) {
+  Arguments arguments(params, "");
+  SearchRequest request;
+  request.memory = take_memory(arguments);
+  request.query = arguments.text("query", 1, query_bytes_max);
+  request.limit = arguments.optional_integer("limit", 1, search_limit_max).value_or(request.limit);
+  request.max_tokens = arguments.optional_integer("max_tokens", 1, number_max);
+  request.explain = arguments.optional_flag("explain").value_or(false);
+  if (const Json* mode = arguments.take("mode")) {
+    if (*mode == "lexical" || *mode == "hybrid")
+      arguments.refuse("mode",
+                       mode->get<std::string>() + " search does not exist in this version yet; use \"landmark\"");
+    else if (*mode != "landmark")
+      arguments.refuse("mode", "\"landmark\"", *mode);
+  }
+  for (const std::string_view later : {"filter", "expand"})
+    if (params.contains(later))
+      arguments.refuse(later, "this argument does not exist in this version yet; leave it out");
+  return arguments.done(std::move(request));
+}
+
+Expected<MemoriesListRequest> memories_list_request(Json& params) {
+  Arguments arguments(params, "");
+  MemoriesListRequest request;
+  request.prefix = arguments.optional_text("prefix", 0, memory_bytes_max).value_or("");
+  request.limit = take_page_limit(arguments);
+  request.after = take_cursor(arguments, memories_listing).value_or("");
+  return arguments.done(std::move(request));
+}
+
+Expected<std::string> memory_request(Json& params) {
+  Arguments arguments(params, "");
+  std::string memory = take_memory(arguments);
+  return arguments.done(std::move(memory));
+}
+
+Expected<TurnsListRequest> turns_list_request(Json& params) {
+  Arguments arguments(params, "");
+  TurnsListRequest request;
+  request.memory = take_memory(arguments);
+  request.limit = take_page_limit(arguments);
+  request.first = take_first(arguments, turns_listing);
+  return arguments.done(std::move(request));
+}
+
+Expected<ChunksListRequest> chunks_list_request(Json& params) {
+  Arguments arguments(params, "");
+  ChunksListRequest request;
+  request.memory = take_memory(arguments);
+  request.limit = take_page_limit(arguments);
+  request.first = take_first(arguments, chunks_listing);
+  return arguments.done(std::move(request));
+}
+
+Expected<ChunksGetRequest> chunks_get_request(Json& params) {
+  Arguments arguments(params, "");
+  ChunksGetRequest request;
+  request.memory = take_memory(arguments);
+  request.chunk = arguments.integer("chunk", 0, number_max);
+  return arguments.done(std::move(request));
+}
+
+Expected<NoArguments> no_arguments(Json& params) {
+  Arguments arguments(params, "");
+  return arguments.done(NoArguments{});
+}
+
+std::string json_text(const AppendReply& reply) {
+  return text_of({{"memory", reply.memory},
+                  {"first_turn", reply.first_turn},
+                  {"last_turn", reply.last_turn},
+                  {"tokens", reply.tokens},
+                  {"searchable_through", or_null(reply.searchable_through)}});
+}
+
+std::string json_text(const SearchReply& reply) {
+  Reply results = Reply::array();
+  for (const SearchReply::Result& result : reply.results) {
+    Reply turns = Reply::array();
+    for (const Passage::Source& turn : result.passage.turns) turns.push_back(source(turn));
+    Reply out{{"chunk", result.chunk},
+              {"score", result.score},
+              {"text", result.passage.text},
+              {"tokens", {result.passage.first_token, result.passage.end_token}},
+              {"turns", std::move(turns)}};
+    if (result.why) out["why"] = why(*result.why);
+    results.push_back(std::move(out));
+  }
+  return text_of({{"results", std::move(results)},
+                  {"searchable_through", or_null(reply.searchable_through)},
+                  {"took_ms", reply.took_ms}});
+}
+
+std::string json_text(const MemoriesListReply& reply) {
+  Reply memories = Reply::array();
+  for (const MemoryView& memory : reply.memories) memories.push_back(memory_view(memory));
+  Reply out{{"memories", std::move(memories)}};
+  if (reply.next_after) out["next_cursor"] = cursor(memories_listing, *reply.next_after);
+  return text_of(out);
+}
+
+std::string json_text(const MemoryView& reply) {
+  return text_of(memory_view(reply));
+}
+std::string json_text(const MemoryInfo& reply) {
+  return text_of(memory_info(reply));
+}
+
+std::string json_text(const TurnsListReply& reply) {
+  Reply turns = Reply::array();
+  for (const StoredTurn& turn : reply.turns) turns.push_back(stored_turn(turn));
+  Reply out{{"turns", std::move(turns)}};
+  if (reply.next_first) out["next_cursor"] = cursor(turns_listing, std::to_string(*reply.next_first));
+  return text_of(out);
+}
+
+std::string json_text(const ChunksListReply& reply) {
+  Reply chunks = Reply::array();
+  for (const ChunkView& chunk : reply.chunks) chunks.push_back(chunk_view(chunk));
+  Reply out{{"chunks", std::move(chunks)}};
+  if (reply.next_first) out["next_cursor"] = cursor(chunks_listing, std::to_string(*reply.next_first));
+  return text_of(out);
+}
+
+std::string json_text(const ChunkDetail& reply) {
+  Reply out = chunk_view(reply.view);
+  out["token_ids"] = reply.token_ids;
+  out["token_texts"] = reply.token_texts;
+  out["kv_bytes"] = reply.kv_bytes;
+  return text_of(out);
+}
+
+std::string json_text(const StatsReply& reply) {
+  const StoreStats& store = reply.store;
+  return text_of({{"memories", store.memories},
+                  {"turns", store.turns},
+                  {"tokens", store.tokens},
+                  {"encoded_chunks", store.encoded_chunks},
+                  {"waiting_chunks", store.waiting_chunks},
+                  {"kv_segments", store.kv_segments},
+                  {"kv_bytes_on_disk", store.kv_bytes_on_disk},
+                  {"catalog_bytes_on_disk", store.catalog_bytes_on_disk},
+                  {"landmark_cache_bytes", store.landmark_cache_bytes},
+                  {"block_cache_bytes", store.block_cache_bytes},
+                  {"memtable_bytes", store.memtable_bytes},
+                  {"state_cache_bytes", reply.state_cache_bytes},
+                  {"memory_budget_bytes", reply.memory_budget_bytes},
+                  {"resident_bytes", reply.resident_bytes},
+                  {"file_io", store.file_io},
+                  {"model_directory", reply.model_directory},
+                  {"model_hash", reply.model_hash},
+                  {"model_precision", reply.model_precision},
+                  {"device", reply.device},
+                  {"appends_waiting", reply.appends_waiting},
+                  {"searches", reply.searches},
+                  {"tokens_encoded", reply.tokens_encoded},
+                  {"encode_tokens_per_s", reply.encode_tokens_per_s},
+                  {"uptime_s", reply.uptime_s}});
+}
+
+std::string json_text(const HealthReply& reply) {
+  Reply out{{"ready", reply.ready}, {"waiting_chunks", reply.waiting_chunks}};
+  if (!reply.problem.empty()) out["problem"] = reply.problem;
+  return text_of(out);
+}
+
+std::string json_text(const VersionReply& reply) {
+  return text_of({{"version", reply.version}, {"protocol", reply.protocol}, {"model_hash", reply.model_hash}});
+}
+
+}  // namespace recalld

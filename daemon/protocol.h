@@ -1,0 +1,48 @@
+// Protocol, version 1 (docs/protocol.md): the arguments of each method as JSON into a typed request, and each typed
+// reply as JSON text. Every limit of requests.h is checked here. Fails with invalid_request; the message begins with
+// the path of the argument ("turns[3].content: expected ...").
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "base/error.h"
+#include "daemon/json_rpc.h"
+#include "daemon/requests.h"
+
+namespace recalld {
+
+// `params` is an object; its strings are moved out.
+Expected<AppendRequest> append_request(Json& params);
+Expected<SearchRequest> search_request(Json& params);
+Expected<MemoriesListRequest> memories_list_request(Json& params);
+Expected<std::string> memory_request(Json& params);  // memories.get and memories.delete: the memory's name
+Expected<TurnsListRequest> turns_list_request(Json& params);
+Expected<ChunksListRequest> chunks_list_request(Json& params);
+
+struct ChunksGetRequest {
+  std::string memory;
+  uint64_t chunk = 0;
+};
+Expected<ChunksGetRequest> chunks_get_request(Json& params);
+
+// Methods without arguments.
+struct NoArguments {};
+Expected<NoArguments> no_arguments(Json& params);
+
+std::string json_text(const AppendReply& reply);
+std::string json_text(const SearchReply& reply);
+std::string json_text(const MemoriesListReply& reply);
+std::string json_text(const MemoryView& reply);
+std::string json_text(const MemoryInfo& reply);
+std::string json_text(const TurnsListReply& reply);
+std::string json_text(const ChunksListReply& reply);
+std::string json_text(const ChunkDetail& reply);
+std::string json_text(const StatsReply& reply);
+std::string json_text(const HealthReply& reply);
+std::string json_text(const VersionReply& reply);
+
+// [A-Za-z0-9._/-]{1,200}, no part between slashes empty, "." or "..".
+bool is_memory_name(std::string_view name);
+
+}  // namespace recalld

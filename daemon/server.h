@@ -1,0 +1,69 @@
+// The Unix stream socket of the daemon and the connections that come in over it.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include <sys/types.h>
+
+#include <boost/asio/io_context.hpp>
+
+#include "base/error.h"
+#include "daemon/connection.h"
+
+namespace recalld {
+
+struct ServerLimits {
+  size_t connections_max = 256;                     // a client beyond them is told so and hung up on
+  std::chrono::milliseconds stop_time_max{10'000};  // for the requests in flight at stop()
+  ConnectionLimits connection;
+};
+
+// All functions are called on the one thread that runs `io`.
+class Server {
+ public:
+  // Listens on `path` with mode 0600; its directory is made, with mode 0700, when it is not there. The socket of a
+  // daemon that is gone is taken over; fails with busy when somebody listens there, with invalid_request when the path
+  // is too long for a socket or holds something else. `service` outlives the last request.
+  static Expected<std::unique_ptr<Server>> open(boost::asio::io_context& io, std::filesystem::path path,
+                                                LineService service, ServerLimits limits = {});
+  ~Server();  // closes everything at once; nothing runs `io` any more then
+
+  void start();
+
+  // Removes the socket, takes no further line, and closes each connection once its replies are written; whoever is left
+  // after stop_time_max is closed as well. Calls `stopped` then: the server has no more work on `io`.
+  void stop(std::function<void()> stopped);
+  void stop_now();  // what stop() began ends at once
+
+ private:
+  using Acceptor = boost::asio::local::stream_protocol::acceptor;
+  using FileIdentity = std::pair<dev_t, ino_t>;
+
+  Server(Acceptor acceptor, std::filesystem::path path, LineService service, ServerLimits limits);
+
+  boost::asio::awaitable<void> accept();
+  void add(Connection::Socket socket);
+  void refuse(Connection::Socket socket);
+  void stop_listening();
+  void connection_closed(const std::shared_ptr<Connection>& connection);
+  void finish_stop();
+
+  Acceptor acceptor_;
+  std::filesystem::path path_;
+  FileIdentity file_;
+  LineService service_;
+  ServerLimits limits_;
+  bool stopping_ = false;
+  std::function<void()> stopped_;                      // from stop() until it is called
+  std::set<std::shared_ptr<Connection>> connections_;  // open ones; see Connection for why they are shared
+  boost::asio::steady_timer stop_deadline_;
+  boost::asio::steady_timer accept_pause_;
+};
+
+}  // namespace recalld
