@@ -1,0 +1,93 @@
+#include "client/append_stream.h"
+
+#include <utility>
+
+namespace recalld::client {
+
+namespace {
+
+// The bytes that a turn takes in a request; nothing when its texts are not UTF-8.
+std::optional<size_t> json_bytes(const Turn& turn) {
+  try {
+    constexpr size_t keys_bytes = 64;
+    return Json(turn.content).dump().size() + turn.metadata.dump().size() + turn.name.value_or("").size() + keys_bytes;
+  } catch (const Json::exception&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+AppendStream::AppendStream(Client& client, std::string memory, Options options)
+    : client_(client), options_(std::move(options)) {
+  next_.memory = std::move(memory);
+  next_.wait_searchable = options_.wait_searchable;
+}
+
+Expected<void> AppendStream::add(Turn turn, Origin origin) {
+  const auto bytes = json_bytes(turn);
+  if (!bytes) {
+    return fail(ErrorKind::invalid_request,
+                options_.source + ", line " + std::to_string(origin.line) + ": the turn is not valid UTF-8");
+  }
+  const bool full = next_bytes_ + *bytes > request_bytes_max || next_.turns.size() >= request_turns_max;
+  if (full && !next_.turns.empty()) RECALLD_CHECK(send());
+  if (next_.turns.empty()) next_first_ = origin;
+  next_last_ = origin;
+  next_bytes_ += *bytes;
+  next_.turns.push_back(std::move(turn));
+  return {};
+}
+
+Expected<AppendStream::Total> AppendStream::finish() {
+  if (!next_.turns.empty()) RECALLD_CHECK(send());
+  while (!in_flight_.empty()) RECALLD_CHECK(take_reply());
+  return total_;
+}
+
+Expected<void> AppendStream::send() {
+  while (in_flight_.size() >= in_flight_max) RECALLD_CHECK(take_reply());
+  if (!options_.operation_prefix.empty()) {
+    next_.operation_id = options_.operation_prefix + "-" + std::to_string(requests_sent_);
+  }
+  InFlight sent{0, next_.turns.size(), next_first_, next_last_};
+  auto request = client_.submit("append", params(next_));
+  if (!request) return std::unexpected(at(sent, std::move(request).error()));
+  sent.request = *request;
+  in_flight_.push_back(sent);
+  ++requests_sent_;
+  next_.turns.clear();
+  next_bytes_ = 0;
+  return {};
+}
+
+Expected<void> AppendStream::take_reply() {
+  const InFlight sent = in_flight_.front();
+  in_flight_.pop_front();
+  auto result = client_.wait(sent.request);
+  if (!result) {
+    // The requests behind the failed one may have been carried out all the same: total() must count them.
+    while (!in_flight_.empty() && take_reply()) continue;
+    return std::unexpected(at(sent, std::move(result).error()));
+  }
+  RECALLD_TRY(const AppendReply reply, decode<AppendReply>(*result));
+  ++total_.requests;
+  total_.turns += sent.turns;
+  total_.tokens += reply.tokens;
+  if (!total_.first_turn) total_.first_turn = reply.first_turn;
+  total_.last_turn = reply.last_turn;
+  total_.searchable_through = reply.searchable_through;
+  total_.end_byte = sent.last.end_byte;
+  if (options_.on_reply) options_.on_reply(total_);
+  return {};
+}
+
+Error AppendStream::at(const InFlight& range, Error error) const {
+  std::string place = options_.source + ", line " + std::to_string(range.first.line);
+  if (range.last.line != range.first.line) {
+    place = options_.source + ", lines " + std::to_string(range.first.line) + " to " + std::to_string(range.last.line);
+  }
+  return std::move(error).within(place);
+}
+
+}  // namespace recalld::client

@@ -1,0 +1,85 @@
+// Bulk loading: appends any number of turns to one memory as a series of requests, several of them in flight.
+//
+// Requests are cut by bytes and by turns and numbered; the cuts depend on the turns alone. With an operation prefix
+// each request carries the operation_id PREFIX-NUMBER, so that the same load run again, after a crash of either side
+// or by mistake, changes nothing that was stored.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "client.h"
+
+namespace recalld::client {
+
+class AppendStream {
+ public:
+  // ---- Bounds
+  static constexpr size_t request_bytes_max = size_t{32} << 10;  // of JSON; a single longer turn goes alone
+  static constexpr size_t request_turns_max = 500;
+  static constexpr size_t in_flight_max = 8;
+  static constexpr size_t operation_prefix_bytes_max = 180;  // leaves room for the number within an operation_id
+
+  // Where a turn stands in what is being loaded, for errors and for progress.
+  struct Origin {
+    uint64_t line = 0;      // counted from 1
+    uint64_t end_byte = 0;  // bytes of the source up to and with this turn
+  };
+
+  // What has been acknowledged so far. Turn numbers are those of the memory; other clients' turns may lie between.
+  struct Total {
+    uint64_t requests = 0;
+    uint64_t turns = 0;
+    uint64_t tokens = 0;
+    std::optional<uint64_t> first_turn;
+    std::optional<uint64_t> last_turn;
+    std::optional<uint64_t> searchable_through;
+    uint64_t end_byte = 0;  // of the last acknowledged turn's origin
+  };
+
+  struct Options {
+    std::string operation_prefix;               // empty: no operation ids
+    bool wait_searchable = false;               // an acknowledgement then means encoded, not durable only
+    std::string source = "input";               // what errors call the place that the turns come from
+    std::function<void(const Total&)> on_reply;  // called after every acknowledgement; may be unset
+  };
+
+  // Borrows the client, which must do nothing else meanwhile.
+  AppendStream(Client& client, std::string memory, Options options);
+
+  // Takes one turn; sends when a request is full, and waits while in_flight_max of them are unanswered.
+  // After an error nothing more is sent, and total() tells what was stored.
+  Expected<void> add(Turn turn, Origin origin);
+
+  // Sends the rest and waits for everything.
+  Expected<Total> finish();
+
+  const Total& total() const { return total_; }
+
+ private:
+  struct InFlight {
+    uint64_t request = 0;
+    uint64_t turns = 0;
+    Origin first;
+    Origin last;
+  };
+
+  Expected<void> send();
+  Expected<void> take_reply();
+  Error at(const InFlight& range, Error error) const;
+
+  Client& client_;
+  Options options_;
+  AppendRequest next_;
+  size_t next_bytes_ = 0;
+  Origin next_first_;
+  Origin next_last_;
+  uint64_t requests_sent_ = 0;
+  std::deque<InFlight> in_flight_;
+  Total total_;
+};
+
+}  // namespace recalld::client
