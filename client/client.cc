@@ -111,6 +111,7 @@ Json params(const PageRequest& request, std::string_view name_key) {
   if (!request.memory.empty()) out[std::string(name_key)] = request.memory;
   if (request.limit) out["limit"] = *request.limit;
   if (!request.cursor.empty()) out["cursor"] = request.cursor;
+  if (request.first) out["first"] = *request.first;
   return out;
 }
 
@@ -178,10 +179,11 @@ void from_json(const Json& in, Chunk& out) {
   const Json& kv = in.at("kv");
   kv.at("segment").get_to(out.kv_segment);
   kv.at("slot").get_to(out.kv_slot);
-  kv.at("bytes").get_to(out.kv_bytes);
+  kv.at("crc32c").get_to(out.kv_crc32c);
   in.at("landmark_norm").get_to(out.landmark_norm);
   in.at("generation").get_to(out.generation);
   if (const auto ids = in.find("token_ids"); ids != in.end()) ids->get_to(out.token_ids);
+  read_optional(in, "kv_bytes", out.kv_bytes);
   if (const auto texts = in.find("token_texts"); texts != in.end()) texts->get_to(out.token_texts);
 }
 
@@ -195,7 +197,7 @@ void from_json(const Json& in, Memory& out) {
   in.at("turns").get_to(out.turns);
   in.at("tokens").get_to(out.tokens);
   in.at("chunks").get_to(out.chunks);
-  in.at("waiting_chunks").get_to(out.waiting_chunks);
+  in.at("encoded_chunks").get_to(out.encoded_chunks);
   in.at("content_bytes").get_to(out.content_bytes);
   in.at("created").get_to(out.created);
   in.at("updated").get_to(out.updated);
@@ -224,9 +226,7 @@ void from_json(const Json& in, Version& out) {
 template <class Reply>
 Expected<Reply> decode(const Json& result) {
   try {
-    Reply reply{};
-    from_json(result, reply);
-    return reply;
+    return result.get<Reply>();
   } catch (const Json::exception& problem) {
     return fail(ErrorKind::internal, "the daemon's reply is not what this client expects (" +
                                          std::string(problem.what()) + "): is the daemon of another version?");
@@ -242,6 +242,7 @@ template Expected<Memory> decode(const Json&);
 template Expected<MemoriesReply> decode(const Json&);
 template Expected<Health> decode(const Json&);
 template Expected<Version> decode(const Json&);
+template Expected<Json> decode(const Json&);
 
 // ---- The connection
 
@@ -372,9 +373,9 @@ Expected<Client::Ready> Client::wait_ready(bool also_write, Deadline deadline) {
     const int ready = poll(&entry, 1, poll_timeout(deadline));
     if (ready > 0) return Ready{(entry.revents & ~POLLOUT) != 0, (entry.revents & POLLOUT) != 0};
     if (ready == 0) {
-      const Error late{ErrorKind::busy,
-                       "no answer from the daemon at " + socket_ + " within " +
-                           std::to_string(options_.reply_timeout.count()) + " ms; it may still carry the request out"};
+      const Error late{ErrorKind::busy, "no answer from the daemon at " + socket_ + " within " +
+                                            std::to_string(options_.reply_timeout.count()) +
+                                            " ms; it may still carry the request out"};
       // A request that was sent in part can't be taken back; a late reply just waits for wait() to be called again.
       if (also_write) return broken(late);
       return std::unexpected(late);
@@ -428,7 +429,8 @@ Expected<void> Client::take_line(std::string_view line) {
   } else if (const auto result = reply.find("result"); result != reply.end()) {
     answered_.emplace(request, std::move(*result));
   } else {
-    answered_.emplace(request, fail(ErrorKind::internal, "the reply from " + socket_ + " has neither result nor error"));
+    answered_.emplace(request,
+                      fail(ErrorKind::internal, "the reply from " + socket_ + " has neither result nor error"));
   }
   return {};
 }
@@ -483,10 +485,16 @@ Expected<Chunk> Client::chunk(std::string_view memory, uint64_t chunk) {
   return decoded<Chunk>(call("chunks.get", {{"memory", memory}, {"chunk", chunk}}));
 }
 
-Expected<Json> Client::stats() { return call("stats"); }
+Expected<Json> Client::stats() {
+  return call("stats");
+}
 
-Expected<Health> Client::health() { return decoded<Health>(call("health")); }
+Expected<Health> Client::health() {
+  return decoded<Health>(call("health"));
+}
 
-Expected<Version> Client::version() { return decoded<Version>(call("version")); }
+Expected<Version> Client::version() {
+  return decoded<Version>(call("version"));
+}
 
 }  // namespace recalld::client

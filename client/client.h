@@ -88,11 +88,12 @@ struct SearchReply {
   double took_ms = 0;
 };
 
-// A page of a listing: `cursor` is the previous page's next_cursor, or empty for the first.
+// A page of a listing: it begins at `cursor`, the previous page's next_cursor, or at entry number `first`.
 struct PageRequest {
   std::string memory;  // for memories(): the prefix of the names
   std::optional<uint64_t> limit;
   std::string cursor;
+  std::optional<uint64_t> first;  // not for memories()
 };
 
 struct StoredTurn {
@@ -113,11 +114,14 @@ struct Chunk {
   uint64_t last_turn = 0;
   uint64_t kv_segment = 0;  // DATA/kv/<segment>.seg
   uint64_t kv_slot = 0;
-  uint64_t kv_bytes = 0;
+  std::string kv_crc32c;  // as hexadecimal digits
   double landmark_norm = 0;
   uint64_t generation = 0;
-  std::vector<uint64_t> token_ids;       // of chunk() alone
-  std::vector<std::string> token_texts;  // of chunk() alone
+
+  // Of chunk() alone: every token, and the size of the K/V record as it was read and verified.
+  std::vector<uint64_t> token_ids;
+  std::vector<std::string> token_texts;
+  std::optional<uint64_t> kv_bytes;
 };
 
 struct ChunksReply {
@@ -129,8 +133,8 @@ struct Memory {
   std::string memory;
   uint64_t turns = 0;
   uint64_t tokens = 0;
-  uint64_t chunks = 0;          // encoded
-  uint64_t waiting_chunks = 0;  // complete, not yet encoded
+  uint64_t chunks = 0;  // complete
+  uint64_t encoded_chunks = 0;
   uint64_t content_bytes = 0;
   std::string created;
   std::string updated;

@@ -1,0 +1,424 @@
+// recall: the command line of recalld. Options here, work in the client library, words for people in report.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "client/append_stream.h"
+#include "client/client.h"
+#include "client/progress.h"
+#include "client/report.h"
+#include "client/text.h"
+#include "client/turn_reader.h"
+
+namespace recalld::client {
+namespace {
+
+// What the shell sees; --help names the same.
+enum ExitCode { exit_ok = 0, exit_error = 1, exit_usage = 2, exit_no_daemon = 3, exit_not_found = 4 };
+
+constexpr std::string_view footer = R"(
+Exit codes:
+  0  done
+  1  the daemon refused or failed, or output could not be written
+  2  wrong usage, or input that cannot be read as turns
+  3  no daemon answers at the socket
+  4  no such memory or chunk
+
+Examples:
+  recall append notes chat.txt               one turn a line of text
+  recall append notes chat.jsonl --wait      one JSON object a line: role, content, name, time, metadata
+  git log -1 | recall append notes --role tool
+  recall search notes where did we leave the boat key
+  recall search notes "boat key" --limit 3 --json
+  recall chunks notes 12                     everything about one chunk
+)";
+
+constexpr size_t page_limit = 200;
+
+struct Globals {
+  std::string socket;
+  bool json = false;
+  double timeout_s = 120;
+  bool timeout_given = false;
+};
+
+int fail_with(const Error& error, int code) {
+  std::fprintf(stderr, "recall: %s\n", printable(error.message).c_str());
+  return code;
+}
+
+int fail_with(const Error& error) {
+  return fail_with(error, error.kind == ErrorKind::not_found ? exit_not_found : exit_error);
+}
+
+// Writes to standard output. A reader that has seen enough (`recall turns x | head`) is no error.
+int print(std::string_view text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+  if (written) return exit_ok;
+  if (errno == EPIPE) std::_Exit(exit_ok);
+  return fail_with(system_error("write to standard output", errno));
+}
+
+int print_line(const Json& result) {
+  return print(result.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+Expected<Client> connect(const Globals& globals, bool wait_for_ever = false) {
+  ClientOptions options;
+  options.reply_timeout = std::chrono::milliseconds(static_cast<int64_t>(globals.timeout_s * 1000));
+  if (wait_for_ever && !globals.timeout_given) options.reply_timeout = std::chrono::milliseconds(0);
+  return Client::connect(globals.socket, options);
+}
+
+// Calls one method and prints its result: as it is with --json, else as report() words it.
+template <class Reply>
+int call_and_report(const Globals& globals, std::string_view method, Json params,
+                    const std::function<std::string(const Reply&, const Style&)>& to_text) {
+  auto client = connect(globals);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  const auto result = client->call(method, std::move(params));
+  if (!result) return fail_with(result.error());
+  if (globals.json) return print_line(*result);
+  const auto reply = decode<Reply>(*result);
+  if (!reply) return fail_with(reply.error());
+  return print(to_text(*reply, Style::of_standard_output()));
+}
+
+// ---- append
+
+struct AppendArguments {
+  std::string memory;
+  std::string file = "-";
+  std::string format = "auto";
+  std::string role = "user";
+  std::string name;
+  std::string operation_id;
+  bool wait = false;
+};
+
+int run_append(const Globals& globals, const AppendArguments& arguments) {
+  TurnReader::Options reading;
+  reading.format = arguments.format == "text"    ? InputFormat::text
+                   : arguments.format == "jsonl" ? InputFormat::json_lines
+                                                 : InputFormat::automatic;
+  reading.role = arguments.role;
+  if (!arguments.name.empty()) reading.name = arguments.name;
+  auto reader = TurnReader::open(arguments.file, reading);
+  if (!reader) return fail_with(reader.error(), exit_usage);
+  auto client = connect(globals, arguments.wait);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  if (arguments.file == "-" && isatty(STDIN_FILENO) != 0) {
+    std::fputs("One turn a line; end with Ctrl-D on a line of its own.\n", stderr);
+  }
+
+  const auto start = std::chrono::steady_clock::now();
+  std::optional<Error> unreadable;
+  std::optional<Error> refused;
+  AppendStream::Total total;
+  {
+    Progress progress(STDERR_FILENO, reader->bytes_total());
+    AppendStream::Options options;
+    options.operation_prefix = arguments.operation_id;
+    options.wait_searchable = arguments.wait;
+    options.source = reader->source();
+    options.on_reply = [&](const AppendStream::Total& so_far) {
+      progress.show(so_far.end_byte, so_far.turns, so_far.tokens);
+    };
+    AppendStream stream(*client, arguments.memory, std::move(options));
+    while (!refused) {
+      auto item = reader->next();
+      if (!item) unreadable = std::move(item).error();
+      if (!item || !*item) break;
+      if (auto added = stream.add(std::move((*item)->turn), (*item)->origin); !added) refused = added.error();
+    }
+    // What was read before a bad line is appended all the same: its turns are good, and the message says how far it
+    // went.
+    if (!refused) {
+      if (auto finished = stream.finish(); !finished) refused = finished.error();
+    }
+    total = stream.total();
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (refused || unreadable) {
+    Error error = refused ? *refused : *unreadable;
+    if (total.turns > 0) error.message += " (" + with_thousands(total.turns) + " turns were stored)";
+    return unreadable && !refused ? fail_with(error, exit_usage) : fail_with(error);
+  }
+  if (!globals.json) return print(report(total, arguments.memory, seconds));
+  const auto or_null = [](const std::optional<uint64_t>& number) { return number ? Json(*number) : Json(nullptr); };
+  return print_line({{"memory", arguments.memory},
+                     {"first_turn", or_null(total.first_turn)},
+                     {"last_turn", or_null(total.last_turn)},
+                     {"tokens", total.tokens},
+                     {"searchable_through", or_null(total.searchable_through)}});
+}
+
+// ---- listings
+
+struct ListArguments {
+  std::string memory;
+  std::optional<uint64_t> from;
+  std::optional<uint64_t> limit;
+};
+
+// Prints page after page until the end or until `limit` entries. With --json every page is one line.
+int print_pages(const Globals& globals, std::string_view method, const ListArguments& arguments,
+                std::string_view name_key, std::string_view entries_key,
+                const std::function<Expected<std::string>(const Json& page, bool first)>& to_text) {
+  auto client = connect(globals);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  PageRequest request;
+  request.memory = arguments.memory;
+  request.first = arguments.from;
+  uint64_t left = arguments.limit.value_or(UINT64_MAX);
+  for (bool first = true;; first = false) {
+    request.limit = std::min<uint64_t>(page_limit, left);
+    const auto page = client->call(method, params(request, name_key));
+    if (!page) return fail_with(page.error());
+    if (globals.json) {
+      if (const int code = print_line(*page); code != exit_ok) return code;
+    } else {
+      const auto text = to_text(*page, first);
+      if (!text) return fail_with(text.error());
+      if (const int code = print(*text); code != exit_ok) return code;
+    }
+    const auto entries = page->find(entries_key);
+    const auto next = page->find("next_cursor");
+    left -= std::min<uint64_t>(left, entries != page->end() ? entries->size() : 0);
+    if (left == 0 || next == page->end() || !next->is_string()) return exit_ok;
+    request.cursor = next->get<std::string>();
+    request.first.reset();
+  }
+}
+
+template <class Reply>
+Expected<std::string> page_text(const Json& page) {
+  RECALLD_TRY(const Reply reply, decode<Reply>(page));
+  return report(reply, Style::of_standard_output());
+}
+
+int run_memories_delete(const Globals& globals, const std::string& memory, bool yes) {
+  auto client = connect(globals);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  if (!yes) {
+    if (isatty(STDIN_FILENO) == 0) {
+      return fail_with({ErrorKind::invalid_request, "delete " + memory + ": nobody to ask; give --yes to delete it"},
+                       exit_usage);
+    }
+    const auto found = client->memory(memory);
+    if (!found) return fail_with(found.error());
+    std::fprintf(stderr, "Delete %s with %s turns for good? [y/N] ", memory.c_str(),
+                 with_thousands(found->turns).c_str());
+    std::string answer;
+    std::getline(std::cin, answer);
+    if (answer != "y" && answer != "Y" && answer != "yes") {
+      std::fputs("Kept.\n", stderr);
+      return exit_error;
+    }
+  }
+  const auto result = client->call("memories.delete", {{"memory", memory}});
+  if (!result) return fail_with(result.error());
+  return globals.json ? print_line(*result) : print("Deleted " + memory + ".\n");
+}
+
+// ---- the command table
+
+// Each function adds one command and binds `run` to what it does when chosen.
+// Arguments are shared by the bindings of their options, which CLI11 keeps, and by the callback.
+using Run = std::function<int()>;
+
+void add_append(CLI::App& app, const Globals& globals, Run& run) {
+  auto arguments = std::make_shared<AppendArguments>();
+  CLI::App* command = app.add_subcommand("append", "Append turns from a file or a pipe");
+  command->add_option("MEMORY", arguments->memory, "The memory; made when it does not exist")->required();
+  command->add_option("FILE", arguments->file, "What to read; - is standard input")->capture_default_str();
+  command->add_option("--format", arguments->format, "auto, text (a turn a non-empty line) or jsonl (an object a line)")
+      ->check(CLI::IsMember({"auto", "text", "jsonl"}))
+      ->capture_default_str();
+  command->add_option("--role", arguments->role, "Role of turns that name none")
+      ->check(CLI::IsMember({"user", "assistant", "system", "tool"}))
+      ->capture_default_str();
+  command->add_option("--name", arguments->name, "Speaker of turns that name none");
+  command
+      ->add_option("--operation-id", arguments->operation_id,
+                   "Make the load repeatable: the same input under the same id again changes nothing")
+      ->check([](const std::string& id) {
+        const size_t most = AppendStream::operation_prefix_bytes_max;
+        return id.size() <= most ? "" : "at most " + std::to_string(most) + " bytes, please";
+      });
+  command->add_flag("--wait", arguments->wait, "Wait until everything is encoded and searchable, not only stored");
+  command->callback(
+      [&globals, &run, arguments] { run = [&globals, arguments] { return run_append(globals, *arguments); }; });
+}
+
+void add_search(CLI::App& app, const Globals& globals, Run& run) {
+  struct Arguments {
+    SearchRequest request;
+    std::vector<std::string> words;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
+  command->add_option("MEMORY", arguments->request.memory)->required();
+  command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
+  command->add_option("--limit", arguments->request.limit, "At most so many chunks")->check(CLI::PositiveNumber);
+  command->add_option("--max-tokens", arguments->request.max_tokens, "At most so many tokens in all")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--mode", arguments->request.mode, "How to rank: landmark");
+  command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
+  command->callback([&globals, &run, arguments] {
+    run = [&globals, arguments] {
+      for (const std::string& word : arguments->words) {
+        if (!arguments->request.query.empty()) arguments->request.query += ' ';
+        arguments->request.query += word;
+      }
+      return call_and_report<SearchReply>(globals, "search", params(arguments->request),
+                                          [](const auto& reply, const Style& style) { return report(reply, style); });
+    };
+  });
+}
+
+void add_memories(CLI::App& app, const Globals& globals, Run& run) {
+  auto name = std::make_shared<std::string>();
+  auto yes = std::make_shared<bool>(false);
+  CLI::App* command = app.add_subcommand("memories", "List, show or delete memories");
+  command->require_subcommand(0, 1);
+  const auto list = [&globals, name] {
+    return print_pages(globals, "memories.list", {*name, {}, {}}, "prefix", "memories",
+                       [](const Json& page, bool first) -> Expected<std::string> {
+                         RECALLD_TRY(const auto reply, decode<MemoriesReply>(page));
+                         return report(reply, Style::of_standard_output(), first);
+                       });
+  };
+  command->callback([command, &run, list] {
+    if (command->get_subcommands().empty()) run = list;
+  });
+
+  CLI::App* listing = command->add_subcommand("list", "List memories by name");
+  listing->add_option("PREFIX", *name, "Only names that begin with this");
+  listing->callback([&run, list] { run = list; });
+
+  CLI::App* get = command->add_subcommand("get", "Show one memory");
+  get->add_option("MEMORY", *name)->required();
+  get->callback([&globals, &run, name] {
+    run = [&globals, name] {
+      return call_and_report<Memory>(globals, "memories.get", {{"memory", *name}},
+                                     [](const auto& reply, const Style& style) { return report(reply, style); });
+    };
+  });
+
+  CLI::App* erase = command->add_subcommand("delete", "Delete one memory, for good");
+  erase->add_option("MEMORY", *name)->required();
+  erase->add_flag("--yes", *yes, "Do not ask");
+  erase->callback([&globals, &run, name, yes] {
+    run = [&globals, name, yes] { return run_memories_delete(globals, *name, *yes); };
+  });
+}
+
+void add_turns(CLI::App& app, const Globals& globals, Run& run) {
+  auto arguments = std::make_shared<ListArguments>();
+  CLI::App* command = app.add_subcommand("turns", "Print the turns of a memory, as they were appended");
+  command->add_option("MEMORY", arguments->memory)->required();
+  command->add_option("--from", arguments->from, "Begin with this turn")->check(CLI::NonNegativeNumber);
+  command->add_option("--limit", arguments->limit, "At most so many turns")->check(CLI::PositiveNumber);
+  command->callback([&globals, &run, arguments] {
+    run = [&globals, arguments] {
+      return print_pages(globals, "turns.list", *arguments, "memory", "turns",
+                         [](const Json& page, bool) { return page_text<TurnsReply>(page); });
+    };
+  });
+}
+
+void add_chunks(CLI::App& app, const Globals& globals, Run& run) {
+  struct Arguments {
+    ListArguments list;
+    std::optional<uint64_t> chunk;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("chunks", "List the encoded chunks of a memory, or show one whole");
+  command->add_option("MEMORY", arguments->list.memory)->required();
+  command->add_option("CHUNK", arguments->chunk, "Show this chunk: text, tokens, place of its KV, landmark norm");
+  command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(CLI::NonNegativeNumber);
+  command->add_option("--limit", arguments->list.limit, "At most so many chunks")->check(CLI::PositiveNumber);
+  command->callback([&globals, &run, arguments] {
+    run = [&globals, arguments] {
+      if (!arguments->chunk) {
+        return print_pages(globals, "chunks.list", arguments->list, "memory", "chunks",
+                           [](const Json& page, bool) { return page_text<ChunksReply>(page); });
+      }
+      return call_and_report<Chunk>(globals, "chunks.get",
+                                    {{"memory", arguments->list.memory}, {"chunk", *arguments->chunk}},
+                                    [](const auto& reply, const Style& style) { return report(reply, style); });
+    };
+  });
+}
+
+void add_inspection(CLI::App& app, const Globals& globals, Run& run) {
+  app.add_subcommand("stats", "Print the daemon's figures")->callback([&globals, &run] {
+    run = [&globals] { return call_and_report<Json>(globals, "stats", Json::object(), report_object); };
+  });
+  app.add_subcommand("health", "Say whether the daemon is ready and how much waits")->callback([&globals, &run] {
+    run = [&globals] {
+      return call_and_report<Health>(globals, "health", Json::object(),
+                                     [](const auto& reply, const Style& style) { return report(reply, style); });
+    };
+  });
+  app.add_subcommand("version", "Print the daemon's version and model")->callback([&globals, &run] {
+    run = [&globals] {
+      return call_and_report<Version>(globals, "version", Json::object(),
+                                      [](const auto& reply, const Style& style) { return report(reply, style); });
+    };
+  });
+}
+
+int run_main(int argc, char** argv) {
+  Globals globals;
+  Run run;
+  CLI::App app("recall: talk to recalld, a memory for agents", "recall");
+  app.set_version_flag("--version", "recall " RECALLD_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();  // --socket and --json may stand behind the command too
+  globals.socket = default_socket();
+  app.add_option("--socket", globals.socket, "The daemon's socket; else $RECALLD_SOCKET, else as recalld chooses it")
+      ->capture_default_str();
+  app.add_flag("--json", globals.json, "Print the reply's result, one line of JSON (one a page)");
+  const CLI::Option* timeout =
+      app.add_option("--timeout", globals.timeout_s, "Seconds to wait for a reply; 0: for ever")
+          ->check(CLI::Range(0.0, 1e6))
+          ->capture_default_str();
+
+  add_append(app, globals, run);
+  add_search(app, globals, run);
+  add_memories(app, globals, run);
+  add_turns(app, globals, run);
+  add_chunks(app, globals, run);
+  add_inspection(app, globals, run);
+  app.footer(std::string(footer));  // after the commands, which would inherit it
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& problem) {
+    return app.exit(problem) == 0 ? exit_ok : exit_usage;
+  }
+  globals.timeout_given = timeout->count() > 0;
+  return run();
+}
+
+}  // namespace
+}  // namespace recalld::client
+
+int main(int argc, char** argv) {
+  try {
+    return recalld::client::run_main(argc, argv);
+  } catch (const std::exception& problem) {  // what is left: no memory, or a mistake of ours
+    std::fprintf(stderr, "recall: %s\n", problem.what());
+    return recalld::client::exit_error;
+  }
+}

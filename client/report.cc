@@ -1,0 +1,289 @@
+#include "client/report.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "client/text.h"
+
+namespace recalld::client {
+
+namespace {
+
+constexpr std::string_view bold = "1";
+constexpr std::string_view dim = "2";
+constexpr std::string_view cyan = "36";
+
+std::string painted(std::string_view text, std::string_view code, const Style& style) {
+  if (!style.colour || text.empty()) return std::string(text);
+  return "\x1b[" + std::string(code) + "m" + std::string(text) + "\x1b[0m";
+}
+
+std::string padded(std::string text, size_t width, bool right = false) {
+  const size_t length = characters(text);
+  if (length >= width) return text;
+  return right ? std::string(width - length, ' ') + text : text + std::string(width - length, ' ');
+}
+
+std::string speaker(std::string_view role, const std::optional<std::string>& name) {
+  return name ? printable(*name) + " (" + std::string(role) + ")" : std::string(role);
+}
+
+// 2026-01-31T18:05:09.25Z → 2026-01-31 18:05, which is enough to read; --json has the whole of it.
+std::string readable_time(std::string_view rfc3339) {
+  std::string text = printable(rfc3339.substr(0, 16));
+  if (text.size() == 16) text[10] = ' ';
+  return text;
+}
+
+std::string indented(std::string_view text, size_t indent, const Style& style) {
+  const size_t columns = style.columns > indent + 20 ? style.columns - indent : 0;
+  std::string out;
+  for (const std::string& line : wrap(printable(text), columns)) out += std::string(indent, ' ') + line + "\n";
+  return out;
+}
+
+std::string turn_range(uint64_t first, uint64_t last) {
+  if (first == last) return "turn " + std::to_string(first);
+  return "turns " + std::to_string(first) + "-" + std::to_string(last);
+}
+
+// Where a result comes from: its turns, who spoke, and when.
+std::string provenance(const std::vector<SearchReply::Source>& turns) {
+  if (turns.empty()) return "no turn";
+  std::string out = turn_range(turns.front().turn, turns.back().turn);
+  std::vector<std::string> speakers;
+  for (const auto& source : turns) {
+    std::string who = speaker(source.role, source.name);
+    if (std::ranges::find(speakers, who) == speakers.end()) speakers.push_back(std::move(who));
+  }
+  constexpr size_t speakers_max = 4;
+  for (size_t i = 0; i < std::min(speakers.size(), speakers_max); ++i) out += (i == 0 ? " · " : ", ") + speakers[i];
+  if (speakers.size() > speakers_max) out += ", …";
+  const std::string from = readable_time(turns.front().time);
+  const std::string to = readable_time(turns.back().time);
+  return out + " · " + (from == to ? from : from + " to " + to);
+}
+
+std::string value_text(std::string_view key, const Json& value) {
+  if (value.is_string()) return printable(value.get_ref<const std::string&>());
+  if (value.is_number_unsigned()) {
+    const auto number = value.get<uint64_t>();
+    const bool identifies = key == "generation" || key == "protocol";
+    std::string text = identifies ? std::to_string(number) : with_thousands(number);
+    if (key.ends_with("bytes") || key.find("bytes_on_disk") != std::string_view::npos) {
+      if (number >= 1024) text += " (" + readable_bytes(number) + ")";
+    }
+    return text;
+  }
+  if (value.is_number_float()) return fixed(value.get<double>(), 3);
+  if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
+  if (value.is_null()) return "-";
+  return printable(value.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+void flatten(const Json& object, const std::string& prefix, std::vector<std::pair<std::string, std::string>>& rows) {
+  for (const auto& [key, value] : object.items()) {
+    if (value.is_object()) {
+      flatten(value, prefix + key + ".", rows);
+    } else {
+      rows.emplace_back(printable(prefix + key), value_text(key, value));
+    }
+  }
+}
+
+std::string rows_text(const std::vector<std::pair<std::string, std::string>>& rows, const Style& style,
+                      size_t indent = 0) {
+  size_t width = 0;
+  for (const auto& row : rows) width = std::max(width, characters(row.first));
+  std::string out;
+  for (const auto& [key, value] : rows) {
+    out += std::string(indent, ' ') + painted(padded(key, width), dim, style) + "  " + value + "\n";
+  }
+  return out;
+}
+
+std::string why_text(const Json& why, const Style& style) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  std::string matches;
+  for (const auto& [key, value] : why.items()) {
+    if (key != "matches" || !value.is_array()) {
+      rows.emplace_back(key, value_text(key, value));
+      continue;
+    }
+    for (const Json& match : value) {
+      if (!match.is_object()) continue;
+      matches +=
+          "      head " + value_text("head", match.value("head", Json())) + " reads '" +
+          value_text("text", match.value("text", Json())) + "' (token " +
+          std::to_string(match.value("token", Json()).is_number_unsigned() ? match["token"].get<uint64_t>() : 0) +
+          ", weight " + value_text("weight", match.value("weight", Json())) + ")\n";
+    }
+  }
+  return rows_text(rows, style, 6) + painted(matches, dim, style);
+}
+
+std::string token_range(const TokenRange& tokens) {
+  return "tokens " + std::to_string(tokens.first) + "-" + std::to_string(tokens.end);
+}
+
+}  // namespace
+
+Style Style::of_standard_output() {
+  Style style;
+  if (isatty(STDOUT_FILENO) == 0) return style;
+  const char* no_color = std::getenv("NO_COLOR");
+  const char* terminal = std::getenv("TERM");
+  const bool refused = no_color != nullptr && no_color[0] != '\0';
+  const bool dumb = terminal != nullptr && std::string_view(terminal) == "dumb";
+  style.colour = !refused && !dumb;
+  winsize size{};
+  style.columns = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  return style;
+}
+
+std::string report(const SearchReply& reply, const Style& style) {
+  std::string out;
+  for (size_t i = 0; i < reply.results.size(); ++i) {
+    const auto& result = reply.results[i];
+    out += painted(padded(std::to_string(i + 1) + ".", 4), bold, style) +
+           painted("score " + fixed(result.score, 3), cyan, style) + "  " + provenance(result.turns) + "\n";
+    out += "    " + painted("chunk " + std::to_string(result.chunk) + " · " + token_range(result.tokens), dim, style) +
+           "\n";
+    out += indented(result.text, 6, style);
+    if (result.why.is_object()) out += why_text(result.why, style);
+    out += "\n";
+  }
+  std::string end = reply.results.empty() ? "Nothing found" : std::to_string(reply.results.size()) + " chunks";
+  if (reply.results.size() == 1) end = "1 chunk";
+  end += " in " + fixed(reply.took_ms, 1) + " ms";
+  if (reply.searchable_through) end += ", searchable through turn " + std::to_string(*reply.searchable_through);
+  return out + painted(end, dim, style) + "\n";
+}
+
+std::string report(const MemoriesReply& reply, const Style& style, bool first_page) {
+  if (reply.memories.empty()) return first_page ? "No memories yet. Make one: recall append NAME FILE\n" : "";
+  size_t width = 6;
+  for (const Memory& memory : reply.memories) width = std::max(width, characters(memory.memory));
+  std::string out;
+  if (first_page) {
+    out += painted(padded("MEMORY", width) + padded("TURNS", 11, true) + padded("TOKENS", 14, true) +
+                       padded("CHUNKS", 11, true) + padded("ENCODED", 11, true) + "  UPDATED",
+                   dim, style) +
+           "\n";
+  }
+  for (const Memory& memory : reply.memories) {
+    out += padded(printable(memory.memory), width) + padded(with_thousands(memory.turns), 11, true) +
+           padded(with_thousands(memory.tokens), 14, true) + padded(with_thousands(memory.chunks), 11, true) +
+           padded(with_thousands(memory.encoded_chunks), 11, true) + "  " + readable_time(memory.updated) + "\n";
+  }
+  return out;
+}
+
+std::string report(const Memory& memory, const Style& style) {
+  std::vector<std::pair<std::string, std::string>> rows{
+      {"memory", printable(memory.memory)},
+      {"turns", with_thousands(memory.turns)},
+      {"tokens", with_thousands(memory.tokens)},
+      {"chunks", with_thousands(memory.chunks) + ", " + with_thousands(memory.encoded_chunks) + " of them encoded"},
+      {"content", readable_bytes(memory.content_bytes)},
+      {"created", printable(memory.created)},
+      {"updated", printable(memory.updated)}};
+  if (memory.searchable_through) {
+    rows.emplace_back("searchable", "through turn " + std::to_string(*memory.searchable_through));
+  }
+  return rows_text(rows, style);
+}
+
+std::string report(const TurnsReply& reply, const Style& style) {
+  std::string out;
+  for (const StoredTurn& stored : reply.turns) {
+    const Turn& turn = stored.turn;
+    out += painted(std::to_string(stored.number), bold, style) + "  " +
+           painted(speaker(turn.role, turn.name), cyan, style);
+    if (turn.time) out += "  " + painted(readable_time(*turn.time), dim, style);
+    if (turn.metadata.is_object() && !turn.metadata.empty()) {
+      out += "  " + painted(value_text("metadata", turn.metadata), dim, style);
+    }
+    out += "\n" + indented(turn.content, 4, style);
+  }
+  return out;
+}
+
+std::string report(const ChunksReply& reply, const Style& style) {
+  std::string out;
+  for (const Chunk& chunk : reply.chunks) {
+    const size_t preview = style.columns > 40 ? style.columns - 4 : 100;
+    out += painted(padded(std::to_string(chunk.chunk), 6), bold, style) + " " +
+           painted(token_range(chunk.tokens) + " · " + turn_range(chunk.first_turn, chunk.last_turn) + " · segment " +
+                       std::to_string(chunk.kv_segment) + " slot " + std::to_string(chunk.kv_slot) +
+                       " · landmark norm " + fixed(chunk.landmark_norm, 3),
+                   dim, style) +
+           "\n    " + shorten(printable(chunk.text), preview) + "\n";
+  }
+  return out;
+}
+
+std::string report(const Chunk& chunk, const Style& style) {
+  std::string out =
+      rows_text({{"chunk", std::to_string(chunk.chunk)},
+                 {"tokens", token_range(chunk.tokens).substr(7)},
+                 {"turns", turn_range(chunk.first_turn, chunk.last_turn)},
+                 {"KV", "segment " + std::to_string(chunk.kv_segment) + ", slot " + std::to_string(chunk.kv_slot) +
+                            (chunk.kv_bytes ? ", " + readable_bytes(*chunk.kv_bytes) + " verified" : "")},
+                 {"CRC32C", printable(chunk.kv_crc32c)},
+                 {"generation", std::to_string(chunk.generation)},
+                 {"landmark norm", fixed(chunk.landmark_norm, 6)}},
+                style);
+  out += "\n" + painted("text", dim, style) + "\n" + indented(chunk.text, 4, style);
+  if (chunk.token_ids.empty()) return out;
+
+  // Tokens side by side, quoted, because most of them begin with a space.
+  std::string tokens;
+  for (size_t i = 0; i < chunk.token_ids.size(); ++i) {
+    std::string text = i < chunk.token_texts.size() ? printable(chunk.token_texts[i]) : "";
+    for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "\\n");
+    tokens += "'" + text + "'=" + std::to_string(chunk.token_ids[i]) + " ";
+  }
+  return out + "\n" + painted("token ids", dim, style) + "\n" +
+         indented(tokens, 4, Style{style.colour, style.columns == 0 ? 104 : style.columns});
+}
+
+std::string report(const Version& version, const Style& style) {
+  return rows_text({{"recalld", printable(version.version)},
+                    {"protocol", std::to_string(version.protocol)},
+                    {"model", printable(version.model_hash)}},
+                   style);
+}
+
+std::string report(const Health& health, const Style& style) {
+  std::string out = health.ready ? "ready" : "not ready";
+  out = painted(out, bold, style) + ", " + with_thousands(health.waiting_chunks) + " chunks waiting to be encoded\n";
+  if (!health.problem.empty()) out += "problem: " + printable(health.problem) + "\n";
+  return out;
+}
+
+std::string report(const AppendStream::Total& total, std::string_view memory, double seconds) {
+  if (total.turns == 0) return "Nothing to append: the input holds no turn.\n";
+  std::string out = "Appended " + with_thousands(total.turns) + (total.turns == 1 ? " turn (" : " turns (") +
+                    with_thousands(total.tokens) + " tokens) to " + printable(memory);
+  if (total.first_turn && total.last_turn) out += " as " + turn_range(*total.first_turn, *total.last_turn);
+  out += " in " + fixed(seconds, 2) + " s";
+  if (total.searchable_through) {
+    out += "; searchable through turn " + std::to_string(*total.searchable_through);
+  } else {
+    out += "; stored, encoding goes on behind";
+  }
+  return out + ".\n";
+}
+
+std::string report_object(const Json& object, const Style& style) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  flatten(object, "", rows);
+  return rows_text(rows, style);
+}
+
+}  // namespace recalld::client

@@ -1,0 +1,35 @@
+// Replies as text for people. Stored text goes through printable(), so that none of it can steer the terminal.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "client/append_stream.h"
+#include "client/client.h"
+
+namespace recalld::client {
+
+struct Style {
+  bool colour = false;
+  size_t columns = 0;  // to wrap at; 0: not at all
+
+  // Of standard output: colours on a terminal only, and not under NO_COLOR or TERM=dumb.
+  static Style of_standard_output();
+};
+
+std::string report(const SearchReply& reply, const Style& style);
+std::string report(const MemoriesReply& reply, const Style& style, bool first_page);
+std::string report(const Memory& memory, const Style& style);
+std::string report(const TurnsReply& reply, const Style& style);
+std::string report(const ChunksReply& reply, const Style& style);
+std::string report(const Chunk& chunk, const Style& style);
+std::string report(const Version& version, const Style& style);
+std::string report(const Health& health, const Style& style);
+
+// "Appended 812 turns (20,411 tokens) to notes as turns 0 to 811 in 0.35 s".
+std::string report(const AppendStream::Total& total, std::string_view memory, double seconds);
+
+// Any JSON object as aligned lines "name  value"; sizes in bytes also readably.
+std::string report_object(const Json& object, const Style& style);
+
+}  // namespace recalld::client
