@@ -41,10 +41,10 @@ class AppendStream {
   };
 
   struct Options {
-    std::string operation_prefix;                // empty: no operation ids
-    bool wait_searchable = false;                // an acknowledgement then means encoded, not durable only
-    std::string source = "input";                // what errors call the place that the turns come from
-    std::function<void(const Total&)> on_reply;  // called after every acknowledgement; may be unset
+    std::string operation_prefix{};                // empty: no operation ids
+    bool wait_searchable = false;                  // an acknowledgement then means encoded, not durable only
+    std::string source = "input";                  // what errors call the place that the turns come from
+    std::function<void(const Total&)> on_reply{};  // called after every acknowledgement; may be unset
   };
 
   // Borrows the client, which must do nothing else meanwhile.

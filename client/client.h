@@ -33,16 +33,16 @@ inline constexpr size_t reply_bytes_max = size_t{256} << 20;  // of one reply: l
 // ---- Requests and replies. Field names are those of docs/protocol.md.
 struct Turn {
   std::string role = "user";  // user, assistant, system or tool
-  std::string content;        // UTF-8, 1 byte to 1 MiB
-  std::optional<std::string> name;
-  std::optional<std::string> time;  // RFC 3339; unset: the daemon's clock
-  Json metadata = nullptr;          // a flat object, or null for none
+  std::string content{};      // UTF-8, 1 byte to 1 MiB
+  std::optional<std::string> name{};
+  std::optional<std::string> time{};  // RFC 3339; unset: the daemon's clock
+  Json metadata = nullptr;            // a flat object, or null for none
 };
 
 struct AppendRequest {
-  std::string memory;
-  std::vector<Turn> turns;
-  std::string operation_id;  // empty: none
+  std::string memory{};
+  std::vector<Turn> turns{};
+  std::string operation_id{};  // empty: none
   bool wait_searchable = false;
 };
 
@@ -55,11 +55,11 @@ struct AppendReply {
 };
 
 struct SearchRequest {
-  std::string memory;
-  std::string query;
-  std::optional<uint64_t> limit;
-  std::optional<uint64_t> max_tokens;
-  std::string mode;  // empty: the daemon's default
+  std::string memory{};
+  std::string query{};
+  std::optional<uint64_t> limit{};
+  std::optional<uint64_t> max_tokens{};
+  std::string mode{};  // empty: the daemon's default
   bool explain = false;
 };
 
@@ -90,10 +90,10 @@ struct SearchReply {
 
 // A page of a listing: it begins at `cursor`, the previous page's next_cursor, or at entry number `first`.
 struct PageRequest {
-  std::string memory;  // for memories(): the prefix of the names
-  std::optional<uint64_t> limit;
-  std::string cursor;
-  std::optional<uint64_t> first;  // not for memories()
+  std::string memory{};  // for memories(): the prefix of the names
+  std::optional<uint64_t> limit{};
+  std::string cursor{};
+  std::optional<uint64_t> first{};  // not for memories()
 };
 
 struct StoredTurn {

@@ -70,9 +70,9 @@ std::string provenance(const std::vector<SearchReply::Source>& turns) {
 
 std::string value_text(std::string_view key, const Json& value) {
   if (value.is_string()) return printable(value.get_ref<const std::string&>());
-  if (value.is_number_unsigned()) {
+  if (value.is_number_integer() && value >= 0) {
     const auto number = value.get<uint64_t>();
-    const bool identifies = key == "generation" || key == "protocol";
+    const bool identifies = key == "token" || key == "generation";
     std::string text = identifies ? std::to_string(number) : with_thousands(number);
     if (key.ends_with("bytes") || key.find("bytes_on_disk") != std::string_view::npos) {
       if (number >= 1024) text += " (" + readable_bytes(number) + ")";
@@ -116,11 +116,9 @@ std::string why_text(const Json& why, const Style& style) {
     }
     for (const Json& match : value) {
       if (!match.is_object()) continue;
-      matches +=
-          "      head " + value_text("head", match.value("head", Json())) + " reads '" +
-          value_text("text", match.value("text", Json())) + "' (token " +
-          std::to_string(match.value("token", Json()).is_number_unsigned() ? match["token"].get<uint64_t>() : 0) +
-          ", weight " + value_text("weight", match.value("weight", Json())) + ")\n";
+      const auto field = [&match](const char* name) { return value_text(name, match.value(name, Json())); };
+      matches += "      head " + field("head") + " reads '" + field("text") + "' (token " + field("token") +
+                 ", weight " + field("weight") + ")\n";
     }
   }
   return rows_text(rows, style, 6) + painted(matches, dim, style);

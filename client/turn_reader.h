@@ -19,7 +19,7 @@ class TurnReader {
   struct Options {
     InputFormat format = InputFormat::automatic;  // automatic: JSON lines when the first turn's line is a JSON object
     std::string role = "user";                    // of turns that name none
-    std::optional<std::string> name;
+    std::optional<std::string> name{};
   };
 
   struct Item {
