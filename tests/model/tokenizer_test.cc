@@ -1,0 +1,224 @@
+#include "model/tokenizer.h"
+
+#include <gtest/gtest.h>
+#include <sentencepiece_processor.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+
+namespace recalld {
+namespace {
+
+const std::filesystem::path source_dir = RECALLD_SOURCE_DIR;
+const std::string model_file = (source_dir / "model/default/tokenizer.model").string();
+
+const Tokenizer& tokenizer() {
+  static const Tokenizer shared = [] {
+    auto opened = Tokenizer::open(model_file, 3, 6);
+    EXPECT_TRUE(opened) << opened.error().message;
+    return *std::move(opened);
+  }();
+  return shared;
+}
+
+const sentencepiece::SentencePieceProcessor& library() {
+  static const auto processor = [] {
+    auto loaded = std::make_unique<sentencepiece::SentencePieceProcessor>();
+    EXPECT_TRUE(loaded->Load(model_file).ok());
+    return loaded;
+  }();
+  return *processor;
+}
+
+std::vector<uint32_t> library_ids(std::string_view text) {
+  std::vector<int> ids;
+  EXPECT_TRUE(library().Encode(text, &ids).ok());
+  return {ids.begin(), ids.end()};
+}
+
+void expect_ends_cut_whole_characters(std::string_view text, const Tokens& tokens) {
+  ASSERT_EQ(tokens.ids.size(), tokens.ends.size());
+  uint32_t before = 0;
+  for (const uint32_t end : tokens.ends) {
+    ASSERT_GE(end, before);
+    ASSERT_LE(end, text.size());
+    ASSERT_TRUE(end == text.size() || (static_cast<uint8_t>(text[end]) & 0xc0) != 0x80) << "cut inside a character";
+    before = end;
+  }
+  if (!text.empty()) {
+    ASSERT_EQ(before, text.size());
+  }
+}
+
+// Words, spaces, digits, marks, characters of one to four bytes and rare ones; the newline among them.
+std::string random_text(std::mt19937& random, size_t units) {
+  static const std::vector<std::string> alphabet = {"the",
+                                                    "memory",
+                                                    "re",
+                                                    "call",
+                                                    "ing",
+                                                    "x",
+                                                    "qz",
+                                                    "A",
+                                                    "Tool",
+                                                    " ",
+                                                    " ",
+                                                    " ",
+                                                    " ",
+                                                    "  ",
+                                                    "\n",
+                                                    "\t",
+                                                    ".",
+                                                    ",",
+                                                    "'s",
+                                                    "1",
+                                                    "42",
+                                                    "007",
+                                                    "-",
+                                                    "<",
+                                                    "|",
+                                                    ">",
+                                                    "_",
+                                                    "\xc3\xa9",
+                                                    "\xc3\x9f",
+                                                    "\xe2\x80\x94",
+                                                    "\xe2\x96\x81",
+                                                    "\xe4\xbd\xa0",
+                                                    "\xf0\x9f\x99\x82",
+                                                    "\xcc\x8a",
+                                                    "\xe2\x80\x8d",
+                                                    "\x7f",
+                                                    "\x01"};
+  std::string text;
+  for (size_t i = 0; i < units; ++i) text += alphabet[random() % alphabet.size()];
+  return text;
+}
+
+TEST(GoldenTokenizer, GivesTheIdsOfTheGoldenText) {
+  const char* directory = std::getenv("RECALLD_GOLDEN_DIR");
+  const std::filesystem::path golden =
+      directory == nullptr ? source_dir / "tests/golden/starter" : std::filesystem::path(directory);
+  std::ifstream file(golden / "tokenizer_golden.json");
+  ASSERT_TRUE(file) << "no tokenizer_golden.json in " << golden;
+  const auto json = nlohmann::json::parse(file);
+  EXPECT_EQ(tokenizer().encode(json.at("tokens_of").get<std::string>()).ids,
+            json.at("ids").get<std::vector<uint32_t>>());
+}
+
+TEST(Tokenizer, GivesTheIdsOfTheLibraryForAnyText) {
+  std::mt19937 random(20);
+  for (int round = 0; round < 3000; ++round) {
+    const std::string text = random_text(random, random() % 60);
+    const Tokens tokens = tokenizer().encode(text);
+    ASSERT_EQ(tokens.ids, library_ids(text)) << text;
+    expect_ends_cut_whole_characters(text, tokens);
+  }
+}
+
+TEST(Tokenizer, GivesTheIdsOfTheLibraryForLongText) {
+  std::mt19937 random(21);
+  const std::string mixed = random_text(random, 30000), unbroken(40000, 'a');
+  for (const std::string& text : {mixed, unbroken, std::string(5000, ' '), std::string(3000, '\n')}) {
+    EXPECT_TRUE(tokenizer().encode(text).ids == library_ids(text));
+  }
+}
+
+TEST(Tokenizer, EveryTokenKnowsItsBytes) {
+  const std::string text = "Anna met\n  Boris";
+  const Tokens tokens = tokenizer().encode(text);
+  uint32_t begin = 0;
+  for (size_t i = 0; i < tokens.ids.size(); ++i) {
+    std::string piece = library().IdToPiece(static_cast<int>(tokens.ids[i]));
+    for (size_t at; (at = piece.find("\xe2\x96\x81")) != std::string::npos;) piece.replace(at, 3, " ");
+    if (i == 0) piece.erase(0, 1);  // the dummy prefix
+    EXPECT_EQ(text.substr(begin, tokens.ends[i] - begin), piece);
+    begin = tokens.ends[i];
+  }
+}
+
+TEST(Tokenizer, ACharacterOfSeveralPiecesBelongsToTheFirst) {
+  const std::string text = "x\xf0\x9f\xa7\xbf y";  // a nazar amulet, outside the vocabulary: four byte pieces
+  const Tokens tokens = tokenizer().encode(text);
+  EXPECT_EQ(tokens.ids, library_ids(text));
+  std::vector<uint32_t> at_five;
+  for (size_t i = 0; i < tokens.ids.size(); ++i) {
+    if (tokens.ends[i] == 5) at_five.push_back(tokens.ids[i]);
+  }
+  EXPECT_EQ(at_five, (std::vector<uint32_t>{7 + 0xf0, 7 + 0x9f, 7 + 0xa7, 7 + 0xbf}));
+  expect_ends_cut_whole_characters(text, tokens);
+}
+
+TEST(Tokenizer, SpecialStringsInContentBecomePlainPieces) {
+  for (const std::string special : {"<|recall|>", "<|user|>", "<|assistant|>", "<unk>", "<s>", "</s>", "<0x0A>"}) {
+    const std::string text = "a" + special + "b " + special;
+    const Tokens tokens = tokenizer().encode(text);
+    for (const uint32_t id : tokens.ids) EXPECT_TRUE(id >= 7) << special << " gave piece " << id;
+    expect_ends_cut_whole_characters(text, tokens);
+    EXPECT_EQ(tokenizer().decode(tokens.ids), text);
+  }
+}
+
+TEST(Tokenizer, NulBytesStayWhatTheyAre) {
+  using namespace std::string_literals;
+  for (const std::string& text : {"a\0b"s, "\0"s, "\0\0\0"s, "<|rec\0all|>"s, "end\0"s}) {
+    const Tokens tokens = tokenizer().encode(text);
+    EXPECT_EQ(std::count(tokens.ids.begin(), tokens.ids.end(), 7u), std::count(text.begin(), text.end(), '\0'));
+    EXPECT_EQ(tokenizer().decode(tokens.ids), text);
+    expect_ends_cut_whole_characters(text, tokens);
+  }
+}
+
+TEST(Tokenizer, ATurnEndsWithTheNewlinePieceAndItsByte) {
+  const Tokens turn = tokenizer().encode_turn("User: ", "hello\nthere");
+  const Tokens plain = tokenizer().encode("User: hello\nthere");
+  ASSERT_EQ(turn.ids.size(), plain.ids.size() + 1);
+  EXPECT_TRUE(std::equal(plain.ids.begin(), plain.ids.end(), turn.ids.begin()));
+  EXPECT_TRUE(std::equal(plain.ends.begin(), plain.ends.end(), turn.ends.begin()));
+  EXPECT_EQ(turn.ids.back(), 6u);
+  EXPECT_EQ(turn.ends.back(), 18u);
+  EXPECT_EQ(tokenizer().encode_turn("", "").ids, std::vector<uint32_t>{6});
+}
+
+TEST(Tokenizer, AQueryStandsBetweenNewlineAndRecall) {
+  const std::vector<uint32_t> plain = tokenizer().encode("Who is <|user|>?").ids;
+  const std::vector<uint32_t> query = tokenizer().encode_query("Who is <|user|>?");
+  ASSERT_EQ(query.size(), plain.size() + 2);
+  EXPECT_EQ(query.front(), 6u);
+  EXPECT_TRUE(std::equal(plain.begin(), plain.end(), query.begin() + 1));
+  EXPECT_EQ(query.back(), 3u);
+}
+
+TEST(Tokenizer, BytesThatAreNotUtf8DoNoHarm) {
+  std::mt19937 random(22);
+  for (int round = 0; round < 2000; ++round) {
+    std::string text(random() % 20, ' ');
+    for (char& byte : text) byte = static_cast<char>(random());
+    const Tokens tokens = tokenizer().encode(text);
+    ASSERT_EQ(tokens.ids.size(), tokens.ends.size());
+    if (!text.empty()) {
+      ASSERT_EQ(tokens.ends.back(), text.size());
+    }
+    for (const uint32_t id : tokens.ids) ASSERT_LT(id, tokenizer().vocab_size());
+  }
+}
+
+TEST(Tokenizer, RefusesFilesThatAreNotItsModel) {
+  const auto path = std::filesystem::path(testing::TempDir()) / "tokenizer_test.model";
+  for (const std::string& bytes : {std::string(), std::string("not a model"), std::string(100000, '\xff')}) {
+    std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+    const auto opened = Tokenizer::open(path, 3, 6);
+    ASSERT_FALSE(opened);
+    EXPECT_NE(opened.error().message.find("tokenizer_test.model"), std::string::npos) << opened.error().message;
+  }
+  std::filesystem::remove(path);
+  EXPECT_FALSE(Tokenizer::open(path, 3, 6));
+  EXPECT_FALSE(Tokenizer::open(model_file, 3, 7));
+  EXPECT_FALSE(Tokenizer::open(model_file, 1000000, 6));
+}
+
+}  // namespace
+}  // namespace recalld
