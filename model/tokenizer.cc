@@ -3,11 +3,7 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
-#include <bit>
 #include <cassert>
-#include <cstdlib>
-#include <limits>
-#include <unordered_map>
 #include <utility>
 
 #include "base/bytes.h"
@@ -15,15 +11,10 @@
 namespace recalld {
 namespace {
 
-constexpr uint32_t none = std::numeric_limits<uint32_t>::max();
 constexpr std::string_view space_mark = "\xe2\x96\x81";  // U+2581, SentencePiece's written form of a space
 
-// Bytes of the character that starts at `text[at]`; 1 for a byte that starts none.
-size_t character_bytes(std::string_view text, size_t at) {
-  const auto lead = static_cast<uint8_t>(text[at]);
-  const size_t bytes = lead < 0xc2 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : lead < 0xf5 ? 4 : 1;
-  return std::min(bytes, text.size() - at);
-}
+// The library's time and memory grow faster than the length of a text: it gets about this much at a time.
+constexpr size_t block_bytes = 2048;
 
 // The library does not tell which pieces are user-defined, so their types are read from the model's own bytes: a
 // protobuf ModelProto, whose field 1 is a piece and whose field 3 in turn is the piece's type.
@@ -63,6 +54,7 @@ class ProtoFields {
 };
 
 constexpr uint64_t type_normal = 1;
+constexpr uint64_t type_user_defined = 4;
 
 std::vector<uint64_t> piece_types(std::string_view model) {
   std::vector<uint64_t> types;
@@ -77,90 +69,28 @@ std::vector<uint64_t> piece_types(std::string_view model) {
   return types;
 }
 
-// What two neighbouring symbols become, and how early: a flat hash table, since it is asked for every pair of symbols.
-class MergeTable {
- public:
-  struct Merge {
-    uint32_t merged = none;
-    float score = 0;
-  };
-
-  explicit MergeTable(size_t entries_max) : slots_(std::bit_ceil(2 * entries_max + 2)) {}
-
-  void add(uint32_t left, uint32_t right, Merge merge) { slots_[place(left, right)] = {left, right, merge}; }
-  const Merge& find(uint32_t left, uint32_t right) const { return slots_[place(left, right)].merge; }
-
- private:
-  struct Slot {
-    uint32_t left = none;
-    uint32_t right = none;
-    Merge merge;
-  };
-
-  size_t place(uint32_t left, uint32_t right) const {
-    const size_t mask = slots_.size() - 1;
-    size_t at = ((uint64_t{left} << 32 | right) * 0x9e3779b97f4a7c15) >> 32 & mask;
-    while (slots_[at].left != none && (slots_[at].left != left || slots_[at].right != right)) at = (at + 1) & mask;
-    return at;
-  }
-
-  std::vector<Slot> slots_;
+// How a block of text begins, which decides how it is encoded so that its ids are those of the whole text.
+enum class Lead {
+  text,   // the beginning of the text: the library's dummy prefix belongs here
+  space,  // a space, which is left out, because the dummy prefix stands for it
+  none,   // in the middle of a word: encoded behind a newline, after which the library puts no dummy prefix
 };
 
 }  // namespace
 
-// The vocabulary comes from SentencePiece's library, the merging is ours: byte-pair encoding as the library does it
-// (of all neighbours whose joined text is a piece, the best score first, of equals the leftmost), but a word at a time,
-// with the bytes of every piece known, and with no special pieces in content. The library takes 2 s and 75 MB for 1
-// MiB.
 struct Tokenizer::Impl {
   sentencepiece::SentencePieceProcessor processor;
   uint32_t recall_id = 0;
   uint32_t newline_id = 0;
-  // A symbol is a piece's id, or vocab_size + i for a character that occurs in pieces but is none itself.
   uint32_t vocab_size = 0;
-  std::unordered_map<std::string, uint32_t> symbol_of_text;
-  uint32_t symbol_of_ascii[128];
-  uint32_t symbol_of_space = none;
-  uint32_t byte_ids[256];
-  MergeTable merges{0};
-  // No piece has a space mark after another character, so that what stands before a space never joins it.
+  std::vector<std::string> specials;  // user-defined pieces that content must not become, that is all but the newline
+  // No piece has a space after another character, so that a text may be cut before any space.
   bool spaces_only_lead = true;
 
-  struct Symbol {
-    uint32_t symbol = none;  // none: a character outside the vocabulary, or joined to its left neighbour
-    uint32_t begin = 0;      // bytes in the text
-    uint32_t end = 0;
-    uint32_t left = none;
-    uint32_t right = none;
-  };
-  struct Candidate {
-    float score;
-    uint32_t left, right;                // places in Scratch::symbols
-    uint32_t left_symbol, right_symbol;  // what stood there when the pair was seen
-    uint32_t merged;
-    bool operator<(const Candidate& other) const {
-      return score != other.score ? score < other.score : left > other.left;
-    }
-  };
-  struct Scratch {
-    std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;
-  };
-
   Expected<void> load(const std::string& path);
-  Expected<void> check_against_library() const;
   void encode(std::string_view text, Tokens& out) const;
-
- private:
-  uint32_t symbol_of(std::string_view character) const {
-    const auto lead = static_cast<uint8_t>(character[0]);
-    if (lead < 128) return symbol_of_ascii[lead];
-    const auto found = symbol_of_text.find(std::string(character));
-    return found == symbol_of_text.end() ? none : found->second;
-  }
-  void consider(Scratch& scratch, uint32_t left, uint32_t right) const;
-  void flush_word(std::string_view text, Scratch& scratch, Tokens& out) const;
+  void encode_block(std::string_view text, size_t begin, size_t end, Lead lead, Tokens& out) const;
+  bool space_cut(std::string_view text, size_t at) const;
 };
 
 Expected<void> Tokenizer::Impl::load(const std::string& path) {
@@ -169,159 +99,70 @@ Expected<void> Tokenizer::Impl::load(const std::string& path) {
   vocab_size = static_cast<uint32_t>(processor.GetPieceSize());
   const std::vector<uint64_t> types = piece_types(processor.serialized_model_proto());
   if (types.size() != vocab_size) return fail(ErrorKind::corrupt, "read " + path + ": its list of pieces is damaged");
-  std::fill(std::begin(byte_ids), std::end(byte_ids), static_cast<uint32_t>(processor.unk_id()));
-  std::vector<uint32_t> normal;
-  for (uint32_t id = 0; id < vocab_size; ++id) {
-    const int piece_id = static_cast<int>(id);
-    if (processor.IsUnused(piece_id)) {
-      return fail(ErrorKind::invalid_request,
-                  "read " + path + ": piece " + std::to_string(id) + " is marked unused, which is not supported");
-    }
-    const std::string& piece = processor.IdToPiece(piece_id);
-    if (processor.IsByte(piece_id)) {
-      const unsigned long byte = std::strtoul(piece.c_str() + 3, nullptr, 16);  // "<0x2F>"
-      if (piece.size() == 6 && byte < 256) byte_ids[byte] = id;
-    } else if (types[id] == type_normal && !piece.empty()) {
-      symbol_of_text.emplace(piece, id);
-      normal.push_back(id);
-    }  // control and user-defined pieces never come from content; their characters do
-  }
   for (const auto& [id, wanted] : {std::pair{newline_id, "\n"}, std::pair{recall_id, "<|recall|>"}}) {
-    if (id >= vocab_size || processor.IdToPiece(static_cast<int>(id)) != wanted) {
-      return fail(ErrorKind::invalid_request,
-                  "read " + path + ": piece " + std::to_string(id) +
-                      " is not the one that config.json says it is (newline or <|recall|>)");
-    }
+    if (id >= vocab_size || processor.IdToPiece(static_cast<int>(id)) != wanted || types[id] != type_user_defined)
+      return fail(ErrorKind::invalid_request, "read " + path + ": piece " + std::to_string(id) +
+                                                  " is not the user-defined one that config.json says it is (newline or <|recall|>)");
   }
-
-  uint32_t next_symbol = vocab_size;
-  size_t splits = 0;
-  for (const uint32_t id : normal) {
+  for (uint32_t id = 0; id < vocab_size; ++id) {
     const std::string& piece = processor.IdToPiece(static_cast<int>(id));
-    for (size_t at = 0; at < piece.size(); at += character_bytes(piece, at)) {
-      const std::string character = piece.substr(at, character_bytes(piece, at));
-      if (symbol_of_text.emplace(character, next_symbol).second) ++next_symbol;
-      if (at > 0 && character == space_mark && !piece.substr(0, at).ends_with(space_mark)) spaces_only_lead = false;
-      ++splits;
-    }
-  }
-  merges = MergeTable(splits);
-  for (const uint32_t id : normal) {
-    const std::string& piece = processor.IdToPiece(static_cast<int>(id));
-    for (size_t at = 0; at < piece.size(); at += character_bytes(piece, at)) {
-      const auto left = symbol_of_text.find(piece.substr(0, at)), right = symbol_of_text.find(piece.substr(at));
-      if (at == 0 || left == symbol_of_text.end() || right == symbol_of_text.end()) continue;
-      merges.add(left->second, right->second, {id, processor.GetScore(static_cast<int>(id))});
-    }
-  }
-  for (size_t c = 0; c < 128; ++c) {
-    const auto found = symbol_of_text.find(std::string(1, static_cast<char>(c)));
-    symbol_of_ascii[c] = found == symbol_of_text.end() ? none : found->second;
-  }
-  const auto space = symbol_of_text.find(std::string(space_mark));
-  if (space != symbol_of_text.end()) symbol_of_space = space->second;
-  symbol_of_ascii[static_cast<size_t>(' ')] = symbol_of_space;
-  return check_against_library();
-}
-
-// A model of another kind (unigram, or with a normalisation that changes text) would load and then encode wrongly.
-Expected<void> Tokenizer::Impl::check_against_library() const {
-  constexpr std::string_view samples[] = {
-      "Anna met Boris on the 27th of May;  they'd 3 caf\xc3\xa9s left & 1,250 euros.\nThen -- nothing?",
-      " two spaces  lead, A\xcc\x8angstr\xc3\xb6m \xef\xac\x81ne \xe2\x84\xa2 \xe4\xbd\xa0\xe5\xa5\xbd "
-      "\xf0\x9f\x99\x82 ",
-  };
-  for (const std::string_view sample : samples) {
-    std::vector<int> wanted;
-    const auto status = processor.Encode(sample, &wanted);
-    Tokens got;
-    encode(sample, got);
-    if (!status.ok() || !std::equal(wanted.begin(), wanted.end(), got.ids.begin(), got.ids.end(),
-                                    [](int a, uint32_t b) { return static_cast<uint32_t>(a) == b; })) {
-      return fail(ErrorKind::invalid_request,
-                  "the tokenizer model is not supported: it must be SentencePiece BPE with identity normalisation, a "
-                  "dummy prefix and all whitespace kept");
+    if (types[id] == type_user_defined && id != newline_id && piece.size() > 1) specials.push_back(piece);
+    if (types[id] == type_normal) {
+      const size_t first_other = piece.find_first_not_of(space_mark);  // the mark's bytes begin no other character alone
+      if (first_other != std::string::npos && piece.find(space_mark, first_other) != std::string::npos) spaces_only_lead = false;
     }
   }
   return {};
 }
 
-void Tokenizer::Impl::consider(Scratch& scratch, uint32_t left, uint32_t right) const {
-  const uint32_t left_symbol = scratch.symbols[left].symbol, right_symbol = scratch.symbols[right].symbol;
-  if (left_symbol == none || right_symbol == none) return;
-  const MergeTable::Merge& merge = merges.find(left_symbol, right_symbol);
-  if (merge.merged == none) return;
-  scratch.heap.push_back({merge.score, left, right, left_symbol, right_symbol, merge.merged});
-  std::push_heap(scratch.heap.begin(), scratch.heap.end());
-}
-
-// Joins the scratch's symbols as far as they go, appends them to `out` and clears the scratch.
-void Tokenizer::Impl::flush_word(std::string_view text, Scratch& scratch, Tokens& out) const {
-  auto& [symbols, heap] = scratch;
-  const uint32_t count = static_cast<uint32_t>(symbols.size());
-  for (uint32_t i = 0; i < count; ++i) {
-    symbols[i].left = i == 0 ? none : i - 1;
-    symbols[i].right = i + 1 == count ? none : i + 1;
-    if (i > 0) consider(scratch, i - 1, i);
-  }
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end());
-    const Candidate best = heap.back();
-    heap.pop_back();
-    Symbol& left = symbols[best.left];
-    Symbol& right = symbols[best.right];
-    if (left.symbol != best.left_symbol || right.symbol != best.right_symbol || left.right != best.right) continue;
-    left.symbol = best.merged;
-    left.end = right.end;
-    left.right = right.right;
-    right.symbol = none;
-    if (left.right != none) symbols[left.right].left = best.left;
-    if (left.left != none) consider(scratch, left.left, best.left);
-    if (left.right != none) consider(scratch, best.left, left.right);
-  }
-  for (uint32_t i = 0; i < count; i = symbols[i].right) {
-    const Symbol& symbol = symbols[i];
-    if (symbol.symbol < vocab_size) {
-      out.ids.push_back(symbol.symbol);
-      out.ends.push_back(symbol.end);
-    } else {
-      // A character outside the vocabulary: its bytes, all of them counted to the first.
-      const std::string_view bytes = symbol.begin == symbol.end  ? space_mark
-                                     : text[symbol.begin] == ' ' ? space_mark
-                                                                 : text.substr(symbol.begin, symbol.end - symbol.begin);
-      for (const char byte : bytes) {
-        out.ids.push_back(byte_ids[static_cast<uint8_t>(byte)]);
-        out.ends.push_back(symbol.end);
-      }
-    }
-  }
-  symbols.clear();
+// A space between two characters that are none, in either of its forms.
+bool Tokenizer::Impl::space_cut(std::string_view text, size_t at) const {
+  if (!spaces_only_lead || at == 0 || at + 1 >= text.size() || text[at] != ' ') return false;
+  const std::string_view before = text.substr(0, at), after = text.substr(at + 1);
+  return !before.ends_with(' ') && !before.ends_with(space_mark) && !after.starts_with(' ') && !after.starts_with(space_mark);
 }
 
 void Tokenizer::Impl::encode(std::string_view text, Tokens& out) const {
-  if (text.empty()) return;
-  assert(text.size() < none);
-  Scratch scratch;
-  scratch.symbols.push_back({symbol_of_space, 0, 0});  // the dummy prefix: a space that stands for no byte
-  bool after_space = true;
-  for (size_t at = 0; at < text.size();) {
-    const size_t bytes = character_bytes(text, at);
-    const uint32_t begin = static_cast<uint32_t>(at), end = static_cast<uint32_t>(at + bytes);
-    at += bytes;
-    if (text[begin] == '\n') {
-      flush_word(text, scratch, out);
-      out.ids.push_back(newline_id);
-      out.ends.push_back(end);
-      after_space = false;
-      continue;
-    }
-    const uint32_t symbol = symbol_of(text.substr(begin, bytes));
-    const bool is_space = symbol == symbol_of_space;
-    if (is_space && !after_space && spaces_only_lead) flush_word(text, scratch, out);
-    after_space = is_space;
-    scratch.symbols.push_back({symbol, begin, end});
+  // Inside every special string one cut, so that the library meets no whole one.
+  std::vector<size_t> broken_at;
+  for (const std::string& special : specials)
+    for (size_t at = text.find(special); at != std::string_view::npos; at = text.find(special, at + 1)) broken_at.push_back(at + 1);
+  std::sort(broken_at.begin(), broken_at.end());
+
+  size_t begin = 0;
+  Lead lead = Lead::text;
+  auto next_break = broken_at.begin();
+  while (begin < text.size()) {
+    while (next_break != broken_at.end() && *next_break <= begin) ++next_break;
+    const size_t limit = next_break == broken_at.end() ? text.size() : *next_break;
+    size_t end = std::min(begin + block_bytes, limit);
+    while (end < limit && !space_cut(text, end)) ++end;
+    encode_block(text, begin, end, lead, out);
+    lead = end < limit ? Lead::space : Lead::none;
+    begin = end;
   }
-  flush_word(text, scratch, out);
+}
+
+void Tokenizer::Impl::encode_block(std::string_view text, size_t begin, size_t end, Lead lead, Tokens& out) const {
+  const std::string_view block = text.substr(begin, end - begin);
+  const std::string behind_newline = lead == Lead::none ? "\n" + std::string(block) : std::string();
+  const auto encoded = processor.EncodeAsImmutableProto(lead == Lead::none    ? std::string_view(behind_newline)
+                                                        : lead == Lead::space ? block.substr(1)
+                                                                              : block);
+  // Where the library's byte 0 lies in the text, and how many of its pieces are not the text's: the dummy prefix and the
+  // newline.
+  const size_t first_piece = lead == Lead::none ? 2 : 0;
+  const size_t shift_back = lead == Lead::none ? 1 : 0, shift = begin + (lead == Lead::space ? 1 : 0);
+  const size_t first = out.ids.size(), count = encoded.pieces_size() - first_piece;
+  out.ids.resize(first + count);
+  out.ends.resize(first + count);
+  for (size_t i = count; i-- > 0;) {
+    const auto piece = encoded.pieces(static_cast<int>(first_piece + i));
+    // The library counts a character's bytes to the last of its byte pieces, and we to the first.
+    const bool more_bytes = i + 1 < count && piece.begin() == piece.end() && processor.IsByte(static_cast<int>(piece.id()));
+    out.ids[first + i] = piece.id();
+    out.ends[first + i] = more_bytes ? out.ends[first + i + 1] : static_cast<uint32_t>(shift + piece.end() - shift_back);
+  }
 }
 
 Expected<Tokenizer> Tokenizer::open(const std::filesystem::path& model_file, uint32_t recall_id, uint32_t newline_id) {
