@@ -1,0 +1,93 @@
+// The K/V of chunks on disk: append-only segment files of fixed-size records, payload only, DATA/kv/NNNNNN.seg.
+// Where a record lies, and how to know that it is the right one, is the catalog's business: nothing here is
+// checksummed.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "memstore/file_io.h"
+
+namespace recalld {
+
+// Segments are preallocated: this size, rounded down to whole records (but one record at least).
+inline constexpr uint64_t kv_segment_bytes = uint64_t{64} << 20;
+
+// "000003.seg", the file of a segment inside the directory; for messages too.
+std::string segment_name(uint32_t segment);
+
+struct KvPlace {
+  uint32_t segment = 0;
+  uint32_t slot = 0;  // record number inside the segment
+  auto operator<=>(const KvPlace&) const = default;
+};
+
+// Any thread may call any function, but only one at a time append(). A segment that is missing or too short for a
+// place is Error::corrupt; the message names the file.
+class KvFile {
+ public:
+  // Makes the directory when it is not there. `next` is the first place that the catalog does not name: segments that
+  // hold nothing before it are left over from before a crash and are removed.
+  static Expected<std::unique_ptr<KvFile>> open(std::filesystem::path directory, uint32_t kv_bytes,
+                                                std::unique_ptr<FileIo> io, KvPlace next);
+
+  uint32_t record_bytes() const { return record_bytes_; }  // kv_bytes padded to a multiple of io_alignment
+  uint32_t slots_per_segment() const { return slots_per_segment_; }
+  KvPlace next() const;  // where the next record goes
+
+  // Writes the records [kv_bytes] one after another from next() on, in new segments as these fill up; all are durable
+  // on return. Returns their places, in order. On failure next() has not moved, and the same places are written again
+  // by the next call.
+  Expected<std::vector<KvPlace>> append(std::span<const ByteView> records);
+
+  // Reads places[i] into out[i * kv_bytes], many reads in flight, a bounded slice of them at a time.
+  // out: [places.size() * kv_bytes]
+  Expected<void> read(std::span<const KvPlace> places, ByteSpan out) const;
+
+  // Gives the space of records back to the file system, durably: they then read as zeros. What is gone already, with
+  // its segment, is skipped, so that a caller can repeat after a crash.
+  Expected<void> release(std::span<const KvPlace> places);
+
+  // Removes whole segments, durably; never the one that next() is in. Missing ones are skipped.
+  Expected<void> remove(std::span<const uint32_t> segments);
+
+  struct Usage {
+    uint64_t segments = 0;
+    uint64_t bytes_on_disk = 0;  // allocated; holes do not count
+  };
+  Expected<Usage> usage() const;
+
+  std::string describe() const { return io_->describe(); }  // of the file layer: "io_uring, O_DIRECT"
+
+ private:
+  class OpenSegment;
+
+  KvFile(std::filesystem::path directory, uint32_t kv_bytes, std::unique_ptr<FileIo> io, KvPlace next);
+
+  std::filesystem::path path(uint32_t segment) const { return directory_ / segment_name(segment); }
+  uint64_t offset(uint32_t slot) const { return uint64_t{slot} * record_bytes_; }
+  KvPlace after(KvPlace place) const;
+
+  const std::filesystem::path directory_;
+  const uint32_t kv_bytes_;
+  const uint32_t record_bytes_;
+  const uint32_t slots_per_segment_;
+  const std::unique_ptr<FileIo> io_;
+
+  mutable std::mutex mutex_;  // guards what follows
+  KvPlace next_;
+  // Open segments, at most open_segments_max. Shared with the calls that use them: one that is dropped here, for
+  // another or because it was removed, is closed when the last of these calls ends.
+  mutable std::map<uint32_t, std::shared_ptr<OpenSegment>> open_;
+};
+
+}  // namespace recalld
