@@ -64,12 +64,12 @@ check_format() {
     echo "format: not checked, clang-format 14 is not installed (tools/setup.sh --dev installs it)"
     return
   fi
-  local complaints
-  complaints=$(sources | xargs -r "$formatter" --dry-run -Werror 2>&1 |
-    sed -nE 's/^(.*):([0-9]+):[0-9]+: error: .*/\1:\2/p' | sort -u -t: -k1,1 || true)
-  [[ -z $complaints ]] && return
+  local -a complaints
+  mapfile -t complaints < <(sources | xargs -r "$formatter" --dry-run -Werror 2>&1 |
+    sed -nE 's/^(.*):([0-9]+):[0-9]+: error: .*/\1:\2/p' | sort -u -t: -k1,1)
+  ((${#complaints[@]} > 0)) || return 0
   echo "format: these files differ from what .clang-format says, first at"
-  sed 's/^/  /' <<<"$complaints"
+  printf '  %s\n' "${complaints[@]}"
   echo "run: $(basename "$formatter") -i FILE..."
   failed=true
 }

@@ -25,7 +25,7 @@ case ${1:-} in
   *) die "unknown argument '$1'; usage: tools/setup.sh [--dev]" ;;
 esac
 
-command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
+{ command -v apt-get && command -v dpkg-query; } >/dev/null ||
   die "this is not Debian: install what stands for these packages, then go on without this script: ${packages[*]}"
 
 missing=()
