@@ -19,8 +19,8 @@ namespace recalld {
 // any order, yet appends to one memory are committed in the order in which they were entered.
 struct PendingAppend {
   std::string memory;
-  size_t bytes = 0;    // of the request, for the bound on what waits
-  AppendBatch batch;   // complete once `ready`
+  size_t bytes = 0;   // of the request, for the bound on what waits
+  AppendBatch batch;  // complete once `ready`
   bool ready = false;
   std::move_only_function<void(Expected<Appended>)> committed;  // called once, on the commit thread
 };

@@ -137,6 +137,7 @@ void Connection::serve(std::string line) {
 
 void Connection::reply(std::string line) {
   if (closed_) return;
+  if (!replies_.empty() && reply_bytes_queued_ + line.size() > limits_.reply_bytes_unread_max) return close();
   line.push_back('\n');
   reply_bytes_queued_ += line.size();
   replies_.push_back(std::move(line));

@@ -23,9 +23,10 @@ using Respond = std::move_only_function<void(std::string)>;
 
 struct ConnectionLimits {
   size_t line_bytes_max = size_t{8} << 20;
-  size_t requests_in_flight_max = 64;                // lines whose Respond was not called yet
-  size_t reply_bytes_queued_max = size_t{16} << 20;  // replies that wait for the client to read them
-  std::chrono::milliseconds write_timeout{60'000};   // without the client reading a byte
+  size_t requests_in_flight_max = 64;                 // lines whose Respond was not called yet
+  size_t reply_bytes_queued_max = size_t{16} << 20;   // replies waiting to be read, beyond which no line is served
+  size_t reply_bytes_unread_max = size_t{256} << 20;  // beyond which (by lines served before) the client is hung up on
+  std::chrono::milliseconds write_timeout{60'000};    // without the client reading a byte
   std::chrono::milliseconds overload_poll_interval{5};
 };
 

@@ -10,7 +10,8 @@ Encoder::Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_
     : store_(store),
       model_(model),
       tokenizer_(tokenizer),
-      streams_(state_bytes_max / std::max<size_t>(1, stream_bytes()), [this](const Stream& stream) { checkpoint(stream); }),
+      streams_(state_bytes_max / std::max<size_t>(1, stream_bytes()),
+               [this](const Stream& stream) { checkpoint(stream); }),
       hidden_(segment_chunks * chunk_tokens * model.config().hidden_size) {}
 
 size_t Encoder::stream_bytes() const {
@@ -18,7 +19,9 @@ size_t Encoder::stream_bytes() const {
   return model_.lower_state_bytes() + (segment_chunks + 1) * tail_chunk_bytes;
 }
 
-uint64_t Encoder::state_bytes() const { return streams_.size() * stream_bytes(); }
+uint64_t Encoder::state_bytes() const {
+  return streams_.size() * stream_bytes();
+}
 
 Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
   RECALLD_TRY(const MemoryInfo memory, store_.memory(id));
@@ -86,9 +89,13 @@ Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
   return &*stream->tail;
 }
 
-void Encoder::forget(MemoryId id) { streams_.erase(id); }
+void Encoder::forget(MemoryId id) {
+  streams_.erase(id);
+}
 
-void Encoder::checkpoint_all() { streams_.evict_all(); }
+void Encoder::checkpoint_all() {
+  streams_.evict_all();
+}
 
 // The memory's stream at its encoded end: from RAM, or from the newest checkpoint and the tokens after it.
 Expected<Stream*> Encoder::stream(const MemoryInfo& memory) {
@@ -123,7 +130,8 @@ std::vector<EncodedChunk> Encoder::encode(RecurrentState& state, std::span<const
 void Encoder::checkpoint(const Stream& stream) {
   if (stream.chunks == stream.checkpointed_chunks) return;
   const std::string bytes = Ramba::to_bytes(stream.state);
-  if (auto kept = store_.put_state(stream.id, stream.chunks, as_bytes(bytes)); !kept && kept.error().kind != ErrorKind::not_found)
+  if (auto kept = store_.put_state(stream.id, stream.chunks, as_bytes(bytes));
+      !kept && kept.error().kind != ErrorKind::not_found)
     spdlog::warn("keep the state of memory {} at chunk {}: {} (its tokens are read again next time)", stream.id,
                  stream.chunks, kept.error().message);
 }

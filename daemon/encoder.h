@@ -31,8 +31,8 @@ class Encoder {
   // pieces: encoded on a copy of the state, kept until the memory changes. nullptr when there are none.
   Expected<const Tail*> tail(const MemoryInfo& memory);
 
-  void forget(MemoryId id);           // drops what RAM holds of a deleted memory
-  void checkpoint_all();              // every state in RAM becomes a checkpoint; RAM holds none afterwards
+  void forget(MemoryId id);  // drops what RAM holds of a deleted memory
+  void checkpoint_all();     // every state in RAM becomes a checkpoint; RAM holds none afterwards
 
   uint64_t state_bytes() const;
 

@@ -32,7 +32,8 @@ double milliseconds_since(Clock::time_point start) {
 }
 
 int64_t system_now_us() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
 }
 
 uint64_t resident_bytes() {
@@ -61,9 +62,12 @@ Hash128 digest(const AppendRequest& request) {
   return hash128(as_bytes(text));
 }
 
+// What a request holds in RAM until it is durable, about: its text, and the id and the end of each token, eight bytes
+// for some four bytes of text.
 size_t request_bytes(const AppendRequest& request) {
-  size_t bytes = sizeof(request);
-  for (const auto& [turn, has_time] : request.turns) bytes += sizeof(turn) + turn.content.size() + turn.metadata.size();
+  size_t bytes = sizeof(request) + request.operation_id.size();
+  for (const auto& [turn, has_time] : request.turns)
+    bytes += sizeof(NewTurn) + turn.name.value_or("").size() + 3 * turn.content.size() + turn.metadata.size();
   return bytes;
 }
 
@@ -97,6 +101,7 @@ class Engine::Impl {
 
   Expected<MemoryView> view(MemoryInfo info) const;
   Expected<MemoriesListReply> memories_list(const MemoriesListRequest& request) const;
+  Expected<MemoryView> memories_get(const std::string& memory) const;
   Expected<MemoryInfo> memories_delete(const std::string& memory);
   Expected<TurnsListReply> turns_list(const TurnsListRequest& request) const;
   Expected<ChunksListReply> chunks_list(const ChunksListRequest& request) const;
@@ -104,9 +109,8 @@ class Engine::Impl {
   Expected<StatsReply> stats() const;
   Expected<HealthReply> health() const;
 
-  Store& store() { return *store_; }
   Hash128 model_hash() const { return model_->hash(); }
-  size_t append_bytes_waiting() const { return appends_->waiting_bytes(); }
+  bool overloaded() const { return appends_->waiting_bytes() > options_.memory_budget_bytes / 8; }
 
  private:
   struct Waiter {
@@ -166,7 +170,8 @@ class Engine::Impl {
 Expected<void> Engine::Impl::open() {
   RECALLD_TRY(model_, Ramba::open(options_.model, options_.precision, *pool_));
   const Config& config = model_->config();
-  RECALLD_TRY(tokenizer_, Tokenizer::open(options_.model / "tokenizer.model", config.recall_token_id, config.newline_token_id));
+  RECALLD_TRY(tokenizer_,
+              Tokenizer::open(options_.model / "tokenizer.model", config.recall_token_id, config.newline_token_id));
 
   // The budget: an eighth for recurrent states, an eighth for appends on their way, the rest for the store.
   const uint64_t state_bytes_max = options_.memory_budget_bytes / 8;
@@ -180,7 +185,8 @@ Expected<void> Engine::Impl::open() {
 
   encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
   model_thread_ = std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); });
-  appends_ = std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
+  appends_ =
+      std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
 
   // What a crash or a stop left unencoded goes on now.
   constexpr size_t page = 1000;
@@ -194,12 +200,13 @@ Expected<void> Engine::Impl::open() {
 
 Engine::Impl::~Impl() {
   tokenisers_.join();
-  appends_.reset();  // commits what was accepted
+  appends_.reset();                          // commits what was accepted
   if (model_thread_) model_thread_->stop();  // ranks the searches that were accepted
-  readers_.join();  // answers them
+  readers_.join();                           // answers them
   for (auto& [id, waiters] : waiters_)
     for (Waiter& waiter : waiters)
-      waiter.done(fail(ErrorKind::busy, "append to " + waiter.reply.memory + ": the turns are durable, but the daemon stops before they are encoded"));
+      waiter.done(fail(ErrorKind::busy, "append to " + waiter.reply.memory +
+                                            ": the turns are durable, but the daemon stops before they are encoded"));
   if (encoder_) encoder_->checkpoint_all();
 }
 
@@ -210,10 +217,11 @@ void Engine::Impl::append(AppendRequest request, Done<AppendReply> done) {
   AppendReply reply;
   reply.memory = request.memory;
   const bool wait = request.wait_searchable;
-  PendingAppend* place = appends_->enter(request.memory, bytes, [this, reply, wait, done = std::move(done)](Expected<Appended> appended) mutable {
-    if (!appended) return done(std::unexpected(std::move(appended).error()));
-    committed(*appended, std::move(reply), wait, std::move(done));
-  });
+  PendingAppend* place = appends_->enter(
+      request.memory, bytes, [this, reply, wait, done = std::move(done)](Expected<Appended> appended) mutable {
+        if (!appended) return done(std::unexpected(std::move(appended).error()));
+        committed(*appended, std::move(reply), wait, std::move(done));
+      });
   boost::asio::post(tokenisers_, [this, place, request = std::move(request)]() mutable {
     appends_->ready(place, tokenise(std::move(request)));
   });
@@ -238,7 +246,8 @@ void Engine::Impl::committed(Appended appended, AppendReply reply, bool wait, Do
   reply.last_turn = appended.last_turn;
   reply.tokens = appended.tokens;
   model_thread_->encode(appended.id);
-  if (wait) return reply_when_searchable(appended.id, {appended.end_token / chunk_tokens, std::move(reply), std::move(done)});
+  if (wait)
+    return reply_when_searchable(appended.id, {appended.end_token / chunk_tokens, std::move(reply), std::move(done)});
 
   const auto memory = store_->memory(appended.id);
   if (memory) {
@@ -297,14 +306,17 @@ ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
   }
   {
     const std::lock_guard lock(problem_mutex_);
-    if (chunks) problem_.clear();
+    if (chunks)
+      problem_.clear();
     else if (chunks.error().kind != ErrorKind::not_found && problem_ != chunks.error().message) {
       problem_ = chunks.error().message;
       spdlog::error("encode memory {}: {} (tried again until it works)", id, problem_);
     }
   }
-  if (!chunks && chunks.error().kind == ErrorKind::not_found) encoder_->forget(id);
-  else if (!chunks) return ModelThread::Outcome::later;
+  if (!chunks && chunks.error().kind == ErrorKind::not_found)
+    encoder_->forget(id);
+  else if (!chunks)
+    return ModelThread::Outcome::later;
   release_waiters(id, store_->memory(id));
   return chunks && *chunks > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
 }
@@ -364,8 +376,7 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
     if (request.explain)
       result.why = SearchReply::Why{.landmark_score = result.score,
                                     .rank = reply.results.size() + 1,
-                                    .stored = candidate.chunk < ranking.memory.encoded_chunks,
-                                    .matches = {}};
+                                    .stored = candidate.chunk < ranking.memory.encoded_chunks};
     reply.results.push_back(std::move(result));
   }
   return reply;
@@ -389,6 +400,11 @@ Expected<MemoriesListReply> Engine::Impl::memories_list(const MemoriesListReques
   }
   if (!page.next.empty()) reply.next_after = std::move(page.next);
   return reply;
+}
+
+Expected<MemoryView> Engine::Impl::memories_get(const std::string& memory) const {
+  RECALLD_TRY(MemoryInfo info, store_->memory(memory));
+  return view(std::move(info));
 }
 
 Expected<MemoryInfo> Engine::Impl::memories_delete(const std::string& memory) {
@@ -464,7 +480,8 @@ Expected<StatsReply> Engine::Impl::stats() const {
   reply.appends_waiting = appends_->waiting();
   reply.searches = searches_;
   reply.tokens_encoded = tokens_encoded_;
-  reply.encode_tokens_per_s = encode_us_ == 0 ? 0 : 1e6 * static_cast<double>(tokens_encoded_) / static_cast<double>(encode_us_);
+  reply.encode_tokens_per_s =
+      encode_us_ == 0 ? 0 : 1e6 * static_cast<double>(tokens_encoded_) / static_cast<double>(encode_us_);
   reply.uptime_s = milliseconds_since(start_) / 1000;
   return reply;
 }
@@ -486,16 +503,18 @@ Expected<std::unique_ptr<Engine>> Engine::open(EngineOptions options) {
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
-void Engine::append(AppendRequest request, Done<AppendReply> done) { impl_->append(std::move(request), std::move(done)); }
-void Engine::search(SearchRequest request, Done<SearchReply> done) { impl_->search(std::move(request), std::move(done)); }
+void Engine::append(AppendRequest request, Done<AppendReply> done) {
+  impl_->append(std::move(request), std::move(done));
+}
+void Engine::search(SearchRequest request, Done<SearchReply> done) {
+  impl_->search(std::move(request), std::move(done));
+}
 
 void Engine::memories_list(MemoriesListRequest request, Done<MemoriesListReply> done) {
   impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->memories_list(request); });
 }
 void Engine::memories_get(std::string memory, Done<MemoryView> done) {
-  impl_->read(std::move(done), [this, memory = std::move(memory)] {
-    return impl_->store().memory(memory).and_then([this](MemoryInfo info) { return impl_->view(std::move(info)); });
-  });
+  impl_->read(std::move(done), [this, memory = std::move(memory)] { return impl_->memories_get(memory); });
 }
 void Engine::memories_delete(std::string memory, Done<MemoryInfo> done) {
   impl_->read(std::move(done), [this, memory = std::move(memory)] { return impl_->memories_delete(memory); });
@@ -516,8 +535,12 @@ void Engine::health(Done<HealthReply> done) {
   impl_->read(std::move(done), [this] { return impl_->health(); });
 }
 
-VersionReply Engine::version() const { return {version_string, 1, hex(impl_->model_hash())}; }
+VersionReply Engine::version() const {
+  return {version_string, 1, hex(impl_->model_hash())};
+}
 
-size_t Engine::append_bytes_waiting() const { return impl_->append_bytes_waiting(); }
+bool Engine::overloaded() const {
+  return impl_->overloaded();
+}
 
 }  // namespace recalld

@@ -22,12 +22,12 @@ template <class Reply>
 using Done = std::move_only_function<void(Expected<Reply>)>;
 
 struct EngineOptions {
-  std::filesystem::path data;             // directory of the store
-  std::filesystem::path model;            // directory of the checkpoint
+  std::filesystem::path data;   // directory of the store
+  std::filesystem::path model;  // directory of the checkpoint
   Precision precision = Precision::automatic;
   uint64_t memory_budget_bytes = uint64_t{256} << 20;
-  size_t threads = 0;                     // of the model; 0: one a core
-  std::function<int64_t()> now_us;        // microseconds since 1970; unset: the system clock
+  size_t threads = 0;               // of the model; 0: one a core
+  std::function<int64_t()> now_us;  // microseconds since 1970; unset: the system clock
 };
 
 class Engine {
@@ -49,8 +49,9 @@ class Engine {
   void health(Done<HealthReply> done);
   VersionReply version() const;
 
-  // Bytes of appends accepted and not yet durable; the server stops reading from a connection above its bound.
-  size_t append_bytes_waiting() const;
+  // Whether the appends that are accepted and not yet durable fill their share of the memory budget. The server hands
+  // on no request until it is false again.
+  bool overloaded() const;
 
  private:
   class Impl;

@@ -237,6 +237,10 @@ RpcError rpc_error(Error error) {
 
 void serve_line(std::string_view line, const Call& call, std::move_only_function<void(std::string)> respond) {
   Builder builder;
+  // The parser would take a NUL for the end of the line and not see what follows.
+  if (const size_t nul = line.find('\0'); nul != line.npos)
+    return respond(error_line({code_parse_error, ErrorKind::invalid_request,
+                               "the line is not JSON in UTF-8: byte " + std::to_string(nul + 1) + ": a NUL"}));
   if (!Json::sax_parse(line.begin(), line.end(), &builder)) return respond(error_line(builder.take_error()));
   Json value = builder.take();
   if (!value.is_array()) return serve_request(value, call, std::move(respond));

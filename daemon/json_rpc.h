@@ -18,7 +18,7 @@ using Json = nlohmann::json;
 inline constexpr size_t json_depth_max = 32;
 inline constexpr size_t json_values_max = 1'000'000;  // numbers, strings, objects, ... of a line
 inline constexpr size_t batch_requests_max = 1'000;
-inline constexpr size_t batch_reply_bytes_max = size_t{64} << 20;  // what lies beyond is answered by an error
+inline constexpr size_t batch_reply_bytes_max = size_t{16} << 20;  // what lies beyond is answered by an error
 
 // Codes that JSON-RPC reserves.
 inline constexpr int code_parse_error = -32700;

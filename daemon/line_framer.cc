@@ -18,7 +18,7 @@ std::optional<LineFramer::Line> LineFramer::next(std::string_view& input) {
     // A carriage return before the newline is part of the line's end, not of its length.
     const bool ends_in_return = piece.empty() ? partial_.ends_with('\r') : piece.ends_with('\r');
     if (partial_.size() + piece.size() - (ends_in_return ? 1 : 0) > line_bytes_max_) {
-      partial_ = {};
+      std::string().swap(partial_);  // gives the memory back, as an assignment would not
       skipping_ = true;
       return Line{.text = {}, .overlong = true};
     }

@@ -20,8 +20,6 @@
 namespace recalld {
 namespace {
 
-constexpr size_t append_bytes_waiting_max = size_t{64} << 20;  // above it no connection's next line is served
-
 enum ExitStatus { stopped = 0, failed = 1, wrong_usage = 2 };
 
 LineService line_service(Engine& engine) {
@@ -31,7 +29,7 @@ LineService line_service(Engine& engine) {
   return {
       .serve = [call = commands_of(engine)](std::string line,
                                             Respond respond) { serve_line(line, call, std::move(respond)); },
-      .overloaded = [&engine] { return engine.append_bytes_waiting() > append_bytes_waiting_max; },
+      .overloaded = [&engine] { return engine.overloaded(); },
       .overlong_reply =
           refusal("the line is longer than " + std::to_string(line_bytes_max) + " bytes; send less at a time"),
       .refusal = error_line(rpc_error({ErrorKind::busy, "too many connections are open; close one and try again"})),

@@ -175,7 +175,9 @@ Expected<Options> options_from(const Settings& settings, const Environment& envi
   if (settings.memory_budget) {
     const auto bytes = parse_bytes(*settings.memory_budget);
     if (!bytes) return std::unexpected(Error(bytes.error()).within("memory-budget"));
-    if (*bytes < memory_budget_bytes_min) return invalid("memory-budget", "at least 16MiB", *settings.memory_budget);
+    if (*bytes < memory_budget_bytes_min)
+      return invalid("memory-budget", "at least " + std::to_string(memory_budget_bytes_min >> 20) + "MiB",
+                     *settings.memory_budget);
     options.memory_budget_bytes = *bytes;
   }
   if (settings.threads) {

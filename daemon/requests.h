@@ -1,4 +1,5 @@
-// Requests and replies as typed values: what commands hand to the engine and get back. No JSON here (protocol.h has it).
+// Requests and replies as typed values: what commands hand to the engine and get back. No JSON here (protocol.h has
+// it).
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,10 @@ namespace recalld {
 // ---- Limits, all checked by the protocol before the engine sees a request.
 inline constexpr size_t line_bytes_max = size_t{8} << 20;
 inline constexpr size_t content_bytes_max = size_t{1} << 20;
-inline constexpr size_t name_bytes_max = 200;          // of a turn's speaker
+inline constexpr size_t name_bytes_max = 200;  // of a turn's speaker
 inline constexpr size_t metadata_bytes_max = size_t{16} << 10;
 inline constexpr size_t operation_id_bytes_max = 200;
-inline constexpr size_t append_turns_max = 10'000;     // of one request
+inline constexpr size_t append_turns_max = 10'000;  // of one request
 inline constexpr size_t query_bytes_max = size_t{16} << 10;
 inline constexpr size_t search_limit_max = 128;
 inline constexpr size_t page_limit_max = 1'000;
@@ -25,8 +26,8 @@ inline constexpr size_t page_bytes_max = size_t{4} << 20;
 
 struct AppendRequest {
   struct NewTurn {
-    Turn turn;               // time_us counts only when has_time
-    bool has_time = false;   // else the daemon's clock
+    Turn turn;              // time_us counts only when has_time
+    bool has_time = false;  // else the daemon's clock
   };
   std::string memory;
   std::vector<NewTurn> turns;
@@ -38,18 +39,15 @@ struct AppendReply {
   std::string memory;
   uint64_t first_turn = 0;
   uint64_t last_turn = 0;
-  uint64_t tokens = 0;                          // of these turns
+  uint64_t tokens = 0;                         // of these turns
   std::optional<uint64_t> searchable_through;  // the last turn that a search would cover now
 };
-
-enum class SearchMode { landmark };
 
 struct SearchRequest {
   std::string memory;
   std::string query;
   size_t limit = 8;
   std::optional<uint64_t> max_tokens;
-  SearchMode mode = SearchMode::landmark;
   bool explain = false;
 };
 
@@ -58,13 +56,6 @@ struct SearchReply {
     double landmark_score = 0;  // dot product with the query over the root of the retrieval width
     size_t rank = 0;            // from 1
     bool stored = false;        // false: an open or waiting chunk, encoded for this search only
-    struct Match {
-      std::string text;   // of the token that a head of the first HSA layer looks at most
-      uint64_t token = 0;
-      size_t head = 0;
-      double weight = 0;  // its share of that head's attention inside the chunk
-    };
-    std::vector<Match> matches;  // one a head, the strongest first
   };
   struct Result {
     uint64_t chunk = 0;
@@ -125,7 +116,7 @@ struct ChunksListReply {
 
 struct ChunkDetail {
   ChunkView view;
-  std::vector<uint32_t> token_ids;      // [64]
+  std::vector<uint32_t> token_ids;       // [64]
   std::vector<std::string> token_texts;  // [64] the bytes of each token in the text; a later piece of a character: ""
   uint64_t kv_bytes = 0;                 // of the record as read and verified
 };
@@ -134,9 +125,9 @@ struct StatsReply {
   StoreStats store;
   std::string model_directory;
   std::string model_hash;
-  std::string model_precision;     // e.g. "bf16 products (AMX), 2 threads"
-  std::string device;              // "cpu"
-  uint64_t resident_bytes = 0;     // of the process, now
+  std::string model_precision;  // e.g. "bf16 products (AMX), 2 threads"
+  std::string device;           // "cpu"
+  uint64_t resident_bytes = 0;  // of the process, now
   uint64_t memory_budget_bytes = 0;
   uint64_t state_cache_bytes = 0;  // recurrent states in RAM
   uint64_t appends_waiting = 0;    // not yet durable
@@ -153,7 +144,7 @@ struct HealthReply {
 };
 
 struct VersionReply {
-  std::string version;     // of recalld
+  std::string version;  // of recalld
   unsigned protocol = 1;
   std::string model_hash;
 };

@@ -35,9 +35,9 @@ class StreamCache {
   // At most `streams_max` streams; `evicted` is called with each one that leaves for want of room.
   StreamCache(size_t streams_max, std::function<void(const Stream&)> evicted);
 
-  Stream* find(MemoryId id);          // marks it as used; nullptr when it is not here
-  Stream& insert(Stream stream);      // may evict another
-  void erase(MemoryId id);            // without a call to `evicted`
+  Stream* find(MemoryId id);      // marks it as used; nullptr when it is not here
+  Stream& insert(Stream stream);  // may evict another
+  void erase(MemoryId id);        // without a call to `evicted`
   void evict_all();
 
   size_t size() const { return streams_.size(); }

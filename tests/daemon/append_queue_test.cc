@@ -88,9 +88,12 @@ TEST(AppendQueue, BytesCountUntilTheyAreDurable) {
 TEST(AppendQueue, AFailedCommitIsToldToEveryAppendOfTheGroup) {
   std::atomic<int> refused = 0;
   {
-    AppendQueue queue([](std::span<const AppendBatch>) -> Expected<std::vector<Expected<Appended>>> { return fail(ErrorKind::full, "no space"); });
+    AppendQueue queue([](std::span<const AppendBatch>) -> Expected<std::vector<Expected<Appended>>> {
+      return fail(ErrorKind::full, "no space");
+    });
     for (int i = 0; i < 5; ++i) {
-      PendingAppend* append = queue.enter("a", 1, [&](Expected<Appended> outcome) { refused += !outcome && outcome.error().kind == ErrorKind::full; });
+      PendingAppend* append = queue.enter(
+          "a", 1, [&](Expected<Appended> outcome) { refused += !outcome && outcome.error().kind == ErrorKind::full; });
       queue.ready(append, batch("a", ""));
     }
   }

@@ -44,7 +44,9 @@ class EngineTest : public ::testing::Test {
   static AppendRequest request(const std::string& memory, const std::vector<std::string>& contents) {
     AppendRequest request;
     request.memory = memory;
-    for (const std::string& content : contents) request.turns.push_back({Turn{.role = Role::user, .name = {}, .content = content, .time_us = 0, .metadata = {}}, false});
+    for (const std::string& content : contents)
+      request.turns.push_back(
+          {Turn{.role = Role::user, .name = {}, .content = content, .time_us = 0, .metadata = {}}, false});
     return request;
   }
   Expected<AppendReply> append(AppendRequest request) {
@@ -67,8 +69,8 @@ class EngineTest : public ::testing::Test {
   static std::vector<std::string> harbour_log(size_t entries) {
     std::vector<std::string> log;
     for (size_t i = 0; i < entries; ++i)
-      log.push_back("Entry " + std::to_string(i) + ": the tide turned at " + std::to_string(i % 12) + " and " + std::to_string(i % 5) +
-                    " boats came in with herring, rope and wet sails.");
+      log.push_back("Entry " + std::to_string(i) + ": the tide turned at " + std::to_string(i % 12) + " and " +
+                    std::to_string(i % 5) + " boats came in with herring, rope and wet sails.");
     return log;
   }
 
@@ -118,7 +120,8 @@ TEST_F(EngineTest, ASearchDoesNotChangeWhatIsStoredAfterwards) {
   ASSERT_TRUE(append_searchable("whole", whole));
 
   const auto chunks = [&](const std::string& memory) {
-    auto reply = answer<ChunksListReply>([&](auto done) { engine_->chunks_list({.memory = memory, .first = 0, .limit = 1000}, std::move(done)); });
+    auto reply = answer<ChunksListReply>(
+        [&](auto done) { engine_->chunks_list({.memory = memory, .first = 0, .limit = 1000}, std::move(done)); });
     EXPECT_TRUE(reply);
     return std::move(reply)->chunks;
   };
@@ -129,7 +132,8 @@ TEST_F(EngineTest, ASearchDoesNotChangeWhatIsStoredAfterwards) {
     EXPECT_EQ(a[i].passage.text, b[i].passage.text);
     EXPECT_EQ(a[i].landmark_norm, b[i].landmark_norm) << i;
   }
-  const auto in_a = search("searched", "herring and wet sails on entry 77"), in_b = search("whole", "herring and wet sails on entry 77");
+  const auto in_a = search("searched", "herring and wet sails on entry 77"),
+             in_b = search("whole", "herring and wet sails on entry 77");
   ASSERT_TRUE(in_a && in_b);
   for (size_t i = 0; i < in_a->results.size(); ++i) {
     EXPECT_EQ(in_a->results[i].chunk, in_b->results[i].chunk);
@@ -147,7 +151,8 @@ TEST_F(EngineTest, ResultsAreTheSameAfterReopeningWithAnotherNumberOfThreads) {
   ASSERT_TRUE(before && again);
   size_t found = 0;
   for (const auto& result : before->results)
-    for (const auto& other : again->results) found += other.chunk == result.chunk && (!result.why->stored || other.score == result.score);
+    for (const auto& other : again->results)
+      found += other.chunk == result.chunk && (!result.why->stored || other.score == result.score);
   EXPECT_EQ(found, before->results.size());
 }
 
@@ -158,7 +163,8 @@ TEST_F(EngineTest, AppendsOfOneCallerKeepTheirOrder) {
     replies.push_back(promise->get_future());
     // Long and short ones in turn, so that tokenising ends out of order.
     const std::string content = std::to_string(i) + (i % 2 == 0 ? std::string(20'000, 'x') : "");
-    engine_->append(request("ordered", {content}), [promise](Expected<AppendReply> reply) { promise->set_value(std::move(reply)); });
+    engine_->append(request("ordered", {content}),
+                    [promise](Expected<AppendReply> reply) { promise->set_value(std::move(reply)); });
   }
   for (size_t i = 0; i < replies.size(); ++i) {
     const auto reply = replies[i].get();
@@ -223,7 +229,8 @@ TEST_F(EngineTest, ChunksShowTextTokensLocationAndNorm) {
   EXPECT_EQ(joined, detail->view.passage.text);
   EXPECT_GT(detail->view.landmark_norm, 0);
   EXPECT_GT(detail->kv_bytes, 0u);
-  EXPECT_EQ(answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", 3000, std::move(done)); }).error().kind, ErrorKind::not_found);
+  EXPECT_EQ(answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", 3000, std::move(done)); }).error().kind,
+            ErrorKind::not_found);
 }
 
 TEST_F(EngineTest, ManyCallersAtOnceAreAllServed) {

@@ -28,11 +28,11 @@ int main(int argc, char** argv) {
   DaemonProcess daemon(built_recalld(), directory, {"--memory-budget", budget, "--precision", precision, "--device", "cpu"});
   client::Client client = daemon.connect();
   const auto stats = must(client.stats(), "stats");
-  const std::string model_directory = stats.at("model").at("directory");
-  const bool bf16 = stats.at("model").at("precision").get<std::string>().starts_with("bf16");
+  const std::string model_directory = stats.at("model_directory");
+  const bool bf16 = stats.at("model_precision").get<std::string>().starts_with("bf16");
   const Config config = must(Config::read(model_directory + "/config.json"), "read config");
   const uint64_t budget_bytes = stats.at("memory_budget_bytes");
-  std::printf("model: %s; %zu threads; %llu tokens an append\n", stats.at("model").at("precision").get<std::string>().c_str(), threads,
+  std::printf("model: %s; %zu threads; %llu tokens an append\n", stats.at("model_precision").get<std::string>().c_str(), threads,
               static_cast<unsigned long long>(tokens));
 
   const double products_first = product_tokens_per_s(config, bf16, threads);

@@ -113,7 +113,7 @@ int main(int argc, char** argv) {
   {
     DaemonProcess daemon(built_recalld(), data, {});
     client::Client client = daemon.connect();
-    model_directory = must(client.stats(), "stats").at("model").at("directory").get<std::string>();
+    model_directory = must(client.stats(), "stats").at("model_directory").get<std::string>();
     if (!client.memory(memory_name)) {
       const FillReport report = fill(client, memory_name, chunks * chunk_tokens, 3);
       std::printf("filled: %llu tokens in %.1f s\n", static_cast<unsigned long long>(report.tokens), report.searchable_s);

@@ -1,0 +1,208 @@
+#include "daemon/protocol.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tests/daemon/lines.h"
+
+namespace recalld {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// The error that a method's arguments get, or "fine".
+std::string verdict(const std::string& method, Json params) {
+  const auto judge = [&params](auto read) -> std::string {
+    const auto request = read(params);
+    if (request) return "fine";
+    EXPECT_EQ(request.error().kind, ErrorKind::invalid_request);
+    return request.error().message;
+  };
+  if (method == "append") return judge(append_request);
+  if (method == "search") return judge(search_request);
+  if (method == "memories.list") return judge(memories_list_request);
+  if (method == "memories.get" || method == "memories.delete") return judge(memory_request);
+  if (method == "turns.list") return judge(turns_list_request);
+  if (method == "chunks.list") return judge(chunks_list_request);
+  if (method == "chunks.get") return judge(chunks_get_request);
+  if (method == "stats" || method == "health") return judge(no_arguments);
+  return "no such method in this test";
+}
+
+Json with_turn(Json turn) {
+  return {{"memory", "m"}, {"turns", Json::array({std::move(turn)})}};
+}
+
+// Parsed as the daemon parses it: numbers keep the kind that their text has.
+Json parsed(const std::string& line) {
+  Json out;
+  serve_line(R"({"jsonrpc":"2.0","id":1,"method":"m","params":)" + line + "}",
+             [&out](std::string_view, Json& params, Answer answer) {
+               out = std::move(params);
+               answer("0");
+             },
+             [](std::string) {});
+  return out;
+}
+
+TEST(Protocol, EveryMistakeIsNamedAsTheTableSays) {
+  for (const auto& [sent, received] : read_exchanges("argument_mistakes.txt")) {
+    const size_t space = sent.find(' ');
+    EXPECT_EQ(verdict(sent.substr(0, space), parsed(sent.substr(space + 1))), received) << sent;
+  }
+}
+
+TEST(Protocol, SizesAreBounded) {
+  const auto text = [](size_t bytes) { return std::string(bytes, 'x'); };
+  EXPECT_EQ(verdict("append", with_turn({{"role", "user"}, {"content", text(content_bytes_max)}})), "fine");
+  EXPECT_EQ(verdict("append", with_turn({{"role", "user"}, {"content", text(content_bytes_max + 1)}})),
+            "turns[0].content: expected a string of 1 to 1048576 bytes, got 1048577");
+  EXPECT_EQ(verdict("append", with_turn({{"role", "user"}, {"content", "x"}, {"name", text(name_bytes_max + 1)}})),
+            "turns[0].name: expected a string of 1 to 200 bytes, got 201");
+  const auto metadata = [&](size_t bytes) {
+    return with_turn({{"role", "user"}, {"content", "x"}, {"metadata", {{"k", text(bytes - 8)}}}});
+  };
+  EXPECT_EQ(verdict("append", metadata(metadata_bytes_max)), "fine");
+  EXPECT_EQ(verdict("append", metadata(metadata_bytes_max + 1)),
+            "turns[0].metadata: expected an object of at most 16384 bytes as JSON, got 16385");
+  EXPECT_EQ(verdict("search", {{"memory", "m"}, {"query", text(query_bytes_max)}}), "fine");
+  EXPECT_THAT(verdict("search", {{"memory", "m"}, {"query", text(query_bytes_max + 1)}}), StartsWith("query: "));
+  EXPECT_EQ(verdict("memories.get", {{"memory", text(200)}}), "fine");
+  EXPECT_THAT(verdict("memories.get", {{"memory", text(201)}}), StartsWith("memory: "));
+
+  Json many = {{"memory", "m"}, {"turns", Json::array()}};
+  for (size_t i = 0; i <= append_turns_max; ++i) many["turns"].push_back({{"role", "user"}, {"content", "x"}});
+  EXPECT_EQ(verdict("append", many), "turns: expected an array of 1 to 10000, got an array of 10001");
+  many["turns"].erase(0);
+  EXPECT_EQ(verdict("append", many), "fine");
+}
+
+TEST(Protocol, MemoryNamesAreCheckedPartByPart) {
+  for (const std::string_view name : {"a", "A-Z.0_9", "user/ana/2026", "...", "a/..b", "-", "a.b/c"})
+    EXPECT_TRUE(is_memory_name(name)) << name;
+  for (const std::string_view name : {"", "/", "/a", "a/", "a//b", ".", "..", "a/.", "../a", "a/../b", "a b", "a\\b",
+                                      "a\n", "caf\xc3\xa9", "a:b", "~"})
+    EXPECT_FALSE(is_memory_name(name)) << name;
+  EXPECT_FALSE(is_memory_name(std::string_view("a\0b", 3)));
+}
+
+TEST(Protocol, AppendIsReadWhole) {
+  Json params = parsed(
+      R"({"memory":"a/b","turns":[{"role":"assistant","content":"a\u0000b <|recall|>","name":"Ana","time":"1970-01-01T00:00:01Z",)"
+      R"("metadata":{"z":1,"a":"x"}},{"role":"user","content":"two"}],"operation_id":"op","wait":"searchable"})");
+  const auto request = append_request(params);
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->memory, "a/b");
+  EXPECT_EQ(request->operation_id, "op");
+  EXPECT_TRUE(request->wait_searchable);
+  ASSERT_EQ(request->turns.size(), 2u);
+  const Turn& turn = request->turns[0].turn;
+  EXPECT_EQ(turn.role, Role::assistant);
+  EXPECT_EQ(turn.content, std::string("a\0b <|recall|>", 14));
+  EXPECT_EQ(turn.name, "Ana");
+  EXPECT_TRUE(request->turns[0].has_time);
+  EXPECT_EQ(turn.time_us, 1'000'000);
+  EXPECT_EQ(turn.metadata, R"({"a":"x","z":1})");
+  EXPECT_FALSE(request->turns[1].has_time);
+  EXPECT_FALSE(request->turns[1].turn.name);
+  EXPECT_EQ(request->turns[1].turn.metadata, "");
+}
+
+TEST(Protocol, SearchIsReadWholeAndHasDefaults) {
+  Json params = parsed(R"({"memory":"m","query":"who?","limit":3,"max_tokens":500,"explain":true})");
+  const auto request = search_request(params);
+  ASSERT_TRUE(request);
+  EXPECT_EQ(request->query, "who?");
+  EXPECT_EQ(request->limit, 3u);
+  EXPECT_EQ(request->max_tokens, 500u);
+  EXPECT_TRUE(request->explain);
+  params = parsed(R"({"memory":"m","query":"who?"})");
+  const auto plain = search_request(params);
+  ASSERT_TRUE(plain);
+  EXPECT_EQ(plain->limit, 8u);
+  EXPECT_FALSE(plain->max_tokens);
+  EXPECT_FALSE(plain->explain);
+}
+
+TEST(Protocol, ACursorGoesOnWhereThePageEnded) {
+  const auto next = [](std::string reply) {
+    return Json{{"memory", "m"}, {"cursor", Json::parse(reply).at("next_cursor")}};
+  };
+  Json turns = next(json_text(TurnsListReply{.turns = {}, .next_first = 12}));
+  EXPECT_EQ(turns_list_request(turns)->first, 12u);
+  Json chunks = next(json_text(ChunksListReply{.chunks = {}, .next_first = 7}));
+  EXPECT_EQ(chunks_list_request(chunks)->first, 7u);
+  Json memories = next(json_text(MemoriesListReply{.memories = {}, .next_after = "a/b"}));
+  memories.erase("memory");
+  EXPECT_EQ(memories_list_request(memories)->after, "a/b");
+  EXPECT_FALSE(Json::parse(json_text(TurnsListReply{})).contains("next_cursor"));
+}
+
+TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
+  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, {}}),
+            R"({"memory":"a/b","first_turn":3,"last_turn":4,"tokens":17,"searchable_through":null})");
+
+  const Passage passage{.first_token = 64,
+                        .end_token = 128,
+                        .text = "User: a\nAna: b\n",
+                        .turns = {{1, Role::user, {}, 0}, {2, Role::assistant, "Ana", 1'500'000}}};
+  SearchReply search;
+  search.results = {{.chunk = 1, .score = 0.5, .passage = passage, .why = {}},
+                    {.chunk = 0, .score = 0.25, .passage = passage, .why = SearchReply::Why{0.25, 2, true}}};
+  search.searchable_through = 9;
+  search.took_ms = 1.5;
+  const std::string body =
+      R"("text":"User: a\nAna: b\n","tokens":[64,128],"turns":[{"turn":1,"role":"user","time":"1970-01-01T00:00:00Z"},)"
+      R"({"turn":2,"role":"assistant","name":"Ana","time":"1970-01-01T00:00:01.5Z"}])";
+  EXPECT_EQ(json_text(search), R"({"results":[{"chunk":1,"score":0.5,)" + body + R"(},{"chunk":0,"score":0.25,)" +
+                                   body +
+                                   R"(,"why":{"landmark_score":0.25,"rank":2,"stored":true}}],)"
+                                   R"("searchable_through":9,"took_ms":1.5})");
+
+  MemoryInfo info;
+  info.name = "a";
+  info.turns = 2;
+  info.tokens = 130;
+  info.encoded_chunks = 1;
+  info.content_bytes = 400;
+  const std::string memory =
+      R"({"memory":"a","turns":2,"tokens":130,"chunks":2,"encoded_chunks":1,"content_bytes":400,)"
+      R"("created":"1970-01-01T00:00:00Z","updated":"1970-01-01T00:00:00Z")";
+  EXPECT_EQ(json_text(info), memory + "}");
+  EXPECT_EQ(json_text(MemoryView{info, 1}), memory + R"(,"searchable_through":1})");
+  EXPECT_EQ(json_text(MemoriesListReply{{{info, {}}}, "a"}),
+            R"({"memories":[)" + memory + R"(,"searchable_through":null}],"next_cursor":"m:a"})");
+
+  const Turn turn{
+      .role = Role::tool, .name = "grep", .content = std::string("\0\"\n", 3), .time_us = 0, .metadata = R"({"n":1})"};
+  EXPECT_EQ(json_text(TurnsListReply{{{7, turn, 100, 5}}, {}}),
+            R"({"turns":[{"turn":7,"role":"tool","name":"grep","content":"\u0000\"\n","time":"1970-01-01T00:00:00Z",)"
+            R"("metadata":{"n":1},"tokens":[100,105]}]})");
+  EXPECT_EQ(json_text(HealthReply{true, 3, ""}), R"({"ready":true,"waiting_chunks":3})");
+  EXPECT_EQ(json_text(HealthReply{true, 3, "disk"}), R"({"ready":true,"waiting_chunks":3,"problem":"disk"})");
+  EXPECT_EQ(json_text(VersionReply{"0.1.0", 1, "ab"}), R"({"version":"0.1.0","protocol":1,"model_hash":"ab"})");
+}
+
+TEST(Protocol, ChunksShowWhereTheirRecordLies) {
+  ChunkView view;
+  view.chunk = 2;
+  view.passage = {
+      .first_token = 128, .end_token = 192, .text = "t", .turns = {{4, Role::user, {}, 0}, {6, Role::user, {}, 0}}};
+  view.entry.segment = 1;
+  view.entry.slot = 5;
+  view.entry.crc32c = 0xab;
+  view.entry.generation = 3;
+  view.landmark_norm = 8;
+  const std::string chunk =
+      R"({"chunk":2,"text":"t","tokens":[128,192],"turns":[4,6],"kv":{"segment":1,"slot":5,"crc32c":"000000ab"},)"
+      R"("landmark_norm":8.0,"generation":3)";
+  EXPECT_EQ(json_text(ChunksListReply{{view}, {}}), R"({"chunks":[)" + chunk + "}]}");
+  EXPECT_EQ(json_text(ChunkDetail{view, {9, 10}, {"t", ""}, 16384}),
+            chunk + R"(,"token_ids":[9,10],"token_texts":["t",""],"kv_bytes":16384})");
+}
+
+}  // namespace
+}  // namespace recalld
