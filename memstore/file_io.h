@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,18 +16,22 @@ namespace recalld {
 // Buffers, offsets and sizes given to an open file are multiples of this.
 inline constexpr size_t io_alignment = 4096;
 
-// A buffer fit for direct I/O. Move-only.
+// Files that one FileIo holds open at a time, within the usual limit of 1024 descriptors a process.
+inline constexpr size_t io_files_max = 768;
+
+// A buffer fit for direct I/O, its own or lent. Move-only.
 class AlignedBuffer {
  public:
+  using GiveBack = std::function<void(std::byte*)>;
+
   AlignedBuffer() = default;
   explicit AlignedBuffer(size_t bytes);  // a multiple of io_alignment; contents undefined
-  ByteSpan bytes() const { return {data_.get(), size_}; }
+  AlignedBuffer(ByteSpan lent, GiveBack give_back) : data_(lent.data(), std::move(give_back)), size_(lent.size()) {}
+
+  ByteSpan bytes() const { return {data_.get(), data_ ? size_ : 0}; }
 
  private:
-  struct Free {
-    void operator()(std::byte* data) const;
-  };
-  std::unique_ptr<std::byte[], Free> data_;
+  std::unique_ptr<std::byte[], GiveBack> data_;
   size_t size_ = 0;
 };
 
@@ -42,35 +47,49 @@ struct FileWrite {
   ByteView from;
 };
 
-// Any thread may call any function. Handles are small integers that this object gives out; they are closed with it.
+// Any thread may call any function; a file is closed only when no other call uses it. Handles are small integers that
+// this object gives out; they are closed with it.
 class FileIo {
  public:
   virtual ~FileIo() = default;
 
-  // Opens a file for reading and writing, making and preallocating it to `bytes` when `create` is set (it must not
-  // exist then); the directory entry of a new file is durable on return.
-  virtual Expected<int> open(const std::filesystem::path& path, bool create, uint64_t bytes) = 0;
+  // Makes a directory whose parent exists; it may exist already. Durable on return.
+  virtual Expected<void> make_directory(const std::filesystem::path& path) = 0;
+
+  // Makes a file of `bytes`, with its space reserved where the file system can, and opens it. Fails when it exists.
+  // Its directory entry is durable on return; after a failure it is not there.
+  virtual Expected<int> create(const std::filesystem::path& path, uint64_t bytes) = 0;
+
+  // Opens a file for reading and writing; not_found when it does not exist, full when io_files_max are open.
+  virtual Expected<int> open(const std::filesystem::path& path) = 0;
   virtual void close(int file) = 0;
 
-  // All of them, many in flight at a time; the first failure is reported after all have ended. A short read is an
-  // error that names the file and the offset.
+  // All of them, in no order; those of different threads and, with io_uring, of one call are in flight together.
+  // Nothing is in flight any more on return. The first failure is reported; the other transfers may have been done or
+  // not. Reading past the end of a file is corrupt and names the file and the offset.
   virtual Expected<void> read(std::span<const FileRead> reads) = 0;
   virtual Expected<void> write(std::span<const FileWrite> writes) = 0;
 
-  virtual Expected<void> sync(int file) = 0;  // data durable on return
+  virtual Expected<void> sync(int file) = 0;  // what was written is durable on return
 
   // Returns the space of [offset, offset + bytes); the range then reads as zeros.
   virtual Expected<void> punch(int file, uint64_t offset, uint64_t bytes) = 0;
-  virtual Expected<void> remove(const std::filesystem::path& path) = 0;  // durable on return
+  virtual Expected<void> remove(const std::filesystem::path& path) = 0;  // durable on return; not_found
+
+  // A buffer that this object transfers fastest: registered memory while there is some, plain memory otherwise. It is
+  // destroyed before the FileIo.
+  virtual AlignedBuffer buffer(size_t bytes) { return AlignedBuffer(bytes); }
 
   virtual std::string describe() const = 0;  // "io_uring, O_DIRECT", for logs and stats
 };
 
-// io_uring when the kernel allows it, otherwise POSIX; O_DIRECT file by file where the file system accepts it.
-// Which one it became, and why, is logged once.
-Expected<std::unique_ptr<FileIo>> open_file_io();
+// Whether files bypass the page cache: wherever their file system allows it, or never.
+enum class DirectIo { where_possible, never };
 
-Expected<std::unique_ptr<FileIo>> open_file_io_uring();  // Error::io when the kernel refuses
-std::unique_ptr<FileIo> open_file_io_posix();
+// io_uring when the kernel allows it, otherwise POSIX. Which one it became, and why, is logged.
+std::unique_ptr<FileIo> open_file_io(DirectIo direct = DirectIo::where_possible);
+
+Expected<std::unique_ptr<FileIo>> open_file_io_uring(DirectIo direct);  // Error::io when the kernel refuses
+std::unique_ptr<FileIo> open_file_io_posix(DirectIo direct);
 
 }  // namespace recalld

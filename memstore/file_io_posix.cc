@@ -1,0 +1,191 @@
+#include "memstore/file_io_posix.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <string_view>
+
+namespace recalld {
+namespace {
+
+// Repeats a system call that a signal interrupted.
+template <class Call>
+auto uninterrupted(Call call) {
+  auto result = call();
+  while (result == -1 && errno == EINTR) result = call();
+  return result;
+}
+
+std::unexpected<Error> failed(std::string_view action, const std::filesystem::path& path) {
+  const int cause = errno;
+  Error error = system_error(std::string(action) + " " + path.string(), cause);
+  if (cause == ENOENT) error.kind = ErrorKind::not_found;
+  return std::unexpected(std::move(error));
+}
+
+// Makes the entries of the directory durable that `path` lies in.
+Expected<void> sync_parent(const std::filesystem::path& path) {
+  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
+  const Descriptor directory(uninterrupted([&] { return ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (directory.get() == -1) return failed("open directory", parent);
+  if (uninterrupted([&] { return ::fsync(directory.get()); }) == -1) return failed("sync directory", parent);
+  return {};
+}
+
+// Reserves the space of a new file; where the file system cannot, only its size is set.
+bool reserve(int descriptor, uint64_t bytes) {
+  const auto length = static_cast<off_t>(bytes);
+  if (length == 0 || uninterrupted([&] { return ::fallocate(descriptor, 0, 0, length); }) == 0) return true;
+  return errno == EOPNOTSUPP && uninterrupted([&] { return ::ftruncate(descriptor, length); }) == 0;
+}
+
+}  // namespace
+
+Descriptor::~Descriptor() {
+  if (value_ != -1) ::close(value_);
+}
+
+PosixFileIo::PosixFileIo(DirectIo direct) : direct_(direct), files_(io_files_max) {
+  for (size_t i = io_files_max; i-- > 0;) free_.push_back(static_cast<int>(i));
+}
+
+Expected<void> PosixFileIo::make_directory(const std::filesystem::path& path) {
+  if (::mkdir(path.c_str(), 0700) == -1 && errno != EEXIST) return failed("make directory", path);
+  return sync_parent(path);
+}
+
+Expected<int> PosixFileIo::create(const std::filesystem::path& path, uint64_t bytes) {
+  Descriptor descriptor(
+      uninterrupted([&] { return ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600); }));
+  if (descriptor.get() == -1) return failed("create", path);
+  const auto finish = [&]() -> Expected<int> {
+    if (!reserve(descriptor.get(), bytes)) return failed("reserve " + std::to_string(bytes) + " bytes for", path);
+    RECALLD_CHECK(sync_parent(path));
+    return hold(std::move(descriptor), path);
+  };
+  Expected<int> handle = finish();
+  if (!handle) ::unlink(path.c_str());
+  return handle;
+}
+
+Expected<int> PosixFileIo::open(const std::filesystem::path& path) {
+  Descriptor descriptor(uninterrupted([&] { return ::open(path.c_str(), O_RDWR | O_CLOEXEC); }));
+  if (descriptor.get() == -1) return failed("open", path);
+  return hold(std::move(descriptor), path);
+}
+
+Expected<int> PosixFileIo::hold(Descriptor descriptor, const std::filesystem::path& path) {
+  bool direct = false;
+  if (direct_ == DirectIo::where_possible) {
+    // Asked for after opening: a file system that refuses it in open() may have made the file all the same.
+    const int flags = ::fcntl(descriptor.get(), F_GETFL);
+    direct = flags != -1 && ::fcntl(descriptor.get(), F_SETFL, flags | O_DIRECT) == 0;
+    if (!direct) direct_refused_ = true;
+  }
+  const std::lock_guard lock(mutex_);
+  if (free_.empty())
+    return fail(ErrorKind::full,
+                "open " + path.string() + ": " + std::to_string(io_files_max) + " files are open already");
+  const int handle = free_.back();
+  free_.pop_back();
+  files_[static_cast<size_t>(handle)] = {std::move(descriptor), direct, path};
+  return handle;
+}
+
+void PosixFileIo::close(int handle) {
+  const std::lock_guard lock(mutex_);
+  files_[static_cast<size_t>(handle)] = {};
+  free_.push_back(handle);
+}
+
+Expected<void> PosixFileIo::read(std::span<const FileRead> reads) {
+  std::vector<Transfer> transfers;
+  transfers.reserve(reads.size());
+  for (const FileRead& read : reads) {
+    if (!read.into.empty()) transfers.push_back({false, read.file, read.offset, read.into.data(), read.into.size()});
+  }
+  return transfer(transfers);
+}
+
+Expected<void> PosixFileIo::write(std::span<const FileWrite> writes) {
+  std::vector<Transfer> transfers;
+  transfers.reserve(writes.size());
+  for (const FileWrite& write : writes) {
+    if (write.from.empty()) continue;
+    auto* const data = const_cast<std::byte*>(write.from.data());
+    transfers.push_back({true, write.file, write.offset, data, write.from.size()});
+  }
+  return transfer(transfers);
+}
+
+Expected<void> PosixFileIo::transfer(std::span<Transfer> transfers) {
+  for (Transfer& next : transfers) {
+    const int descriptor = file(next.file).descriptor.get();
+    while (next.bytes > 0) {
+      const auto offset = static_cast<off_t>(next.offset);
+      const ssize_t result = next.write ? ::pwrite(descriptor, next.data, next.bytes, offset)
+                                        : ::pread(descriptor, next.data, next.bytes, offset);
+      RECALLD_CHECK(advance(next, result == -1 ? -errno : result));
+    }
+  }
+  return {};
+}
+
+Expected<void> PosixFileIo::advance(Transfer& transfer, int64_t result) const {
+  if (result == -EINTR || result == -EAGAIN) return {};
+  const File& of = file(transfer.file);
+  const auto action = [&] {
+    return std::string(transfer.write ? "write " : "read ") + std::to_string(transfer.bytes) + " bytes at " +
+           std::to_string(transfer.offset) + " of " + of.path.string();
+  };
+  if (result < 0) return std::unexpected(system_error(action(), static_cast<int>(-result)));
+  // With O_DIRECT only the end of a file cuts a transfer inside a block; going on from there would be refused.
+  auto done = static_cast<size_t>(result);
+  if (of.direct) done -= done % io_alignment;
+  if (done == 0) {
+    if (transfer.write) return fail(ErrorKind::io, action() + ": nothing was written");
+    return fail(ErrorKind::corrupt, action() + ": the file ends before that");
+  }
+  transfer.offset += done;
+  transfer.data += done;
+  transfer.bytes -= done;
+  return {};
+}
+
+Expected<void> PosixFileIo::sync(int handle) {
+  const File& of = file(handle);
+  if (uninterrupted([&] { return ::fdatasync(of.descriptor.get()); }) == -1) return failed("sync", of.path);
+  return {};
+}
+
+Expected<void> PosixFileIo::punch(int handle, uint64_t offset, uint64_t bytes) {
+  const File& of = file(handle);
+  const int punched = uninterrupted([&] {
+    return ::fallocate(of.descriptor.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                       static_cast<off_t>(bytes));
+  });
+  if (punched == -1)
+    return failed("return " + std::to_string(bytes) + " bytes at " + std::to_string(offset) + " of", of.path);
+  return {};
+}
+
+Expected<void> PosixFileIo::remove(const std::filesystem::path& path) {
+  if (::unlink(path.c_str()) == -1) return failed("remove", path);
+  return sync_parent(path);
+}
+
+std::string PosixFileIo::describe() const {
+  return "posix, " + describe_caching();
+}
+
+std::string PosixFileIo::describe_caching() const {
+  return direct_ == DirectIo::never || direct_refused_ ? "buffered" : "O_DIRECT";
+}
+
+std::unique_ptr<FileIo> open_file_io_posix(DirectIo direct) {
+  return std::make_unique<PosixFileIo>(direct);
+}
+
+}  // namespace recalld

@@ -1,0 +1,84 @@
+// Files through plain system calls. The io_uring layer is this one with transfers of its own.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "memstore/file_io.h"
+
+namespace recalld {
+
+// Owns a file descriptor.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int value) : value_(value) {}
+  Descriptor(Descriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(value_, other.value_);
+    return *this;
+  }
+  ~Descriptor();
+
+  int get() const { return value_; }
+
+ private:
+  int value_ = -1;
+};
+
+class PosixFileIo : public FileIo {
+ public:
+  explicit PosixFileIo(DirectIo direct);
+
+  Expected<void> make_directory(const std::filesystem::path& path) override;
+  Expected<int> create(const std::filesystem::path& path, uint64_t bytes) override;
+  Expected<int> open(const std::filesystem::path& path) override;
+  void close(int file) override;
+  Expected<void> read(std::span<const FileRead> reads) final;
+  Expected<void> write(std::span<const FileWrite> writes) final;
+  Expected<void> sync(int file) final;
+  Expected<void> punch(int file, uint64_t offset, uint64_t bytes) final;
+  Expected<void> remove(const std::filesystem::path& path) final;
+  std::string describe() const override;
+
+ protected:
+  struct File {
+    Descriptor descriptor;
+    bool direct = false;  // O_DIRECT is on
+    std::filesystem::path path;
+  };
+
+  // What is left to do of a read or a write; `bytes` is not 0 at first.
+  struct Transfer {
+    bool write = false;
+    int file = -1;
+    uint64_t offset = 0;
+    std::byte* data = nullptr;  // only read when `write`
+    size_t bytes = 0;
+  };
+
+  // Carries out all transfers, each until nothing is left of it; nothing is in flight on return.
+  virtual Expected<void> transfer(std::span<Transfer> transfers);
+
+  // Takes what a system call did (bytes, or -errno) off the transfer. An interrupted call did nothing; the end of the
+  // file is an error.
+  Expected<void> advance(Transfer& transfer, int64_t result) const;
+
+  // The holder of a handle may read this without a lock: it does not change while the file is open.
+  const File& file(int handle) const { return files_[static_cast<size_t>(handle)]; }
+
+  std::string describe_caching() const;
+
+ private:
+  Expected<int> hold(Descriptor descriptor, const std::filesystem::path& path);
+
+  const DirectIo direct_;
+  std::atomic<bool> direct_refused_ = false;  // by the file system of some file
+  std::vector<File> files_;                   // [io_files_max], by handle
+  std::mutex mutex_;
+  std::vector<int> free_;  // handles; guarded by mutex_
+};
+
+}  // namespace recalld
