@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <functional>
@@ -149,7 +150,10 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (refused || unreadable) {
     Error error = refused ? *refused : *unreadable;
-    if (total.turns > 0) error.message += " (" + with_thousands(total.turns) + " turns were stored)";
+    if (total.turns > 0) {
+      error.message +=
+          " (" + with_thousands(total.turns) + (total.turns == 1 ? " turn was" : " turns were") + " stored)";
+    }
     return unreadable && !refused ? fail_with(error, exit_usage) : fail_with(error);
   }
   if (!globals.json) return print(report(total, arguments.memory, seconds));
@@ -231,6 +235,21 @@ int run_memories_delete(const Globals& globals, const std::string& memory, bool 
 
 // ---- the command table
 
+// A check of our own: CLI11's take -1 for a very large number and name the largest double in their message.
+std::string whole_number(const std::string& text, uint64_t least) {
+  uint64_t number = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  if (error == std::errc() && stop == end && number >= least) return "";
+  return "expected a whole number from " + std::to_string(least) + " on, got '" + text + "'";
+}
+std::string count_check(const std::string& text) {
+  return whole_number(text, 1);
+}
+std::string index_check(const std::string& text) {
+  return whole_number(text, 0);
+}
+
 // Each function adds one command and binds `run` to what it does when chosen.
 // Arguments are shared by the bindings of their options, which CLI11 keeps, and by the callback.
 using Run = std::function<int()>;
@@ -268,9 +287,9 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
   command->add_option("MEMORY", arguments->request.memory)->required();
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
-  command->add_option("--limit", arguments->request.limit, "At most so many chunks")->check(CLI::PositiveNumber);
+  command->add_option("--limit", arguments->request.limit, "At most so many chunks")->check(count_check);
   command->add_option("--max-tokens", arguments->request.max_tokens, "At most so many tokens in all")
-      ->check(CLI::PositiveNumber);
+      ->check(count_check);
   command->add_option("--mode", arguments->request.mode, "How to rank: landmark");
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   command->callback([&globals, &run, arguments] {
@@ -326,8 +345,8 @@ void add_turns(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<ListArguments>();
   CLI::App* command = app.add_subcommand("turns", "Print the turns of a memory, as they were appended");
   command->add_option("MEMORY", arguments->memory)->required();
-  command->add_option("--from", arguments->from, "Begin with this turn")->check(CLI::NonNegativeNumber);
-  command->add_option("--limit", arguments->limit, "At most so many turns")->check(CLI::PositiveNumber);
+  command->add_option("--from", arguments->from, "Begin with this turn")->check(index_check);
+  command->add_option("--limit", arguments->limit, "At most so many turns")->check(count_check);
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       return print_pages(globals, "turns.list", *arguments, "memory", "turns",
@@ -344,9 +363,10 @@ void add_chunks(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("chunks", "List the encoded chunks of a memory, or show one whole");
   command->add_option("MEMORY", arguments->list.memory)->required();
-  command->add_option("CHUNK", arguments->chunk, "Show this chunk: text, tokens, place of its KV, landmark norm");
-  command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(CLI::NonNegativeNumber);
-  command->add_option("--limit", arguments->list.limit, "At most so many chunks")->check(CLI::PositiveNumber);
+  command->add_option("CHUNK", arguments->chunk, "Show this chunk: text, tokens, place of its KV, landmark norm")
+      ->check(index_check);
+  command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(index_check);
+  command->add_option("--limit", arguments->list.limit, "At most so many chunks")->check(count_check);
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       if (!arguments->chunk) {
@@ -378,6 +398,20 @@ void add_inspection(CLI::App& app, const Globals& globals, Run& run) {
   });
 }
 
+// What CLI11 says, on one line, with the help that belongs to the command that was meant.
+Error usage_error(const CLI::App& app, const CLI::ParseError& problem) {
+  std::string message = problem.what();
+  std::string command = app.get_name();
+  for (const CLI::App* named = &app; !named->get_subcommands().empty();) {
+    named = named->get_subcommands().front();
+    command += " " + named->get_name();
+  }
+  if (app.get_subcommands().empty() && app.remaining_size() > 0) {
+    message = "there is no command '" + app.remaining().front() + "'";
+  }
+  return {ErrorKind::invalid_request, message + "; see " + command + " --help"};
+}
+
 int run_main(int argc, char** argv) {
   Globals globals;
   Run run;
@@ -405,7 +439,8 @@ int run_main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& problem) {
-    return app.exit(problem) == 0 ? exit_ok : exit_usage;
+    if (problem.get_exit_code() == 0) return app.exit(problem);  // --help or --version
+    return fail_with(usage_error(app, problem), exit_usage);
   }
   globals.timeout_given = timeout->count() > 0;
   return run();

@@ -82,6 +82,16 @@ TEST(Recall, WrongUsageIsExitCodeTwo) {
   EXPECT_EQ(shell("$RECALL append m --operation-id " + std::string(181, 'x') + " </dev/null").code, 2);
 }
 
+TEST(Recall, WrongUsageIsToldInOneLineWithTheHelpThatBelongsToIt) {
+  EXPECT_EQ(shell("$RECALL serach m q").output, "recall: there is no command 'serach'; see recall --help\n");
+  EXPECT_EQ(shell("$RECALL search m").output, "recall: QUERY is required; see recall search --help\n");
+  EXPECT_EQ(shell("$RECALL memories get").output, "recall: MEMORY is required; see recall memories get --help\n");
+  EXPECT_EQ(shell("$RECALL turns m --limit 0").output,
+            "recall: --limit: expected a whole number from 1 on, got '0'; see recall turns --help\n");
+  EXPECT_EQ(shell("$RECALL chunks m -1").output,
+            "recall: CHUNK: expected a whole number from 0 on, got '-1'; see recall chunks --help\n");
+}
+
 TEST(Recall, NoDaemonIsExitCodeThreeAndSaysHowToStartOne) {
   const Outcome outcome = shell("$RECALL health --socket /nonexistent/s");
   EXPECT_EQ(outcome.code, 3);
@@ -107,6 +117,14 @@ TEST(Recall, SocketComesFromTheEnvironmentAndFromEitherSideOfTheCommand) {
   const Outcome outcome = shell("$RECALL health --json " + at(daemon));
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(Json::parse(outcome.output), (Json{{"ready", true}, {"waiting_chunks", 0}}));
+}
+
+TEST(Recall, SearchTakesCommandNamesForWordsOfTheQuestion) {
+  const FakeDaemon daemon([](const std::string& line) {
+    return answer(line, {{"results", Json::array()}, {"searchable_through", 3}, {"took_ms", 0.5}});
+  });
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "search m what do the stats say about health").code, 0);
+  EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"]["query"], "what do the stats say about health");
 }
 
 TEST(Recall, SearchJoinsWordsAndPassesItsOptions) {
@@ -152,7 +170,7 @@ TEST(Recall, AppendNamesTheBadLineAndKeepsWhatCameBefore) {
   const Outcome outcome = shell("$RECALL " + at(daemon) + "append m '" + path + "'");
   EXPECT_EQ(outcome.code, 2);
   EXPECT_THAT(outcome.output, HasSubstr(path + ":2: byte 5"));
-  EXPECT_THAT(outcome.output, HasSubstr("(1 turns were stored)"));
+  EXPECT_THAT(outcome.output, HasSubstr("(1 turn was stored)"));
 }
 
 TEST(Recall, MissingFileIsExitCodeTwo) {
