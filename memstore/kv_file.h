@@ -37,6 +37,7 @@ class KvFile {
  public:
   // Makes the directory when it is not there. `next` is the first place that the catalog does not name: segments that
   // hold nothing before it are left over from before a crash and are removed.
+  // A place that is one past the end of a segment means the first of the next one.
   static Expected<std::unique_ptr<KvFile>> open(std::filesystem::path directory, uint32_t kv_bytes,
                                                 std::unique_ptr<FileIo> io, KvPlace next);
 
@@ -75,12 +76,17 @@ class KvFile {
 
   std::filesystem::path path(uint32_t segment) const { return directory_ / segment_name(segment); }
   uint64_t offset(uint32_t slot) const { return uint64_t{slot} * record_bytes_; }
-  KvPlace after(KvPlace place) const;
+  Expected<void> punch(const OpenSegment& segment, std::span<const KvPlace> places);
+
+  Expected<std::shared_ptr<OpenSegment>> open_segment(uint32_t segment) const;  // not_found
+  Expected<std::shared_ptr<OpenSegment>> segment_to_append(KvPlace first);      // made when it begins with `first`
+  std::shared_ptr<OpenSegment> keep_open(uint32_t segment, int file) const;     // mutex_ is held
 
   const std::filesystem::path directory_;
   const uint32_t kv_bytes_;
   const uint32_t record_bytes_;
   const uint32_t slots_per_segment_;
+  const size_t slice_records_;  // copied and in flight at a time
   const std::unique_ptr<FileIo> io_;
 
   mutable std::mutex mutex_;  // guards what follows
