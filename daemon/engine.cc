@@ -14,6 +14,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <unordered_map>
 
 #include <unistd.h>
 
@@ -129,6 +130,9 @@ class Engine::Impl {
     MemoryInfo memory;
     std::vector<ScoredChunk> best;
     uint64_t end_token = 0;  // tokens of the memory that were covered
+    // To explain the results:
+    std::vector<float> heads;                                      // the query's, of the first HSA layer
+    std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of those of the best that are not stored
   };
 
   AppendBatch tokenise(AppendRequest request) const;
@@ -140,6 +144,7 @@ class Engine::Impl {
   ModelThread::Outcome encode(MemoryId id);
   Expected<Ranking> rank(const Query& query);
   Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking) const;
+  Expected<SearchReply::Why> explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const;
   Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
 
   EngineOptions options_;
@@ -168,7 +173,7 @@ class Engine::Impl {
 };
 
 Expected<void> Engine::Impl::open() {
-  RECALLD_TRY(model_, Ramba::open(options_.model, options_.precision, *pool_));
+  RECALLD_TRY(model_, Ramba::open(options_.model, options_.precision, Parts::lower, *pool_));
   const Config& config = model_->config();
   RECALLD_TRY(tokenizer_,
               Tokenizer::open(options_.model / "tokenizer.model", config.recall_token_id, config.newline_token_id));
@@ -342,7 +347,8 @@ void Engine::Impl::search(SearchRequest request, Done<SearchReply> done) {
 
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
   RECALLD_TRY(MemoryInfo memory, store_->memory(query.request.memory));
-  const std::vector<Bf16> embedding = model_->query(query.tokens);
+  Ramba::Query asked = model_->query(query.tokens);
+  const std::span<const Bf16> embedding = asked.landmark;
   RECALLD_TRY(const Tail* tail, encoder_->tail(memory));
   state_bytes_ = encoder_->state_bytes();
 
@@ -356,7 +362,16 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
     landmark_dots_cpu(embedding, tail->landmarks.data(), dots.size(), dots.data());
     for (size_t i = 0; i < dots.size(); ++i) top.offer({tail->first_chunk + i, dots[i]});
   }
-  return Ranking{std::move(memory), top.take(), end_token};
+  Ranking ranking{std::move(memory), top.take(), end_token, {}, {}};
+  if (query.request.explain) {
+    ranking.heads = std::move(asked.heads);
+    for (const ScoredChunk& chunk : ranking.best) {
+      if (!tail || chunk.chunk < tail->first_chunk) continue;
+      const auto kv = std::span(tail->kv).subspan((chunk.chunk - tail->first_chunk) * model_->kv_bytes(), model_->kv_bytes());
+      ranking.tail_kv.emplace(chunk.chunk, std::vector(kv.begin(), kv.end()));
+    }
+  }
+  return ranking;
 }
 
 Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const Ranking& ranking) const {
@@ -373,13 +388,38 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
     result.chunk = candidate.chunk;
     result.score = static_cast<double>(candidate.dot * model_->score_scale());
     RECALLD_TRY(result.passage, store_->passage(ranking.memory.id, first, end));
-    if (request.explain)
-      result.why = SearchReply::Why{.landmark_score = result.score,
-                                    .rank = reply.results.size() + 1,
-                                    .stored = candidate.chunk < ranking.memory.encoded_chunks};
+    if (request.explain) {
+      RECALLD_TRY(result.why, explain(ranking, candidate, reply.results.size() + 1));
+    }
     reply.results.push_back(std::move(result));
   }
   return reply;
+}
+
+// Why a chunk was chosen, and the token that each head of the first HSA layer looks at most inside it.
+Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const {
+  SearchReply::Why why{.landmark_score = static_cast<double>(candidate.dot * model_->score_scale()), .rank = rank, .stored = true, .matches = {}};
+  std::vector<std::byte> kv(model_->kv_bytes());
+  if (const auto tail = ranking.tail_kv.find(candidate.chunk); tail != ranking.tail_kv.end()) {
+    why.stored = false;
+    kv = tail->second;
+  } else {
+    RECALLD_CHECK(store_->fetch(ranking.memory.id, std::array{candidate.chunk}, kv));
+  }
+  if (ranking.heads.empty()) return why;  // the model has no HSA layer
+
+  const std::vector<float> shares = model_->head_shares(ranking.heads, kv);
+  const uint64_t first = candidate.chunk * chunk_tokens;
+  const size_t tokens = std::min<uint64_t>(chunk_tokens, ranking.end_token - first);  // the open chunk is padded
+  for (size_t head = 0; head * chunk_tokens < shares.size(); ++head) {
+    const auto of_head = std::span(shares).subspan(head * chunk_tokens, tokens);
+    const auto most = std::ranges::max_element(of_head);
+    const uint64_t token = first + static_cast<uint64_t>(most - of_head.begin());
+    RECALLD_TRY(Passage passage, store_->passage(ranking.memory.id, token, token + 1));
+    why.matches.push_back({.text = std::move(passage.text), .token = token, .head = head, .weight = static_cast<double>(*most)});
+  }
+  std::ranges::sort(why.matches, std::ranges::greater{}, &SearchReply::Why::Match::weight);
+  return why;
 }
 
 // ---- Inspect

@@ -159,7 +159,10 @@ Reply memory_view(const MemoryView& view) {
 }
 
 Reply why(const SearchReply::Why& why) {
-  return {{"landmark_score", why.landmark_score}, {"rank", why.rank}, {"stored", why.stored}};
+  Reply matches = Reply::array();
+  for (const auto& match : why.matches)
+    matches.push_back({{"token", match.token}, {"text", match.text}, {"head", match.head}, {"weight", match.weight}});
+  return {{"landmark_score", why.landmark_score}, {"rank", why.rank}, {"stored", why.stored}, {"matches", matches}};
 }
 
 Reply chunk_view(const ChunkView& view) {

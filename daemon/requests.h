@@ -56,6 +56,13 @@ struct SearchReply {
     double landmark_score = 0;  // dot product with the query over the root of the retrieval width
     size_t rank = 0;            // from 1
     bool stored = false;        // false: an open or waiting chunk, encoded for this search only
+    struct Match {
+      std::string text;  // of the token that a head of the first HSA layer looks at most
+      uint64_t token = 0;
+      size_t head = 0;
+      double weight = 0;  // its share of that head's attention inside the chunk
+    };
+    std::vector<Match> matches;  // one a head, the strongest first
   };
   struct Result {
     uint64_t chunk = 0;

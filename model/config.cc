@@ -108,6 +108,7 @@ Expected<Config> Config::parse(std::string_view text) {
   in.flag("enable_softmax1", c.enable_softmax1);
   in.flag("enable_qk_norm", c.enable_qk_norm);
   in.flag("enable_lmk_norm", c.enable_lmk_norm);
+  c.enable_enc_cls = c.encoder_layers > 0;
   in.flag("enable_enc_cls", c.enable_enc_cls);
   in.flag("enc_prenorm", c.enc_prenorm);
   in.flag("hsa_mlp", c.hsa_mlp);
@@ -133,12 +134,13 @@ Expected<Config> Config::parse(std::string_view text) {
   for (const auto& [key, width] : {std::pair{"hidden_size", c.hidden_size}, std::pair{"head_dim", c.head_dim},
                                    std::pair{"state_size", c.state_size}, std::pair{"attention_head_dim", c.attention_head_dim}})
     in.expect(width % 16 == 0, key, "expected a multiple of 16");
-  in.expect(c.retrieval_dim % (32 * c.retrieval_heads()) == 0 || (c.retrieval_dim / c.retrieval_heads()) % 32 == 0, "retrieval_dim",
-            "expected a multiple of 32 for each retrieval head");
-  in.expect(c.retrieval_dim % c.retrieval_heads() == 0, "retrieval_dim", "expected a multiple of num_kv_heads");
+  in.expect(c.retrieval_dim % (32 * c.retrieval_heads()) == 0, "retrieval_dim", "expected a multiple of 32 for each retrieval head");
   in.expect(c.num_heads * c.head_dim == c.expand * c.hidden_size, "num_heads", "num_heads * head_dim must be expand * hidden_size");
   in.expect(c.num_attention_heads % c.num_kv_heads == 0, "num_kv_heads", "num_attention_heads must be a multiple of it");
   in.expect(c.hidden_size % c.num_attention_heads == 0, "num_attention_heads", "hidden_size must be a multiple of it");
+  in.expect(c.encoder_layers == 0 || c.hidden_size / c.num_attention_heads % 32 == 0, "num_attention_heads",
+            "hidden_size / num_attention_heads must be a multiple of 32");
+  in.expect(c.encoder_layers > 0 || !c.enable_enc_cls, "enable_enc_cls", "a CLS token needs an encoder: encoder_layers must be above 0");
   in.expect(c.mlp_size() > 0, "hidden_size", "too small for an MLP of 8/3 of it, a multiple of 64");
   in.expect(c.num_upper_layers % c.num_mamba_per_gca == 0, "num_mamba_per_gca", "num_upper_layers must be a multiple of it");
   in.expect(c.num_upper_layers == 0 || (c.num_upper_groups > 0 && c.hsa_layers() % c.num_upper_groups == 0), "num_upper_groups",

@@ -37,7 +37,7 @@ struct Config {
   bool enable_softmax1 = false;       // one extra zero logit in each chunk's softmax
   bool enable_qk_norm = false;        // RMSNorm a head on HSA's q and k
   bool enable_lmk_norm = false;       // lmk_q_norm and lmk_k_norm
-  bool enable_enc_cls = false;        // landmark from a CLS token, otherwise from the mean
+  bool enable_enc_cls = true;         // landmark from a CLS token (the default with an encoder), otherwise from the mean
   bool enc_prenorm = false;           // RMSNorm before the encoder
   bool hsa_mlp = false;
   bool reset_hsa_residual = false;

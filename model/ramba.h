@@ -18,7 +18,9 @@
 #include "base/hash.h"
 #include "kernels/bf16.h"
 #include "kernels/worker_pool.h"
+#include "model/chunk_encoder.h"
 #include "model/config.h"
+#include "model/hsa.h"
 
 namespace recalld {
 
@@ -34,17 +36,10 @@ struct RecurrentState {
   std::vector<float> values;
 };
 
-// What one chunk leaves behind, before any rounding for storage.
-struct EncodedChunk {
-  std::vector<float> landmark;  // [retrieval_dim], unit RMS, before the gain of lmk_k_norm
-  std::vector<float> k;         // [chunk_size, kv_heads, head_dim]
-  std::vector<float> v;         // [chunk_size, kv_heads, head_dim]
-};
-
-// Chunks that one retrieval head of one token attends to, newest first.
-struct Selection {
-  std::vector<uint64_t> chunks;  // at most top-k
-  std::vector<float> weights;    // softmax or stick-breaking, same length
+// Which parts of a checkpoint are made ready to run.
+enum class Parts {
+  lower,  // appending and searching: the lower half, the chunk encoder, the first retrieval and the first HSA query
+  all,    // the upper half too
 };
 
 // Not thread-safe: one thread at a time calls the functions that compute. Const accessors may be called from any.
@@ -53,46 +48,70 @@ class Ramba {
   // Maps DIRECTORY/model.safetensors and reads DIRECTORY/config.json. Fails with invalid_request when a key, a tensor
   // or a shape is missing or unsupported (it names which), with io or corrupt when a file cannot be read.
   // `pool` outlives the model.
-  static Expected<std::unique_ptr<Ramba>> open(const std::filesystem::path& directory, Precision precision, WorkerPool& pool);
+  static Expected<std::unique_ptr<Ramba>> open(const std::filesystem::path& directory, Precision precision, Parts parts, WorkerPool& pool);
   ~Ramba();
 
   const Config& config() const;
-  Hash128 hash() const;                 // of config.json, model.safetensors and tokenizer.model
-  Precision precision() const;          // f32 or bf16
-  std::string describe() const;         // "bf16 products (AMX), 2 threads": for logs and stats
+  Hash128 hash() const;          // of config.json, model.safetensors and tokenizer.model
+  Precision precision() const;   // f32 or bf16
+  std::string describe() const;  // "bf16 products (AMX), 2 threads": for logs and stats
 
-  size_t kv_bytes() const;              // of packed K and V of a chunk
-  size_t landmark_dim() const;
+  // ---- Appending
   size_t lower_state_bytes() const;
-
   RecurrentState lower_zero_state() const;
-  RecurrentState upper_zero_state() const;
-  // States as bytes: little-endian f32. from_bytes wants exactly lower_state_bytes().
-  static std::string to_bytes(const RecurrentState& state);
-  RecurrentState lower_state_from_bytes(ByteView bytes) const;
-
   // Lower half over whole chunks. tokens: [n * 64], each < vocab_size · hidden out: [n * 64, hidden_size]
   void lower(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden);
 
   // Chunk encoder. hidden: [n * 64, hidden_size] · returns n chunks
   std::vector<EncodedChunk> encode_chunks(std::span<const float> hidden);
 
-  // K then V in bf16, each [chunk_size, kv_heads, head_dim] · out: [kv_bytes]
+  // What is stored of a chunk: K then V, each [64, kv_heads, head_dim] bf16 · out: [kv_bytes]; the landmark in bf16.
+  size_t kv_bytes() const;
+  size_t landmark_dim() const;
   void pack_kv(const EncodedChunk& chunk, ByteSpan out) const;
   std::vector<Bf16> pack_landmark(const EncodedChunk& chunk) const;
 
-  // Lower half over any number of tokens from a zero state (the last block padded inside).
-  // tokens: [n] · returns [n, hidden_size]
+  // States as bytes: little-endian f32. from_bytes wants exactly lower_state_bytes().
+  static std::string to_bytes(const RecurrentState& state);
+  RecurrentState lower_state_from_bytes(ByteView bytes) const;
+
+  // ---- Searching
+  // The last of `tokens` (newline, question, <|recall|>) as a query, read from a zero state.
+  struct Query {
+    std::vector<Bf16> landmark;  // [landmark_dim] retrieval embedding with the landmarks' gain folded in, rounded to bf16
+    std::vector<float> heads;    // [heads, head_dim] queries of the first HSA layer; empty without upper layers
+  };
+  Query query(std::span<const uint32_t> tokens);
+
+  // A landmark's score is its dot product with Query::landmark times this: 1 / sqrt(width of a retrieval head). With
+  // several retrieval heads it is the sum of theirs.
+  float score_scale() const;
+
+  // Where the heads of the first HSA layer look inside one chunk: softmax(q · Kᵀ / √d) a head.
+  // heads: of Query · kv: as packed · returns [heads, 64]
+  std::vector<float> head_shares(std::span<const float> heads, ByteView kv) const;
+
+  // ---- The model's own attention (Parts::all)
+  size_t groups() const;  // of upper layers; each retrieves once
+  RecurrentState upper_zero_state() const;
+
+  // Lower half over any number of tokens from a zero state. tokens: [n] · returns [n, hidden_size]
   std::vector<float> lower_from_zero(std::span<const uint32_t> tokens);
 
-  // Retrieval embedding of hidden states, with the gain of lmk_q_norm; group 0 unless said.
-  // hidden: [n, hidden_size] · returns [n, retrieval_dim]
-  std::vector<float> retrieval_embedding(std::span<const float> hidden, size_t group = 0);
+  // Retrieval embedding of hidden states for one group, before the landmarks' gain. hidden: [n, hidden_size] ·
+  // returns [n, retrieval_dim]
+  std::vector<float> retrieval_embedding(std::span<const float> hidden, size_t group) const;
+  std::span<const float> landmark_gain(size_t group) const;  // [retrieval_dim]
+  // Shares of the selected chunks from their scores, newest first.
+  std::vector<float> chunk_weights(std::span<const float> scores) const;
 
-  // The query vector of a search: the embedding of the last of `tokens` (newline, question, <|recall|>) read from a
-  // zero state, with the landmarks' gain folded in, rounded to bf16. Score = dot * score_scale(). [landmark_dim]
-  std::vector<Bf16> query(std::span<const uint32_t> tokens);
-  float score_scale() const;  // 1 / sqrt(width of a retrieval head)
+  // One group of upper layers over whole blocks of 64 tokens. `attended` as in Hsa::run.
+  // state: of all groups · hidden: [n * 64, hidden_size] in and out
+  void upper(size_t group, RecurrentState& state, std::span<float> hidden, std::span<const std::vector<AttendedChunk>> attended);
+
+  // hidden: [n, hidden_size] · final norm: [n, hidden_size] · logits of its result: [n, vocab_size]
+  std::vector<float> final_norm(std::span<const float> hidden) const;
+  std::vector<float> logits(std::span<const float> final_hidden) const;
 
  private:
   struct Impl;
