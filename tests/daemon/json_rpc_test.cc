@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "tests/daemon/lines.h"
+#include "tests/support/exchanges.h"
 
 namespace recalld {
 namespace {
@@ -30,7 +30,8 @@ std::string message_of(const std::string& reply) {
 }
 
 TEST(JsonRpc, LinesAreAnsweredAsTheTableSays) {
-  for (const auto& [sent, received] : read_exchanges("rpc_lines.txt")) EXPECT_EQ(reply_to(sent), received) << sent;
+  for (const auto& [sent, received] : read_exchanges("tests/daemon/rpc_lines.txt"))
+    EXPECT_EQ(reply_to(sent), received) << sent;
 }
 
 TEST(JsonRpc, WhatIsNotJsonInUtf8IsAParseErrorThatNamesTheByte) {

@@ -5,7 +5,7 @@
 
 #include <map>
 
-#include "tests/daemon/lines.h"
+#include "tests/support/exchanges.h"
 
 namespace recalld {
 namespace {
@@ -49,7 +49,7 @@ Json parsed(const std::string& line) {
 }
 
 TEST(Protocol, EveryMistakeIsNamedAsTheTableSays) {
-  for (const auto& [sent, received] : read_exchanges("argument_mistakes.txt")) {
+  for (const auto& [sent, received] : read_exchanges("tests/daemon/argument_mistakes.txt")) {
     const size_t space = sent.find(' ');
     EXPECT_EQ(verdict(sent.substr(0, space), parsed(sent.substr(space + 1))), received) << sent;
   }
