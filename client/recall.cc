@@ -136,7 +136,7 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
     AppendStream stream(*client, arguments.memory, std::move(options));
     while (!refused) {
       auto item = reader->next();
-      if (!item) unreadable = std::move(item).error();
+      if (!item) unreadable = item.error();
       if (!item || !*item) break;
       if (auto added = stream.add(std::move((*item)->turn), (*item)->origin); !added) refused = added.error();
     }

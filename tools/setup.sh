@@ -21,7 +21,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 case ${1:-} in
   '') ;;
-  --dev) packages+=(clang-format-14 clang-tidy-14) ;;
+  --dev) packages+=(clang-format-14 clang-tidy-16) ;;
   *) die "unknown argument '$1'; usage: tools/setup.sh [--dev]" ;;
 esac
 
