@@ -367,7 +367,8 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
     ranking.heads = std::move(asked.heads);
     for (const ScoredChunk& chunk : ranking.best) {
       if (!tail || chunk.chunk < tail->first_chunk) continue;
-      const auto kv = std::span(tail->kv).subspan((chunk.chunk - tail->first_chunk) * model_->kv_bytes(), model_->kv_bytes());
+      const auto kv =
+          std::span(tail->kv).subspan((chunk.chunk - tail->first_chunk) * model_->kv_bytes(), model_->kv_bytes());
       ranking.tail_kv.emplace(chunk.chunk, std::vector(kv.begin(), kv.end()));
     }
   }
@@ -397,8 +398,12 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
 }
 
 // Why a chunk was chosen, and the token that each head of the first HSA layer looks at most inside it.
-Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const {
-  SearchReply::Why why{.landmark_score = static_cast<double>(candidate.dot * model_->score_scale()), .rank = rank, .stored = true, .matches = {}};
+Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const ScoredChunk& candidate,
+                                                 size_t rank) const {
+  SearchReply::Why why{.landmark_score = static_cast<double>(candidate.dot * model_->score_scale()),
+                       .rank = rank,
+                       .stored = true,
+                       .matches = {}};
   std::vector<std::byte> kv(model_->kv_bytes());
   if (const auto tail = ranking.tail_kv.find(candidate.chunk); tail != ranking.tail_kv.end()) {
     why.stored = false;
@@ -416,7 +421,8 @@ Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const S
     const auto most = std::ranges::max_element(of_head);
     const uint64_t token = first + static_cast<uint64_t>(most - of_head.begin());
     RECALLD_TRY(Passage passage, store_->passage(ranking.memory.id, token, token + 1));
-    why.matches.push_back({.text = std::move(passage.text), .token = token, .head = head, .weight = static_cast<double>(*most)});
+    why.matches.push_back(
+        {.text = std::move(passage.text), .token = token, .head = head, .weight = static_cast<double>(*most)});
   }
   std::ranges::sort(why.matches, std::ranges::greater{}, &SearchReply::Why::Match::weight);
   return why;

@@ -12,7 +12,7 @@
 namespace recalld {
 
 struct EncoderAttentionShape {
-  size_t rows = 0;      // tokens, the CLS token among them
+  size_t rows = 0;  // tokens, the CLS token among them
   size_t heads = 0;
   size_t head_dim = 0;  // a multiple of 32
 
@@ -40,10 +40,10 @@ class EncoderAttention {
 
   ProductType type_;
   EncoderAttentionShape shape_;
-  size_t keys_;                     // rows up to a multiple of 16; the surplus has no weight
-  std::vector<float> cos_, sin_;    // [rows, head_dim / 2]
-  Product scores_;                  // [heads] of [rows, head_dim] · [keys, head_dim]ᵀ
-  Product values_;                  // [heads] of [rows, keys] · [keys, head_dim]
+  size_t keys_;                   // rows up to a multiple of 16; the surplus has no weight
+  std::vector<float> cos_, sin_;  // [rows, head_dim / 2]
+  Product scores_;                // [heads] of [rows, head_dim] · [keys, head_dim]ᵀ
+  Product values_;                // [heads] of [rows, keys] · [keys, head_dim]
 };
 
 // The same as plain loops in f32: the definition that the products are tested against.

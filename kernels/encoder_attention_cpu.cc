@@ -17,7 +17,7 @@ namespace recalld {
 
 // One head's q or k.
 struct RopeInput {
-  const float* x;     // rows of head_dim, `stride` apart
+  const float* x;  // rows of head_dim, `stride` apart
   size_t stride;
   const float* bias;  // [head_dim] or nullptr
   const float* norm;  // [head_dim]
@@ -102,8 +102,12 @@ HWY_INLINE void join_heads(const float* x, size_t heads, size_t rows, size_t hea
         store(d, hn::LoadU(d, x + (head * rows + row) * head_dim + i), out + (row * heads + head) * head_dim + i);
 }
 
-void norm_rope_f32(const RopeInput& in, void* out) { norm_rope(in, static_cast<float*>(out)); }
-void norm_rope_bf16(const RopeInput& in, void* out) { norm_rope(in, static_cast<Bf16*>(out)); }
+void norm_rope_f32(const RopeInput& in, void* out) {
+  norm_rope(in, static_cast<float*>(out));
+}
+void norm_rope_bf16(const RopeInput& in, void* out) {
+  norm_rope(in, static_cast<Bf16*>(out));
+}
 void take_head_f32(const float* x, size_t stride, const float* bias, size_t rows, size_t head_dim, void* out) {
   take_head(x, stride, bias, rows, head_dim, static_cast<float*>(out));
 }
@@ -140,7 +144,9 @@ HWY_EXPORT(join_heads_bf16);
 
 namespace {
 
-size_t padded(size_t rows) { return (rows + 15) / 16 * 16; }
+size_t padded(size_t rows) {
+  return (rows + 15) / 16 * 16;
+}
 
 // Angle of pair i of a head at a position: position / theta^(2i / head_dim).
 float rope_angle(size_t position, size_t pair, size_t head_dim, float theta) {
@@ -194,12 +200,15 @@ void EncoderAttention::run(const float* qkv, const EncoderAttentionWeights& weig
 
   const size_t width = shape_.width(), head_dim = shape_.head_dim, stride = 3 * width;
   const size_t operand_bytes = bf16 ? sizeof(Bf16) : sizeof(float);
-  const auto at = [&](std::vector<float>& operand, size_t index) { return reinterpret_cast<char*>(operand.data()) + index * operand_bytes; };
+  const auto at = [&](std::vector<float>& operand, size_t index) {
+    return reinterpret_cast<char*>(operand.data()) + index * operand_bytes;
+  };
   for (size_t head = 0; head < shape_.heads; ++head) {
     const auto part = [&](size_t which, const float* norm) {
       const size_t column = which * width + head * head_dim;
-      return RopeInput{qkv + column, stride,      weights.bias ? weights.bias + column : nullptr, norm, cos_.data(), sin_.data(),
-                       shape_.rows,  head_dim, weights.eps};
+      return RopeInput{qkv + column, stride,      weights.bias ? weights.bias + column : nullptr,
+                       norm,         cos_.data(), sin_.data(),
+                       shape_.rows,  head_dim,    weights.eps};
     };
     norm_rope(part(0, weights.q_norm), at(scratch.q, head * shape_.rows * head_dim));
     norm_rope(part(1, weights.k_norm), at(scratch.k, head * keys_ * head_dim));
@@ -207,8 +216,8 @@ void EncoderAttention::run(const float* qkv, const EncoderAttentionWeights& weig
     take_head(v.x, v.stride, v.bias, v.rows, head_dim, at(scratch.v, head * keys_ * head_dim));
   }
   scores_.run(scratch.q.data(), scratch.k.data(), scratch.scores.data());
-  softmax(scratch.scores.data(), shape_.heads * shape_.rows, keys_, shape_.rows, 1.0f / std::sqrt(static_cast<float>(head_dim)),
-          scratch.shares.data());
+  softmax(scratch.scores.data(), shape_.heads * shape_.rows, keys_, shape_.rows,
+          1.0f / std::sqrt(static_cast<float>(head_dim)), scratch.shares.data());
   values_.run(scratch.shares.data(), scratch.v.data(), scratch.values.data());
   join_heads(scratch.values.data(), shape_.heads, shape_.rows, head_dim, out);
 }
@@ -238,7 +247,8 @@ void encoder_attention_reference(const EncoderAttentionShape& shape, float rope_
     return x;
   };
   for (size_t head = 0; head < shape.heads; ++head) {
-    const auto q = head_of(0, head, weights.q_norm), k = head_of(1, head, weights.k_norm), v = head_of(2, head, nullptr);
+    const auto q = head_of(0, head, weights.q_norm), k = head_of(1, head, weights.k_norm),
+               v = head_of(2, head, nullptr);
     for (size_t row = 0; row < rows; ++row) {
       std::vector<float> share(rows);
       float top = -INFINITY, sum = 0;

@@ -20,8 +20,12 @@ HWY_INLINE void swiglu(const float* gate_up, size_t rows, size_t width, T* out) 
       store(d, hn::Mul(silu(d, hn::LoadU(d, gate_up + i)), hn::LoadU(d, gate_up + width + i)), out + i);
 }
 
-void swiglu_f32(const float* gate_up, size_t rows, size_t width, float* out) { swiglu(gate_up, rows, width, out); }
-void swiglu_bf16(const float* gate_up, size_t rows, size_t width, Bf16* out) { swiglu(gate_up, rows, width, out); }
+void swiglu_f32(const float* gate_up, size_t rows, size_t width, float* out) {
+  swiglu(gate_up, rows, width, out);
+}
+void swiglu_bf16(const float* gate_up, size_t rows, size_t width, Bf16* out) {
+  swiglu(gate_up, rows, width, out);
+}
 
 }  // namespace recalld::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

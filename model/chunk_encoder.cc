@@ -18,7 +18,8 @@ void unit_rms(float* x, size_t width, float eps) {
 
 }  // namespace
 
-ChunkEncoder::ChunkEncoder(const Config& config, ProductType type, EncoderAttention attention, Linear kv_proj, Linear landmark_proj)
+ChunkEncoder::ChunkEncoder(const Config& config, ProductType type, EncoderAttention attention, Linear kv_proj,
+                           Linear landmark_proj)
     : config_(config),
       type_(type),
       rows_(config.chunk_size + (config.enable_enc_cls ? 1 : 0)),
@@ -26,11 +27,13 @@ ChunkEncoder::ChunkEncoder(const Config& config, ProductType type, EncoderAttent
       kv_proj_(std::move(kv_proj)),
       landmark_proj_(std::move(landmark_proj)) {}
 
-Expected<ChunkEncoder::Layer> ChunkEncoder::load_layer(const Weights& weights, const std::string& prefix, const Config& config,
-                                                       ProductType type, size_t rows) {
+Expected<ChunkEncoder::Layer> ChunkEncoder::load_layer(const Weights& weights, const std::string& prefix,
+                                                       const Config& config, ProductType type, size_t rows) {
   const size_t hidden = config.hidden_size, head_dim = hidden / config.num_attention_heads;
   const std::string attention = prefix + ".self_attn.";
-  const std::vector<Stacked> qkv_parts{{attention + "q_proj.weight", hidden}, {attention + "k_proj.weight", hidden}, {attention + "v_proj.weight", hidden}};
+  const std::vector<Stacked> qkv_parts{{attention + "q_proj.weight", hidden},
+                                       {attention + "k_proj.weight", hidden},
+                                       {attention + "v_proj.weight", hidden}};
   RECALLD_TRY(Linear qkv, pack(weights, qkv_parts, hidden, type, rows));
   RECALLD_TRY(Linear o_proj, pack(weights, {{attention + "o_proj.weight", hidden}}, hidden, type, rows));
   RECALLD_TRY(Mlp mlp, Mlp::load(weights, prefix + ".mlp", config, type, rows));
@@ -49,20 +52,24 @@ Expected<ChunkEncoder::Layer> ChunkEncoder::load_layer(const Weights& weights, c
                std::move(q_norm),     std::move(k_norm),    std::move(o_proj), std::move(mlp)};
 }
 
-Expected<ChunkEncoder> ChunkEncoder::load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type) {
+Expected<ChunkEncoder> ChunkEncoder::load(const Weights& weights, const std::string& prefix, const Config& config,
+                                          ProductType type) {
   const size_t hidden = config.hidden_size, kv_width = config.num_kv_heads * config.attention_head_dim;
   const size_t rows = config.chunk_size + (config.enable_enc_cls ? 1 : 0);
   const std::vector<Stacked> kv_parts{{prefix + ".proj_k.weight", kv_width}, {prefix + ".proj_v.weight", kv_width}};
   RECALLD_TRY(Linear kv_proj, pack(weights, kv_parts, hidden, type, config.chunk_size));
-  RECALLD_TRY(Linear landmark_proj, pack(weights, {{prefix + ".lmk_ln.weight", config.retrieval_dim}}, hidden, type, 1));
+  RECALLD_TRY(Linear landmark_proj,
+              pack(weights, {{prefix + ".lmk_ln.weight", config.retrieval_dim}}, hidden, type, 1));
   const EncoderAttentionShape shape{
       .rows = rows, .heads = config.num_attention_heads, .head_dim = hidden / config.num_attention_heads};
-  ChunkEncoder encoder(config, type, EncoderAttention::make(type, shape, config.rope_theta), std::move(kv_proj), std::move(landmark_proj));
+  ChunkEncoder encoder(config, type, EncoderAttention::make(type, shape, config.rope_theta), std::move(kv_proj),
+                       std::move(landmark_proj));
   for (size_t i = 0; i < config.encoder_layers; ++i) {
     RECALLD_TRY(Layer layer, load_layer(weights, prefix + ".encoder.layers." + std::to_string(i), config, type, rows));
     encoder.layers_.push_back(std::move(layer));
   }
-  RECALLD_TRY(encoder.norm_, weights.floats(prefix + (config.encoder_layers > 0 ? ".encoder.norm.weight" : ".norm.weight"), {hidden}));
+  RECALLD_TRY(encoder.norm_,
+              weights.floats(prefix + (config.encoder_layers > 0 ? ".encoder.norm.weight" : ".norm.weight"), {hidden}));
   if (config.enable_enc_cls) {
     RECALLD_TRY(encoder.cls_, weights.floats(prefix + ".cls_emb", {1, 1, hidden}));
   }
@@ -111,7 +118,8 @@ void ChunkEncoder::run_layer(const Layer& layer, size_t count, float* x) const {
   scratch.out.resize(row_floats);
 
   rmsnorm(type_, x, layer.input_norm.data(), count * rows_, hidden, eps, scratch.normed.at(0));
-  const EncoderAttentionWeights weights{layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data(), layer.q_norm.data(), layer.k_norm.data(), eps};
+  const EncoderAttentionWeights weights{layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data(), layer.q_norm.data(),
+                                        layer.k_norm.data(), eps};
   for (size_t i = 0; i < count; ++i) {
     layer.qkv.run(scratch.normed.at(i * row_floats), scratch.qkv.data());
     attention_.run(scratch.qkv.data(), weights, scratch.attended.at(i * row_floats));
@@ -143,7 +151,8 @@ EncodedChunk ChunkEncoder::project(const float* encoded) const {
   landmark_proj_.run(operands.at(0), chunk.landmark.data());
   if (config_.enable_lmk_norm) {
     const size_t width = config_.retrieval_dim / config_.retrieval_heads();
-    for (size_t head = 0; head < config_.retrieval_heads(); ++head) unit_rms(chunk.landmark.data() + head * width, width, config_.rms_norm_eps);
+    for (size_t head = 0; head < config_.retrieval_heads(); ++head)
+      unit_rms(chunk.landmark.data() + head * width, width, config_.rms_norm_eps);
   }
 
   to_operands(type_, encoded, tokens * hidden, operands.at(0));
@@ -157,7 +166,8 @@ EncodedChunk ChunkEncoder::project(const float* encoded) const {
     std::copy_n(kv.data() + token * 2 * kv_width + kv_width, kv_width, chunk.v.data() + token * kv_width);
   }
   if (config_.enable_qk_norm)
-    rmsnorm_cpu(chunk.k.data(), k_norm_.data(), tokens * config_.num_kv_heads, head_dim, config_.rms_norm_eps, chunk.k.data());
+    rmsnorm_cpu(chunk.k.data(), k_norm_.data(), tokens * config_.num_kv_heads, head_dim, config_.rms_norm_eps,
+                chunk.k.data());
   return chunk;
 }
 

@@ -27,7 +27,8 @@ struct EncodedChunk {
 class ChunkEncoder {
  public:
   // Reads "<prefix>.*"; the error names what is missing or of another shape.
-  static Expected<ChunkEncoder> load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type);
+  static Expected<ChunkEncoder> load(const Weights& weights, const std::string& prefix, const Config& config,
+                                     ProductType type);
 
   // Chunks are encoded each by itself, on as many threads as the pool has; the bits do not depend on that.
   // hidden: [n * 64, hidden_size] · returns n chunks
@@ -37,14 +38,16 @@ class ChunkEncoder {
   struct Layer {
     std::vector<float> input_norm, post_norm;  // [hidden_size]
     Linear qkv;
-    std::vector<float> qkv_bias;               // [3 * hidden_size], empty without encoder_bias
-    std::vector<float> q_norm, k_norm;         // [head width]
+    std::vector<float> qkv_bias;        // [3 * hidden_size], empty without encoder_bias
+    std::vector<float> q_norm, k_norm;  // [head width]
     Linear o_proj;
     Mlp mlp;
   };
 
-  ChunkEncoder(const Config& config, ProductType type, EncoderAttention attention, Linear kv_proj, Linear landmark_proj);
-  static Expected<Layer> load_layer(const Weights& weights, const std::string& prefix, const Config& config, ProductType type, size_t rows);
+  ChunkEncoder(const Config& config, ProductType type, EncoderAttention attention, Linear kv_proj,
+               Linear landmark_proj);
+  static Expected<Layer> load_layer(const Weights& weights, const std::string& prefix, const Config& config,
+                                    ProductType type, size_t rows);
 
   void encode_group(const float* hidden, size_t count, EncodedChunk* chunks) const;
   void run_layer(const Layer& layer, size_t count, float* x) const;
@@ -52,14 +55,14 @@ class ChunkEncoder {
 
   Config config_;
   ProductType type_;
-  size_t rows_;             // of one chunk: its tokens, and the CLS token if there is one
+  size_t rows_;  // of one chunk: its tokens, and the CLS token if there is one
   EncoderAttention attention_;
   std::vector<Layer> layers_;
-  std::vector<float> cls_;      // [hidden_size], empty without
-  std::vector<float> norm_;     // [hidden_size]
-  Linear kv_proj_;              // K then V of 64 rows
-  std::vector<float> k_norm_;   // [head_dim], empty without enable_qk_norm
-  Linear landmark_proj_;        // of one row
+  std::vector<float> cls_;     // [hidden_size], empty without
+  std::vector<float> norm_;    // [hidden_size]
+  Linear kv_proj_;             // K then V of 64 rows
+  std::vector<float> k_norm_;  // [head_dim], empty without enable_qk_norm
+  Linear landmark_proj_;       // of one row
 };
 
 }  // namespace recalld

@@ -21,7 +21,8 @@ class Fields {
     if (!field->is_number_unsigned()) return wrong(key, "expected a whole number");
     const auto number = field->get<uint64_t>();
     if (number < least || number > most)
-      return wrong(key, "expected a number from " + std::to_string(least) + " to " + std::to_string(most) + ", got " + std::to_string(number));
+      return wrong(key, "expected a number from " + std::to_string(least) + " to " + std::to_string(most) + ", got " +
+                            std::to_string(number));
     value = number;
   }
   void flag(const char* key, bool& value) {
@@ -131,27 +132,35 @@ Expected<Config> Config::parse(std::string_view text) {
   for (const char* key : {"enable_softmax1", "enc_prenorm", "enable_pos_decay", "mask_slide_window"}) in.refuse(key);
   in.expect(groups == 1, "n_groups", "this version runs models with one group");
   in.expect(c.chunk_size == 64, "chunk_size", "this version runs models with chunks of 64 tokens");
-  for (const auto& [key, width] : {std::pair{"hidden_size", c.hidden_size}, std::pair{"head_dim", c.head_dim},
-                                   std::pair{"state_size", c.state_size}, std::pair{"attention_head_dim", c.attention_head_dim}})
+  for (const auto& [key, width] :
+       {std::pair{"hidden_size", c.hidden_size}, std::pair{"head_dim", c.head_dim},
+        std::pair{"state_size", c.state_size}, std::pair{"attention_head_dim", c.attention_head_dim}})
     in.expect(width % 16 == 0, key, "expected a multiple of 16");
-  in.expect(c.retrieval_dim % (32 * c.retrieval_heads()) == 0, "retrieval_dim", "expected a multiple of 32 for each retrieval head");
-  in.expect(c.num_heads * c.head_dim == c.expand * c.hidden_size, "num_heads", "num_heads * head_dim must be expand * hidden_size");
-  in.expect(c.num_attention_heads % c.num_kv_heads == 0, "num_kv_heads", "num_attention_heads must be a multiple of it");
+  in.expect(c.retrieval_dim % (32 * c.retrieval_heads()) == 0, "retrieval_dim",
+            "expected a multiple of 32 for each retrieval head");
+  in.expect(c.num_heads * c.head_dim == c.expand * c.hidden_size, "num_heads",
+            "num_heads * head_dim must be expand * hidden_size");
+  in.expect(c.num_attention_heads % c.num_kv_heads == 0, "num_kv_heads",
+            "num_attention_heads must be a multiple of it");
   in.expect(c.hidden_size % c.num_attention_heads == 0, "num_attention_heads", "hidden_size must be a multiple of it");
   in.expect(c.encoder_layers == 0 || c.hidden_size / c.num_attention_heads % 32 == 0, "num_attention_heads",
             "hidden_size / num_attention_heads must be a multiple of 32");
-  in.expect(c.encoder_layers > 0 || !c.enable_enc_cls, "enable_enc_cls", "a CLS token needs an encoder: encoder_layers must be above 0");
+  in.expect(c.encoder_layers > 0 || !c.enable_enc_cls, "enable_enc_cls",
+            "a CLS token needs an encoder: encoder_layers must be above 0");
   in.expect(c.mlp_size() > 0, "hidden_size", "too small for an MLP of 8/3 of it, a multiple of 64");
-  in.expect(c.num_upper_layers % c.num_mamba_per_gca == 0, "num_mamba_per_gca", "num_upper_layers must be a multiple of it");
-  in.expect(c.num_upper_layers == 0 || (c.num_upper_groups > 0 && c.hsa_layers() % c.num_upper_groups == 0), "num_upper_groups",
-            "the HSA layers must divide evenly into the groups");
+  in.expect(c.num_upper_layers % c.num_mamba_per_gca == 0, "num_mamba_per_gca",
+            "num_upper_layers must be a multiple of it");
+  in.expect(c.num_upper_layers == 0 || (c.num_upper_groups > 0 && c.hsa_layers() % c.num_upper_groups == 0),
+            "num_upper_groups", "the HSA layers must divide evenly into the groups");
   if (!in.problem().empty()) return fail(ErrorKind::invalid_request, in.problem());
   return c;
 }
 
 Expected<Config> Config::read(const std::filesystem::path& file) {
   std::ifstream stream(file, std::ios::binary);
-  if (!stream) return fail(ErrorKind::io, "read " + file.string() + ": it cannot be opened; --model names the directory of a checkpoint");
+  if (!stream)
+    return fail(ErrorKind::io,
+                "read " + file.string() + ": it cannot be opened; --model names the directory of a checkpoint");
   std::ostringstream text;
   text << stream.rdbuf();
   auto config = parse(text.str());

@@ -14,9 +14,11 @@ HsaShape hsa_shape(const Config& config) {
           .stride = config.num_kv_heads * config.attention_head_dim};
 }
 
-Expected<HsaQuery> HsaQuery::load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type) {
+Expected<HsaQuery> HsaQuery::load(const Weights& weights, const std::string& prefix, const Config& config,
+                                  ProductType type) {
   const size_t width = config.num_attention_heads * config.attention_head_dim;
-  RECALLD_TRY(Linear q_proj, pack(weights, {{prefix + ".q_proj.weight", width}}, config.hidden_size, type, config.chunk_size));
+  RECALLD_TRY(Linear q_proj,
+              pack(weights, {{prefix + ".q_proj.weight", width}}, config.hidden_size, type, config.chunk_size));
   HsaQuery query(config, type, std::move(q_proj));
   RECALLD_TRY(query.pre_norm_, weights.floats(prefix + ".pre_norm.weight", {config.hidden_size}));
   if (config.enable_qk_norm) {
@@ -35,7 +37,8 @@ std::vector<float> HsaQuery::run(std::span<const float> hidden) const {
 Expected<Hsa> Hsa::load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type) {
   const size_t width = config.num_attention_heads * config.attention_head_dim;
   RECALLD_TRY(HsaQuery query, HsaQuery::load(weights, prefix, config, type));
-  RECALLD_TRY(Linear o_proj, pack(weights, {{prefix + ".o_proj.weight", config.hidden_size}}, width, type, config.chunk_size));
+  RECALLD_TRY(Linear o_proj,
+              pack(weights, {{prefix + ".o_proj.weight", config.hidden_size}}, width, type, config.chunk_size));
   Hsa hsa(config, type, std::move(query), std::move(o_proj));
   if (config.hsa_mlp) {
     RECALLD_TRY(hsa.mlp_norm_, weights.floats(prefix + "._mlp_norm.weight", {config.hidden_size}));
@@ -58,8 +61,10 @@ void Hsa::run(std::span<float> hidden, std::span<const std::vector<AttendedChunk
         const size_t retrieval_head = config_.singlehead_retrieval ? 0 : kv_head;
         std::vector<HsaChunk> chunks;
         for (const AttendedChunk& from : attended[token * config_.retrieval_heads() + retrieval_head])
-          chunks.push_back({from.chunk->k.data() + kv_head * shape.head_dim, from.chunk->v.data() + kv_head * shape.head_dim, from.weight});
-        hsa_attention_cpu(shape, q.data() + token * q_width + kv_head * group_width, chunks, read.data() + row * q_width + kv_head * group_width);
+          chunks.push_back({from.chunk->k.data() + kv_head * shape.head_dim,
+                            from.chunk->v.data() + kv_head * shape.head_dim, from.weight});
+        hsa_attention_cpu(shape, q.data() + token * q_width + kv_head * group_width, chunks,
+                          read.data() + row * q_width + kv_head * group_width);
       }
     }
     Operands operands;

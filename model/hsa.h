@@ -27,13 +27,15 @@ struct AttendedChunk {
 // The queries of an HSA layer: q_proj(RMSNorm(h)), with an RMSNorm a head when enable_qk_norm.
 class HsaQuery {
  public:
-  static Expected<HsaQuery> load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type);
+  static Expected<HsaQuery> load(const Weights& weights, const std::string& prefix, const Config& config,
+                                 ProductType type);
 
   // hidden: [n, hidden_size], any n · returns [n, heads, head_dim]
   std::vector<float> run(std::span<const float> hidden) const;
 
  private:
-  HsaQuery(const Config& config, ProductType type, Linear q_proj) : config_(config), type_(type), q_proj_(std::move(q_proj)) {}
+  HsaQuery(const Config& config, ProductType type, Linear q_proj)
+      : config_(config), type_(type), q_proj_(std::move(q_proj)) {}
 
   Config config_;
   ProductType type_;

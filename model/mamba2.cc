@@ -28,9 +28,14 @@ struct Scratch {
 }  // namespace
 
 Mamba2::Mamba2(ProductType type, SsdShape shape, Linear in_proj, Linear out_proj)
-    : type_(type), ssd_shape_(shape), in_proj_(std::move(in_proj)), out_proj_(std::move(out_proj)), scan_(SsdScan::make(type, shape)) {}
+    : type_(type),
+      ssd_shape_(shape),
+      in_proj_(std::move(in_proj)),
+      out_proj_(std::move(out_proj)),
+      scan_(SsdScan::make(type, shape)) {}
 
-Expected<Mamba2> Mamba2::load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type) {
+Expected<Mamba2> Mamba2::load(const Weights& weights, const std::string& prefix, const Config& config,
+                              ProductType type) {
   const SsdShape shape{.heads = config.num_heads, .head_dim = config.head_dim, .state_size = config.state_size};
   const size_t inner = shape.heads * shape.head_dim, hidden = config.hidden_size;
   const size_t projected = inner + shape.channels() + shape.heads;
@@ -89,10 +94,11 @@ void Mamba2::run_as(float* state, size_t chunks, float* hidden) const {
     for (size_t i = 0; i < group; ++i) {
       const float* z = scratch.projected.data() + i * ssd_block * stride;
       const float* dt = z + inner + channels;
-      conv1d_silu_cpu(z + inner, stride, ssd_block, channels, taps_, conv_weight_.data(), conv_bias_.data(), conv_state, xbc);
+      conv1d_silu_cpu(z + inner, stride, ssd_block, channels, taps_, conv_weight_.data(), conv_bias_.data(), conv_state,
+                      xbc);
       scan_.run(xbc, dt, stride, {dt_bias_.data(), a_.data(), d_.data()}, ssm_state, scratch.y.data());
-      gated_rmsnorm_cpu(scratch.y.data(), z, stride, gated_norm_weight_.data(), ssd_block, ssd_shape_.heads, ssd_shape_.head_dim, eps_,
-                        gated + i * ssd_block * inner);
+      gated_rmsnorm_cpu(scratch.y.data(), z, stride, gated_norm_weight_.data(), ssd_block, ssd_shape_.heads,
+                        ssd_shape_.head_dim, eps_, gated + i * ssd_block * inner);
     }
     for (size_t i = 0; i < group; ++i) {
       out_proj_.run(gated + i * ssd_block * inner, scratch.out.data());
@@ -101,8 +107,8 @@ void Mamba2::run_as(float* state, size_t chunks, float* hidden) const {
   }
 }
 
-void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t chunks, float* hidden, size_t hidden_size,
-                WorkerPool& pool) {
+void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t chunks, float* hidden,
+                size_t hidden_size, WorkerPool& pool) {
   std::vector<float*> states;
   float* next = state.data();
   for (const Mamba2& layer : layers) {
@@ -117,7 +123,8 @@ void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t c
     pool.run(last_layer - first_layer + 1, [&](size_t index, size_t) {
       const size_t layer = first_layer + index, group = step - layer;
       const size_t first = group * group_chunks;
-      layers[layer].run(states[layer], std::min(group_chunks, chunks - first), hidden + first * ssd_block * hidden_size);
+      layers[layer].run(states[layer], std::min(group_chunks, chunks - first),
+                        hidden + first * ssd_block * hidden_size);
     });
   }
 }

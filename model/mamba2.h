@@ -19,7 +19,8 @@ namespace recalld {
 class Mamba2 {
  public:
   // Reads "<prefix>.norm.weight" and "<prefix>.mixer.*"; the error names what is missing or of another shape.
-  static Expected<Mamba2> load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type);
+  static Expected<Mamba2> load(const Weights& weights, const std::string& prefix, const Config& config,
+                               ProductType type);
 
   // f32 values of one stream's state: the convolution's last inputs [conv_kernel - 1, channels], oldest first, then the
   // SSM state [num_heads, state_size, head_dim].
@@ -54,7 +55,7 @@ class Mamba2 {
 // Runs consecutive blocks over chunks of one stream, layer L on one group of chunks beside layer L - 1 on the next.
 // The bits do not depend on the number of threads: a group's work is the same wherever it runs.
 // state: the layers' states, one after the other · hidden: [chunks * 64, hidden_size] in and out
-void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t chunks, float* hidden, size_t hidden_size,
-                WorkerPool& pool);
+void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t chunks, float* hidden,
+                size_t hidden_size, WorkerPool& pool);
 
 }  // namespace recalld

@@ -6,9 +6,12 @@
 
 namespace recalld {
 
-Expected<Mlp> Mlp::load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type, size_t rows) {
+Expected<Mlp> Mlp::load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type,
+                        size_t rows) {
   const size_t hidden = config.hidden_size, inner = config.mlp_size();
-  RECALLD_TRY(Linear gate_up, pack(weights, {{prefix + ".gate_proj.weight", inner}, {prefix + ".up_proj.weight", inner}}, hidden, type, rows));
+  RECALLD_TRY(
+      Linear gate_up,
+      pack(weights, {{prefix + ".gate_proj.weight", inner}, {prefix + ".up_proj.weight", inner}}, hidden, type, rows));
   RECALLD_TRY(Linear down, pack(weights, {{prefix + ".down_proj.weight", hidden}}, inner, type, rows));
   return Mlp(type, std::move(gate_up), std::move(down));
 }

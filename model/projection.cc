@@ -28,7 +28,8 @@ void to_operands(ProductType type, const float* x, size_t count, void* y) {
     std::copy_n(x, count, static_cast<float*>(y));
 }
 
-Expected<Linear> pack(const Weights& weights, const std::vector<Stacked>& matrices, size_t in, ProductType type, size_t rows) {
+Expected<Linear> pack(const Weights& weights, const std::vector<Stacked>& matrices, size_t in, ProductType type,
+                      size_t rows) {
   std::vector<Bf16> stacked;
   for (const Stacked& matrix : matrices) {
     RECALLD_TRY(const auto part, weights.bf16(matrix.name, {matrix.out, in}));
@@ -37,14 +38,16 @@ Expected<Linear> pack(const Weights& weights, const std::vector<Stacked>& matric
   return Linear::pack(type, rows, stacked.size() / in, in, stacked.data());
 }
 
-std::vector<float> project_normed(ProductType type, const Linear& linear, std::span<const float> norm, float eps, std::span<const float> x) {
+std::vector<float> project_normed(ProductType type, const Linear& linear, std::span<const float> norm, float eps,
+                                  std::span<const float> x) {
   const size_t width = linear.in(), n = x.size() / width, block = linear.rows();
   const size_t padded = (n + block - 1) / block * block;
   Operands normed;
   normed.fit(type, padded * width);
   rmsnorm(type, x.data(), norm.data(), n, width, eps, normed.at(0));
   std::vector<float> out(padded * linear.out());
-  for (size_t first = 0; first < padded; first += block) linear.run(normed.at(first * width), out.data() + first * linear.out());
+  for (size_t first = 0; first < padded; first += block)
+    linear.run(normed.at(first * width), out.data() + first * linear.out());
   out.resize(n * linear.out());
   return out;
 }

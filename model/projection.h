@@ -21,7 +21,8 @@ class Operands {
     if (floats_.size() < count) floats_.resize(count);
   }
   void* at(size_t index) {
-    return reinterpret_cast<char*>(floats_.data()) + index * (type_ == ProductType::bf16 ? sizeof(Bf16) : sizeof(float));
+    return reinterpret_cast<char*>(floats_.data()) +
+           index * (type_ == ProductType::bf16 ? sizeof(Bf16) : sizeof(float));
   }
 
  private:
@@ -40,10 +41,12 @@ struct Stacked {
   std::string name;
   size_t out = 0;
 };
-Expected<Linear> pack(const Weights& weights, const std::vector<Stacked>& matrices, size_t in, ProductType type, size_t rows);
+Expected<Linear> pack(const Weights& weights, const std::vector<Stacked>& matrices, size_t in, ProductType type,
+                      size_t rows);
 
 // linear(RMSNorm(x)) of any number of rows, the last block of products padded.
 // x: [n, linear.in()] · norm: [linear.in()] · returns [n, linear.out()]
-std::vector<float> project_normed(ProductType type, const Linear& linear, std::span<const float> norm, float eps, std::span<const float> x);
+std::vector<float> project_normed(ProductType type, const Linear& linear, std::span<const float> norm, float eps,
+                                  std::span<const float> x);
 
 }  // namespace recalld

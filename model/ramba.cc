@@ -20,7 +20,9 @@ namespace {
 
 // Layers are numbered in the order in which they run: lower Mamba-2 blocks, chunking, then for each group a retrieval
 // and its HSA layers, each followed by its Mamba-2 blocks.
-std::string layer_name(size_t index) { return "backbone.layers." + std::to_string(index); }
+std::string layer_name(size_t index) {
+  return "backbone.layers." + std::to_string(index);
+}
 
 struct UpperGroup {
   struct Stage {
@@ -30,7 +32,8 @@ struct UpperGroup {
   std::vector<Stage> stages;
 };
 
-Expected<std::vector<Mamba2>> load_blocks(const Weights& weights, size_t first, size_t count, const Config& config, ProductType type) {
+Expected<std::vector<Mamba2>> load_blocks(const Weights& weights, size_t first, size_t count, const Config& config,
+                                          ProductType type) {
   std::vector<Mamba2> blocks;
   for (size_t i = 0; i < count; ++i) {
     RECALLD_TRY(Mamba2 block, Mamba2::load(weights, layer_name(first + i), config, type));
@@ -63,23 +66,26 @@ Hash128 identity(const std::filesystem::path& directory, const Weights& weights)
 }  // namespace
 
 struct Ramba::Impl {
-  Impl(Config c, Weights w, ChunkEncoder e, WorkerPool& p) : config(c), weights(std::move(w)), encoder(std::move(e)), pool(p) {}
+  Impl(Config c, Weights w, ChunkEncoder e, WorkerPool& p)
+      : config(c), weights(std::move(w)), encoder(std::move(e)), pool(p) {}
 
   Config config;
   Weights weights;
   std::span<const Bf16> embeddings;  // [vocab_size, hidden_size], in the mapped file
   std::vector<Mamba2> lower;
   ChunkEncoder encoder;
-  std::vector<Retrieval> retrievals;      // of the groups; with Parts::lower the first one's
-  std::optional<HsaQuery> first_query;    // of the first HSA layer
-  std::vector<UpperGroup> groups;         // empty with Parts::lower
-  std::vector<float> final_norm;          // [hidden_size]
-  std::optional<Linear> head;             // [vocab_size, hidden_size]
+  std::vector<Retrieval> retrievals;    // of the groups; with Parts::lower the first one's
+  std::optional<HsaQuery> first_query;  // of the first HSA layer
+  std::vector<UpperGroup> groups;       // empty with Parts::lower
+  std::vector<float> final_norm;        // [hidden_size]
+  std::optional<Linear> head;           // [vocab_size, hidden_size]
   WorkerPool& pool;
   ProductType type = ProductType::f32;
   Hash128 hash;
 
-  size_t state_floats(std::span<const Mamba2> blocks) const { return blocks.empty() ? 0 : blocks.size() * blocks[0].state_floats(); }
+  size_t state_floats(std::span<const Mamba2> blocks) const {
+    return blocks.empty() ? 0 : blocks.size() * blocks[0].state_floats();
+  }
   size_t mamba_layers_of_group() const { return config.num_upper_layers / config.num_upper_groups; }
   Expected<void> load_upper();
 };
@@ -87,9 +93,11 @@ struct Ramba::Impl {
 Ramba::Ramba(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Ramba::~Ramba() = default;
 
-Expected<std::unique_ptr<Ramba>> Ramba::open(const std::filesystem::path& directory, Precision precision, Parts parts, WorkerPool& pool) {
+Expected<std::unique_ptr<Ramba>> Ramba::open(const std::filesystem::path& directory, Precision precision, Parts parts,
+                                             WorkerPool& pool) {
   if (precision == Precision::bf16 && !cpu_multiplies_bf16())
-    return fail(ErrorKind::invalid_request, "bf16 products: this CPU has no instructions for them; use f32, or leave the precision automatic");
+    return fail(ErrorKind::invalid_request,
+                "bf16 products: this CPU has no instructions for them; use f32, or leave the precision automatic");
   const bool bf16 = precision == Precision::bf16 || (precision == Precision::automatic && cpu_multiplies_bf16());
   const ProductType type = bf16 ? ProductType::bf16 : ProductType::f32;
 
@@ -99,7 +107,8 @@ Expected<std::unique_ptr<Ramba>> Ramba::open(const std::filesystem::path& direct
   auto impl = std::make_unique<Impl>(config, std::move(weights), std::move(encoder), pool);
   impl->type = type;
 
-  RECALLD_TRY(impl->embeddings, impl->weights.bf16("backbone.embeddings.weight", {config.vocab_size, config.hidden_size}));
+  RECALLD_TRY(impl->embeddings,
+              impl->weights.bf16("backbone.embeddings.weight", {config.vocab_size, config.hidden_size}));
   RECALLD_TRY(impl->lower, load_blocks(impl->weights, 0, config.num_lower_layers, config, type));
   const size_t retrieval = config.num_lower_layers + 1;
   RECALLD_TRY(Retrieval first, Retrieval::load(impl->weights, layer_name(retrieval), config, type));
@@ -136,19 +145,29 @@ Expected<void> Ramba::Impl::load_upper() {
   return {};
 }
 
-const Config& Ramba::config() const { return impl_->config; }
-Hash128 Ramba::hash() const { return impl_->hash; }
-Precision Ramba::precision() const { return impl_->type == ProductType::bf16 ? Precision::bf16 : Precision::f32; }
+const Config& Ramba::config() const {
+  return impl_->config;
+}
+Hash128 Ramba::hash() const {
+  return impl_->hash;
+}
+Precision Ramba::precision() const {
+  return impl_->type == ProductType::bf16 ? Precision::bf16 : Precision::f32;
+}
 
 std::string Ramba::describe() const {
   const size_t threads = impl_->pool.threads();
-  return std::string(precision() == Precision::bf16 ? "bf16" : "f32") + " products (" + cpu_isa_name() + "), " + std::to_string(threads) +
-         (threads == 1 ? " thread" : " threads");
+  return std::string(precision() == Precision::bf16 ? "bf16" : "f32") + " products (" + cpu_isa_name() + "), " +
+         std::to_string(threads) + (threads == 1 ? " thread" : " threads");
 }
 
-size_t Ramba::lower_state_bytes() const { return impl_->state_floats(impl_->lower) * sizeof(float); }
+size_t Ramba::lower_state_bytes() const {
+  return impl_->state_floats(impl_->lower) * sizeof(float);
+}
 
-RecurrentState Ramba::lower_zero_state() const { return {std::vector<float>(impl_->state_floats(impl_->lower))}; }
+RecurrentState Ramba::lower_zero_state() const {
+  return {std::vector<float>(impl_->state_floats(impl_->lower))};
+}
 
 void Ramba::lower(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden) {
   const size_t width = impl_->config.hidden_size;
@@ -159,13 +178,17 @@ void Ramba::lower(RecurrentState& state, std::span<const uint32_t> tokens, std::
   run_blocks(impl_->lower, state.values, tokens.size() / impl_->config.chunk_size, hidden.data(), width, impl_->pool);
 }
 
-std::vector<EncodedChunk> Ramba::encode_chunks(std::span<const float> hidden) { return impl_->encoder.run(hidden, impl_->pool); }
+std::vector<EncodedChunk> Ramba::encode_chunks(std::span<const float> hidden) {
+  return impl_->encoder.run(hidden, impl_->pool);
+}
 
 size_t Ramba::kv_bytes() const {
   const Config& c = impl_->config;
   return 2 * c.chunk_size * c.num_kv_heads * c.attention_head_dim * sizeof(Bf16);
 }
-size_t Ramba::landmark_dim() const { return impl_->config.retrieval_dim; }
+size_t Ramba::landmark_dim() const {
+  return impl_->config.retrieval_dim;
+}
 
 void Ramba::pack_kv(const EncodedChunk& chunk, ByteSpan out) const {
   auto* packed = reinterpret_cast<Bf16*>(out.data());
@@ -207,7 +230,8 @@ Ramba::Query Ramba::query(std::span<const uint32_t> tokens) {
   Query query;
   const std::vector<float> embedding = retrieval_embedding(last, 0);
   query.landmark.resize(embedding.size());
-  std::ranges::transform(embedding, landmark_gain(0), query.landmark.begin(), [](float q, float gain) { return to_bf16(q * gain); });
+  std::ranges::transform(embedding, landmark_gain(0), query.landmark.begin(),
+                         [](float q, float gain) { return to_bf16(q * gain); });
   if (impl_->first_query) query.heads = impl_->first_query->run(last);
   return query;
 }
@@ -221,7 +245,8 @@ std::vector<float> Ramba::head_shares(std::span<const float> heads, ByteView kv)
   const Config& c = impl_->config;
   const HsaShape shape = hsa_shape(c);
   std::vector<float> k(c.chunk_size * shape.stride);
-  std::transform(reinterpret_cast<const Bf16*>(kv.data()), reinterpret_cast<const Bf16*>(kv.data()) + k.size(), k.begin(), to_float);
+  std::transform(reinterpret_cast<const Bf16*>(kv.data()), reinterpret_cast<const Bf16*>(kv.data()) + k.size(),
+                 k.begin(), to_float);
   std::vector<float> shares(c.num_attention_heads * c.chunk_size);
   for (size_t kv_head = 0; kv_head < c.num_kv_heads; ++kv_head) {
     const size_t first_head = kv_head * shape.heads;
@@ -231,7 +256,9 @@ std::vector<float> Ramba::head_shares(std::span<const float> heads, ByteView kv)
   return shares;
 }
 
-size_t Ramba::groups() const { return impl_->groups.size(); }
+size_t Ramba::groups() const {
+  return impl_->groups.size();
+}
 
 RecurrentState Ramba::upper_zero_state() const {
   return {std::vector<float>(impl_->config.num_upper_layers * impl_->lower[0].state_floats())};
@@ -241,7 +268,9 @@ std::vector<float> Ramba::retrieval_embedding(std::span<const float> hidden, siz
   return impl_->retrievals[group].embed(hidden);
 }
 
-std::span<const float> Ramba::landmark_gain(size_t group) const { return impl_->retrievals[group].landmark_gain(); }
+std::span<const float> Ramba::landmark_gain(size_t group) const {
+  return impl_->retrievals[group].landmark_gain();
+}
 
 std::vector<float> Ramba::chunk_weights(std::span<const float> scores) const {
   std::vector<float> weights(scores.size());
@@ -249,13 +278,15 @@ std::vector<float> Ramba::chunk_weights(std::span<const float> scores) const {
   return weights;
 }
 
-void Ramba::upper(size_t group, RecurrentState& state, std::span<float> hidden, std::span<const std::vector<AttendedChunk>> attended) {
+void Ramba::upper(size_t group, RecurrentState& state, std::span<float> hidden,
+                  std::span<const std::vector<AttendedChunk>> attended) {
   const size_t width = impl_->config.hidden_size, chunks = hidden.size() / width / impl_->config.chunk_size;
   const size_t block_floats = impl_->lower[0].state_floats();
   auto states = std::span(state.values).subspan(group * impl_->mamba_layers_of_group() * block_floats);
   for (const UpperGroup::Stage& stage : impl_->groups[group].stages) {
     stage.hsa.run(hidden, attended, impl_->pool);
-    run_blocks(stage.blocks, states.first(stage.blocks.size() * block_floats), chunks, hidden.data(), width, impl_->pool);
+    run_blocks(stage.blocks, states.first(stage.blocks.size() * block_floats), chunks, hidden.data(), width,
+               impl_->pool);
     states = states.subspan(stage.blocks.size() * block_floats);
   }
 }
@@ -263,7 +294,8 @@ void Ramba::upper(size_t group, RecurrentState& state, std::span<float> hidden, 
 std::vector<float> Ramba::final_norm(std::span<const float> hidden) const {
   const size_t width = impl_->config.hidden_size;
   std::vector<float> normed(hidden.size());
-  rmsnorm_cpu(hidden.data(), impl_->final_norm.data(), hidden.size() / width, width, impl_->config.layer_norm_epsilon, normed.data());
+  rmsnorm_cpu(hidden.data(), impl_->final_norm.data(), hidden.size() / width, width, impl_->config.layer_norm_epsilon,
+              normed.data());
   return normed;
 }
 

@@ -48,7 +48,8 @@ class Ramba {
   // Maps DIRECTORY/model.safetensors and reads DIRECTORY/config.json. Fails with invalid_request when a key, a tensor
   // or a shape is missing or unsupported (it names which), with io or corrupt when a file cannot be read.
   // `pool` outlives the model.
-  static Expected<std::unique_ptr<Ramba>> open(const std::filesystem::path& directory, Precision precision, Parts parts, WorkerPool& pool);
+  static Expected<std::unique_ptr<Ramba>> open(const std::filesystem::path& directory, Precision precision, Parts parts,
+                                               WorkerPool& pool);
   ~Ramba();
 
   const Config& config() const;
@@ -78,8 +79,9 @@ class Ramba {
   // ---- Searching
   // The last of `tokens` (newline, question, <|recall|>) as a query, read from a zero state.
   struct Query {
-    std::vector<Bf16> landmark;  // [landmark_dim] retrieval embedding with the landmarks' gain folded in, rounded to bf16
-    std::vector<float> heads;    // [heads, head_dim] queries of the first HSA layer; empty without upper layers
+    std::vector<Bf16>
+        landmark;              // [landmark_dim] retrieval embedding with the landmarks' gain folded in, rounded to bf16
+    std::vector<float> heads;  // [heads, head_dim] queries of the first HSA layer; empty without upper layers
   };
   Query query(std::span<const uint32_t> tokens);
 
@@ -107,7 +109,8 @@ class Ramba {
 
   // One group of upper layers over whole blocks of 64 tokens. `attended` as in Hsa::run.
   // state: of all groups · hidden: [n * 64, hidden_size] in and out
-  void upper(size_t group, RecurrentState& state, std::span<float> hidden, std::span<const std::vector<AttendedChunk>> attended);
+  void upper(size_t group, RecurrentState& state, std::span<float> hidden,
+             std::span<const std::vector<AttendedChunk>> attended);
 
   // hidden: [n, hidden_size] · final norm: [n, hidden_size] · logits of its result: [n, vocab_size]
   std::vector<float> final_norm(std::span<const float> hidden) const;

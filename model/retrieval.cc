@@ -5,8 +5,10 @@
 
 namespace recalld {
 
-Expected<Retrieval> Retrieval::load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type) {
-  RECALLD_TRY(Linear ln, pack(weights, {{prefix + ".ln.weight", config.retrieval_dim}}, config.hidden_size, type, config.chunk_size));
+Expected<Retrieval> Retrieval::load(const Weights& weights, const std::string& prefix, const Config& config,
+                                    ProductType type) {
+  RECALLD_TRY(Linear ln, pack(weights, {{prefix + ".ln.weight", config.retrieval_dim}}, config.hidden_size, type,
+                              config.chunk_size));
   Retrieval retrieval(config, type, std::move(ln));
   RECALLD_TRY(retrieval.pre_norm_, weights.floats(prefix + ".pre_norm.weight", {config.hidden_size}));
   retrieval.landmark_gain_.assign(config.retrieval_dim, 1.0f);

@@ -15,7 +15,8 @@ namespace recalld {
 class Retrieval {
  public:
   // Reads "<prefix>.*"; the error names what is missing or of another shape.
-  static Expected<Retrieval> load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type);
+  static Expected<Retrieval> load(const Weights& weights, const std::string& prefix, const Config& config,
+                                  ProductType type);
 
   // q = RMSNorm(ln(RMSNorm(h))), the outer norm a retrieval head, and only with enable_lmk_norm.
   // hidden: [n, hidden_size], any n · returns [n, retrieval_dim]

@@ -101,15 +101,18 @@ Expected<void> Tokenizer::Impl::load(const std::string& path) {
   if (types.size() != vocab_size) return fail(ErrorKind::corrupt, "read " + path + ": its list of pieces is damaged");
   for (const auto& [id, wanted] : {std::pair{newline_id, "\n"}, std::pair{recall_id, "<|recall|>"}}) {
     if (id >= vocab_size || processor.IdToPiece(static_cast<int>(id)) != wanted || types[id] != type_user_defined)
-      return fail(ErrorKind::invalid_request, "read " + path + ": piece " + std::to_string(id) +
-                                                  " is not the user-defined one that config.json says it is (newline or <|recall|>)");
+      return fail(ErrorKind::invalid_request,
+                  "read " + path + ": piece " + std::to_string(id) +
+                      " is not the user-defined one that config.json says it is (newline or <|recall|>)");
   }
   for (uint32_t id = 0; id < vocab_size; ++id) {
     const std::string& piece = processor.IdToPiece(static_cast<int>(id));
     if (types[id] == type_user_defined && id != newline_id && piece.size() > 1) specials.push_back(piece);
     if (types[id] == type_normal) {
-      const size_t first_other = piece.find_first_not_of(space_mark);  // the mark's bytes begin no other character alone
-      if (first_other != std::string::npos && piece.find(space_mark, first_other) != std::string::npos) spaces_only_lead = false;
+      const size_t first_other =
+          piece.find_first_not_of(space_mark);  // the mark's bytes begin no other character alone
+      if (first_other != std::string::npos && piece.find(space_mark, first_other) != std::string::npos)
+        spaces_only_lead = false;
     }
   }
   return {};
@@ -119,14 +122,16 @@ Expected<void> Tokenizer::Impl::load(const std::string& path) {
 bool Tokenizer::Impl::space_cut(std::string_view text, size_t at) const {
   if (!spaces_only_lead || at == 0 || at + 1 >= text.size() || text[at] != ' ') return false;
   const std::string_view before = text.substr(0, at), after = text.substr(at + 1);
-  return !before.ends_with(' ') && !before.ends_with(space_mark) && !after.starts_with(' ') && !after.starts_with(space_mark);
+  return !before.ends_with(' ') && !before.ends_with(space_mark) && !after.starts_with(' ') &&
+         !after.starts_with(space_mark);
 }
 
 void Tokenizer::Impl::encode(std::string_view text, Tokens& out) const {
   // Inside every special string one cut, so that the library meets no whole one.
   std::vector<size_t> broken_at;
   for (const std::string& special : specials)
-    for (size_t at = text.find(special); at != std::string_view::npos; at = text.find(special, at + 1)) broken_at.push_back(at + 1);
+    for (size_t at = text.find(special); at != std::string_view::npos; at = text.find(special, at + 1))
+      broken_at.push_back(at + 1);
   std::sort(broken_at.begin(), broken_at.end());
 
   size_t begin = 0;
@@ -149,8 +154,8 @@ void Tokenizer::Impl::encode_block(std::string_view text, size_t begin, size_t e
   const auto encoded = processor.EncodeAsImmutableProto(lead == Lead::none    ? std::string_view(behind_newline)
                                                         : lead == Lead::space ? block.substr(1)
                                                                               : block);
-  // Where the library's byte 0 lies in the text, and how many of its pieces are not the text's: the dummy prefix and the
-  // newline.
+  // Where the library's byte 0 lies in the text, and how many of its pieces are not the text's: the dummy prefix and
+  // the newline.
   const size_t first_piece = lead == Lead::none ? 2 : 0;
   const size_t shift_back = lead == Lead::none ? 1 : 0, shift = begin + (lead == Lead::space ? 1 : 0);
   const size_t first = out.ids.size(), count = encoded.pieces_size() - first_piece;
@@ -159,9 +164,11 @@ void Tokenizer::Impl::encode_block(std::string_view text, size_t begin, size_t e
   for (size_t i = count; i-- > 0;) {
     const auto piece = encoded.pieces(static_cast<int>(first_piece + i));
     // The library counts a character's bytes to the last of its byte pieces, and we to the first.
-    const bool more_bytes = i + 1 < count && piece.begin() == piece.end() && processor.IsByte(static_cast<int>(piece.id()));
+    const bool more_bytes =
+        i + 1 < count && piece.begin() == piece.end() && processor.IsByte(static_cast<int>(piece.id()));
     out.ids[first + i] = piece.id();
-    out.ends[first + i] = more_bytes ? out.ends[first + i + 1] : static_cast<uint32_t>(shift + piece.end() - shift_back);
+    out.ends[first + i] =
+        more_bytes ? out.ends[first + i + 1] : static_cast<uint32_t>(shift + piece.end() - shift_back);
   }
 }
 

@@ -53,7 +53,8 @@ Expected<ByteView> map_file(const std::filesystem::path& path) {
 
 }  // namespace
 
-Weights::Weights(Weights&& other) noexcept : file_(std::exchange(other.file_, {})), tensors_(std::move(other.tensors_)) {}
+Weights::Weights(Weights&& other) noexcept
+    : file_(std::exchange(other.file_, {})), tensors_(std::move(other.tensors_)) {}
 
 Weights& Weights::operator=(Weights&& other) noexcept {
   std::swap(file_, other.file_);
@@ -73,7 +74,8 @@ Expected<Weights> Weights::open(const std::filesystem::path& path) {
   RECALLD_TRY(weights.file_, map_file(path));
   ByteReader reader(as_text(weights.file_));
   const uint64_t header_bytes = reader.u64();
-  if (header_bytes > header_bytes_max || header_bytes > reader.rest().size()) return corrupt("its header ends beyond the file");
+  if (header_bytes > header_bytes_max || header_bytes > reader.rest().size())
+    return corrupt("its header ends beyond the file");
   const Json header = Json::parse(reader.take(header_bytes), nullptr, false);
   if (!header.is_object()) return corrupt("its header is not a JSON object");
   const ByteView data = weights.file_.subspan(8 + header_bytes);
@@ -82,8 +84,8 @@ Expected<Weights> Weights::open(const std::filesystem::path& path) {
     if (name == "__metadata__") continue;
     const auto fields = entry.is_object() ? entry : Json::object();
     const auto type = fields.find("dtype"), shape = fields.find("shape"), offsets = fields.find("data_offsets");
-    if (type == fields.end() || !type->is_string() || shape == fields.end() || !shape->is_array() || offsets == fields.end() ||
-        !offsets->is_array() || offsets->size() != 2)
+    if (type == fields.end() || !type->is_string() || shape == fields.end() || !shape->is_array() ||
+        offsets == fields.end() || !offsets->is_array() || offsets->size() != 2)
       return corrupt("tensor " + name + " lacks dtype, shape or data_offsets");
     Tensor tensor;
     tensor.type = type->get<std::string>();
@@ -108,26 +110,31 @@ Expected<Weights> Weights::open(const std::filesystem::path& path) {
   return weights;
 }
 
-bool Weights::has(std::string_view name) const { return tensors_.contains(name); }
+bool Weights::has(std::string_view name) const {
+  return tensors_.contains(name);
+}
 
 Expected<const Weights::Tensor*> Weights::find(std::string_view name) const {
   const auto found = tensors_.find(name);
-  if (found == tensors_.end()) return fail(ErrorKind::invalid_request, "the checkpoint has no tensor " + std::string(name));
+  if (found == tensors_.end())
+    return fail(ErrorKind::invalid_request, "the checkpoint has no tensor " + std::string(name));
   return &found->second;
 }
 
 Expected<const Weights::Tensor*> Weights::find(std::string_view name, const std::vector<size_t>& shape) const {
   RECALLD_TRY(const Tensor* tensor, find(name));
   if (tensor->shape != shape)
-    return fail(ErrorKind::invalid_request, "tensor " + std::string(name) + ": config.json asks for " + shape_text(shape) +
-                                                ", the checkpoint has " + shape_text(tensor->shape));
+    return fail(ErrorKind::invalid_request, "tensor " + std::string(name) + ": config.json asks for " +
+                                                shape_text(shape) + ", the checkpoint has " +
+                                                shape_text(tensor->shape));
   return tensor;
 }
 
 Expected<std::span<const Bf16>> Weights::bf16(std::string_view name, const std::vector<size_t>& shape) const {
   RECALLD_TRY(const Tensor* tensor, find(name, shape));
   if (tensor->type != "BF16")
-    return fail(ErrorKind::invalid_request, "tensor " + std::string(name) + ": expected BF16, the checkpoint has " + tensor->type);
+    return fail(ErrorKind::invalid_request,
+                "tensor " + std::string(name) + ": expected BF16, the checkpoint has " + tensor->type);
   return std::span(reinterpret_cast<const Bf16*>(tensor->data.data()), tensor->data.size() / sizeof(Bf16));
 }
 
@@ -141,7 +148,8 @@ Expected<std::vector<float>> Weights::to_floats(std::string_view name, const Ten
     values.resize(tensor.data.size() / sizeof(float));
     if (!values.empty()) std::memcpy(values.data(), tensor.data.data(), tensor.data.size());
   } else {
-    return fail(ErrorKind::invalid_request, "tensor " + std::string(name) + ": expected BF16 or F32, the checkpoint has " + tensor.type);
+    return fail(ErrorKind::invalid_request,
+                "tensor " + std::string(name) + ": expected BF16 or F32, the checkpoint has " + tensor.type);
   }
   return values;
 }
@@ -159,7 +167,8 @@ Expected<std::vector<float>> Weights::all_floats(std::string_view name) const {
 Expected<std::vector<int32_t>> Weights::all_ints(std::string_view name) const {
   RECALLD_TRY(const Tensor* tensor, find(name));
   if (tensor->type != "I32")
-    return fail(ErrorKind::invalid_request, "tensor " + std::string(name) + ": expected I32, the file has " + tensor->type);
+    return fail(ErrorKind::invalid_request,
+                "tensor " + std::string(name) + ": expected I32, the file has " + tensor->type);
   std::vector<int32_t> values(tensor->data.size() / sizeof(int32_t));
   if (!values.empty()) std::memcpy(values.data(), tensor->data.data(), tensor->data.size());
   return values;

@@ -35,7 +35,8 @@ TEST_F(WeightsTest, ReadsTensorsByNameTypeAndShape) {
   }
   ByteWriter(data).u32(std::bit_cast<uint32_t>(0.1f));
   // The header is padded with spaces, as the format's writers do, so that the data is aligned.
-  std::string header = R"({"__metadata__":{"format":"pt"},"a":{"dtype":"BF16","shape":[2,1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})";
+  std::string header =
+      R"({"__metadata__":{"format":"pt"},"a":{"dtype":"BF16","shape":[2,1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})";
   header.resize((header.size() + 7) / 8 * 8, ' ');
   const auto weights = open(header, data);
   ASSERT_TRUE(weights) << weights.error().message;

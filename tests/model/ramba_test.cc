@@ -1,0 +1,152 @@
+#include "model/ramba.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <fstream>
+#include <random>
+
+#include "kernels/cpu_isa.h"
+#include "tests/support/temp_dir.h"
+
+namespace recalld {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+constexpr size_t chunk_size = 64;
+
+// What a stream leaves behind: K, V and landmarks as stored, and the state at its end.
+struct Encoding {
+  std::vector<std::byte> kv;
+  std::vector<uint16_t> landmarks;
+  RecurrentState state;
+
+  bool operator==(const Encoding& other) const {
+    return kv == other.kv && landmarks == other.landmarks && state.values.size() == other.state.values.size() &&
+           std::memcmp(state.values.data(), other.state.values.data(), state.values.size() * sizeof(float)) == 0;
+  }
+};
+
+class RambaTest : public ::testing::TestWithParam<Precision> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == Precision::bf16 && !cpu_multiplies_bf16()) GTEST_SKIP() << "this CPU does not multiply bf16";
+    std::mt19937 random(1);
+    for (uint32_t& token : tokens_) token = static_cast<uint32_t>(random() % 8192);
+  }
+
+  // The stream in calls of these many chunks, the last number again and again.
+  Encoding encode(const std::vector<size_t>& cuts, size_t threads) {
+    WorkerPool pool(threads);
+    auto model = Ramba::open(fs::path(RECALLD_SOURCE_DIR) / "model/default", GetParam(), Parts::lower, pool);
+    EXPECT_TRUE(model.has_value());
+    Ramba& ramba = **model;
+    Encoding out{{}, {}, ramba.lower_zero_state()};
+    for (size_t first = 0, call = 0; first < chunks; ++call) {
+      const size_t count = std::min(chunks - first, cuts[std::min(call, cuts.size() - 1)]);
+      std::vector<float> hidden(count * chunk_size * ramba.config().hidden_size);
+      // The state goes through its stored form between calls, as it does when a memory leaves RAM.
+      out.state = ramba.lower_state_from_bytes(as_bytes(Ramba::to_bytes(out.state)));
+      ramba.lower(out.state, std::span(tokens_).subspan(first * chunk_size, count * chunk_size), hidden);
+      for (const EncodedChunk& chunk : ramba.encode_chunks(hidden)) {
+        std::vector<std::byte> kv(ramba.kv_bytes());
+        ramba.pack_kv(chunk, kv);
+        out.kv.insert(out.kv.end(), kv.begin(), kv.end());
+        for (const Bf16 x : ramba.pack_landmark(chunk)) out.landmarks.push_back(x.bits);
+      }
+      first += count;
+    }
+    return out;
+  }
+
+  static constexpr size_t chunks = 13;
+  std::vector<uint32_t> tokens_ = std::vector<uint32_t>(chunks * chunk_size);
+};
+
+TEST_P(RambaTest, GivesTheSameBitsHoweverTheStreamWasCutAndOnAnyNumberOfThreads) {
+  const Encoding whole = encode({chunks}, 1);
+  EXPECT_EQ(whole.landmarks.size(), chunks * 256);
+  for (const size_t threads : {1, 2, 3})
+    for (const auto& cuts : std::vector<std::vector<size_t>>{{1}, {2}, {1, 3}, {5, 4, 2}, {chunks}})
+      EXPECT_TRUE(encode(cuts, threads) == whole) << threads << " threads, first cut " << cuts[0];
+  tokens_.back() ^= 1;
+  EXPECT_FALSE(encode({chunks}, 1) == whole);
+}
+
+TEST_P(RambaTest, SaysWhereTheHeadsOfTheFirstHsaLayerLook) {
+  WorkerPool pool(1);
+  auto model = Ramba::open(fs::path(RECALLD_SOURCE_DIR) / "model/default", GetParam(), Parts::lower, pool);
+  ASSERT_TRUE(model.has_value());
+  Ramba& ramba = **model;
+  const Ramba::Query query = ramba.query(std::span(tokens_).first(9));
+  const size_t heads = ramba.config().num_attention_heads, dim = ramba.config().attention_head_dim;
+  ASSERT_EQ(query.heads.size(), heads * dim);
+  // A key that equals head 2's query, among keys of zeros, draws that head's look.
+  EncodedChunk chunk{std::vector<float>(256), std::vector<float>(chunk_size * dim),
+                     std::vector<float>(chunk_size * dim)};
+  std::copy_n(query.heads.begin() + static_cast<ptrdiff_t>(2 * dim), dim,
+              chunk.k.begin() + static_cast<ptrdiff_t>(40 * dim));
+  std::vector<std::byte> kv(ramba.kv_bytes());
+  ramba.pack_kv(chunk, kv);
+  const auto shares = ramba.head_shares(query.heads, kv);
+  ASSERT_EQ(shares.size(), heads * chunk_size);
+  const auto head = std::span(shares).subspan(2 * chunk_size, chunk_size);
+  EXPECT_EQ(std::ranges::max_element(head) - head.begin(), 40);
+  for (size_t h = 0; h < heads; ++h) {
+    float sum = 0;
+    for (size_t t = 0; t < chunk_size; ++t) sum += shares[h * chunk_size + t];
+    EXPECT_NEAR(sum, 1.0f, 1e-4f);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, RambaTest, ::testing::Values(Precision::f32, Precision::bf16),
+                         [](const auto& test) { return std::string(test.param == Precision::f32 ? "F32" : "Bf16"); });
+
+class RambaOpenTest : public ::testing::Test {
+ protected:
+  // A copy of the small checkpoint whose config can be changed.
+  void SetUp() override {
+    for (const char* name : {"config.json", "model.safetensors"})
+      fs::copy_file(fs::path(RECALLD_SOURCE_DIR) / "tests/golden/variant" / name, directory_.path() / name);
+  }
+  void replace(const std::string& from, const std::string& to) {
+    const fs::path file = directory_.path() / "config.json";
+    std::stringstream text;
+    text << std::ifstream(file).rdbuf();
+    std::string config = text.str();
+    const size_t at = config.find(from);
+    ASSERT_NE(at, std::string::npos);
+    std::ofstream(file) << config.replace(at, from.size(), to);
+  }
+  std::string open_error(Parts parts = Parts::all) {
+    auto model = Ramba::open(directory_.path(), Precision::f32, parts, pool_);
+    return model ? "" : model.error().message;
+  }
+
+  WorkerPool pool_{1};
+  TempDir directory_;
+};
+
+TEST_F(RambaOpenTest, NamesTheTensorThatTheConfigAsksForAndTheFileLacks) {
+  EXPECT_EQ(open_error(), "");
+  replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+  EXPECT_EQ(open_error(), "");
+  replace("\"hsa_mlp\": false", "\"hsa_mlp\": true");
+  EXPECT_THAT(open_error(), HasSubstr("backbone.layers.4._mlp_norm.weight"));
+  replace("\"encoder_layers\": 2", "\"encoder_layers\": 3");
+  EXPECT_THAT(open_error(Parts::lower), HasSubstr("backbone.layers.2.encoder.layers.2."));
+}
+
+TEST_F(RambaOpenTest, AnyChangeOfTheCheckpointChangesItsIdentity) {
+  const auto hash = [&] { return (*Ramba::open(directory_.path(), Precision::f32, Parts::lower, pool_))->hash(); };
+  const Hash128 before = hash();
+  EXPECT_EQ(hash(), before);
+  std::ofstream(directory_.path() / "tokenizer.model") << "other";
+  EXPECT_NE(hash(), before);
+}
+
+}  // namespace
+}  // namespace recalld
