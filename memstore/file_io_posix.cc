@@ -77,12 +77,10 @@ Expected<int> PosixFileIo::open(const std::filesystem::path& path) {
 }
 
 Expected<int> PosixFileIo::hold(Descriptor descriptor, const std::filesystem::path& path) {
-  bool direct = false;
   if (direct_ == DirectIo::where_possible) {
     // Asked for after opening: a file system that refuses it in open() may have made the file all the same.
     const int flags = ::fcntl(descriptor.get(), F_GETFL);
-    direct = flags != -1 && ::fcntl(descriptor.get(), F_SETFL, flags | O_DIRECT) == 0;
-    if (!direct) direct_refused_ = true;
+    if (flags == -1 || ::fcntl(descriptor.get(), F_SETFL, flags | O_DIRECT) == -1) direct_refused_ = true;
   }
   const std::lock_guard lock(mutex_);
   if (free_.empty())
@@ -90,7 +88,7 @@ Expected<int> PosixFileIo::hold(Descriptor descriptor, const std::filesystem::pa
                 "open " + path.string() + ": " + std::to_string(io_files_max) + " files are open already");
   const int handle = free_.back();
   free_.pop_back();
-  files_[static_cast<size_t>(handle)] = {std::move(descriptor), direct, path};
+  files_[static_cast<size_t>(handle)] = {std::move(descriptor), path};
   return handle;
 }
 
@@ -141,13 +139,11 @@ Expected<void> PosixFileIo::advance(Transfer& transfer, int64_t result) const {
            std::to_string(transfer.offset) + " of " + of.path.string();
   };
   if (result < 0) return std::unexpected(system_error(action(), static_cast<int>(-result)));
-  // With O_DIRECT only the end of a file cuts a transfer inside a block; going on from there would be refused.
-  auto done = static_cast<size_t>(result);
-  if (of.direct) done -= done % io_alignment;
-  if (done == 0) {
+  if (result == 0) {
     if (transfer.write) return fail(ErrorKind::io, action() + ": nothing was written");
     return fail(ErrorKind::corrupt, action() + ": the file ends before that");
   }
+  const auto done = static_cast<size_t>(result);
   transfer.offset += done;
   transfer.data += done;
   transfer.bytes -= done;

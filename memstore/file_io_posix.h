@@ -46,7 +46,6 @@ class PosixFileIo : public FileIo {
  protected:
   struct File {
     Descriptor descriptor;
-    bool direct = false;  // O_DIRECT is on
     std::filesystem::path path;
   };
 

@@ -14,6 +14,8 @@
 #include <cstddef>
 #include <cstring>
 #include <fstream>
+#include <ostream>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -64,6 +66,8 @@ struct Case {
   DirectIo direct;
   const char* directory;  // nullptr: the usual one
   const char* name;
+
+  friend std::ostream& operator<<(std::ostream& out, const Case& shown) { return out << shown.name; }
 };
 
 class FileIoTest : public testing::TestWithParam<Case> {
