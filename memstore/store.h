@@ -40,20 +40,20 @@ struct NewTurn {
 };
 
 struct AppendBatch {
-  std::string memory;            // made when it does not exist
-  std::vector<NewTurn> turns;    // not empty
-  std::string operation_id;      // empty: none
-  Hash128 operation_digest{};    // of what was asked for, to recognise other content under the same operation_id
-  int64_t now_us = 0;            // the daemon's clock: creation and update time of the memory
+  std::string memory;          // made when it does not exist
+  std::vector<NewTurn> turns;  // not empty
+  std::string operation_id;    // empty: none
+  Hash128 operation_digest{};  // of what was asked for, to recognise other content under the same operation_id
+  int64_t now_us = 0;          // the daemon's clock: creation and update time of the memory
 };
 
 struct Appended {
   MemoryId id = 0;
   uint64_t first_turn = 0;
   uint64_t last_turn = 0;
-  uint64_t tokens = 0;    // tokens of these turns
-  uint64_t end_token = 0; // tokens of the memory up to and with the last of these turns
-  bool repeated = false;  // the operation_id had been seen: this is the first reply, nothing was written
+  uint64_t tokens = 0;     // tokens of these turns
+  uint64_t end_token = 0;  // tokens of the memory up to and with the last of these turns
+  bool repeated = false;   // the operation_id had been seen: this is the first reply, nothing was written
 };
 
 struct MemoryInfo {
@@ -64,7 +64,7 @@ struct MemoryInfo {
   uint64_t encoded_chunks = 0;  // chunks that have a landmark and K/V on disk
   uint64_t content_bytes = 0;   // bytes of all contents
   int64_t created_us = 0;
-  int64_t updated_us = 0;       // of the last append
+  int64_t updated_us = 0;  // of the last append
 
   uint64_t complete_chunks() const { return tokens / chunk_tokens; }
   uint64_t waiting_chunks() const { return complete_chunks() - encoded_chunks; }
@@ -81,7 +81,7 @@ struct StoredTurn {
 struct Passage {
   uint64_t first_token = 0;
   uint64_t end_token = 0;
-  std::string text;                // cut verbatim from the journal; a character belongs to its first token
+  std::string text;  // cut verbatim from the journal; a character belongs to its first token
   struct Source {
     uint64_t turn = 0;
     Role role = Role::user;
@@ -165,8 +165,8 @@ class Store {
   // Memories with complete chunks that wait for put(), by id, from `after` (exclusive) on, at most `limit`.
   Expected<std::vector<MemoryId>> unencoded(MemoryId after, size_t limit) const;
 
-  Expected<ChunkEntry> chunk(MemoryId id, uint64_t chunk) const;                   // not_found
-  Expected<std::vector<Bf16>> landmark(MemoryId id, uint64_t chunk) const;          // [landmark_dim]
+  Expected<ChunkEntry> chunk(MemoryId id, uint64_t chunk) const;            // not_found
+  Expected<std::vector<Bf16>> landmark(MemoryId id, uint64_t chunk) const;  // [landmark_dim]
 
   // Reads the K/V of `chunks` in one batch into out [chunks.size() * kv_bytes], in that order, each checked against
   // its checksum: corrupt names the memory, the chunk and the segment.

@@ -1,0 +1,616 @@
+#include "memstore/store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "memstore/turn.h"
+#include "tests/support/temp_dir.h"
+
+namespace recalld {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr uint32_t dim = 64, kv_bytes = 1000, state_bytes = 300;
+
+RecordShape shape(std::string_view model = "a model") {
+  return {.kv_bytes = kv_bytes, .landmark_dim = dim, .state_bytes = state_bytes, .model = hash128(as_bytes(model))};
+}
+
+// A turn whose tokens cover `token_bytes` bytes each, with ids that count on from `first_id`.
+NewTurn new_turn(std::string content, size_t token_bytes = 4, uint32_t first_id = 0) {
+  NewTurn turn{.turn = {.role = Role::user, .name = {}, .content = std::move(content), .time_us = 5, .metadata = {}},
+               .ids = {},
+               .ends = {}};
+  const size_t bytes = stream_text(turn.turn).size();
+  for (size_t end = 0; end < bytes;) {
+    end = std::min(bytes, end + token_bytes);
+    turn.ids.push_back(first_id++);
+    turn.ends.push_back(static_cast<uint32_t>(end));
+  }
+  return turn;
+}
+
+// A turn of exactly this many tokens.
+NewTurn turn_of_tokens(uint32_t count, uint32_t first_id = 0) {
+  return new_turn(std::string(count * 4 - sizeof("User: \n") + 1, 'x'), 4, first_id);
+}
+
+AppendBatch batch(std::string memory, std::vector<NewTurn> turns, std::string operation_id = {},
+                  std::string_view digest = {}) {
+  return {.memory = std::move(memory),
+          .turns = std::move(turns),
+          .operation_id = std::move(operation_id),
+          .operation_digest = hash128(as_bytes(digest)),
+          .now_us = 1000};
+}
+
+// What a model might leave behind for a chunk: numbers that the memory and the chunk alone decide.
+struct Encoded {
+  std::vector<Bf16> landmark;
+  std::vector<std::byte> kv;
+
+  Encoded(uint64_t seed, uint64_t chunk) : landmark(dim), kv(kv_bytes) {
+    std::mt19937_64 random(seed * 1000003 + chunk);
+    for (Bf16& x : landmark) x = to_bf16(static_cast<float>(random() % 2001) / 1000.0f - 1);
+    for (std::byte& b : kv) b = static_cast<std::byte>(random());
+  }
+};
+
+std::string state_of(uint64_t chunks) {
+  std::string state(state_bytes, static_cast<char>('a' + chunks % 26));
+  return state.replace(0, 8, std::to_string(10000000 + chunks));
+}
+
+class StoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override { open(); }
+
+  StoreOptions options(uint64_t budget_bytes = 16 << 20) const {
+    return {.shape = shape(), .memory_budget_bytes = budget_bytes, .file_io = {}};
+  }
+  Expected<std::unique_ptr<Store>> try_open(const StoreOptions& options) { return Store::open(data(), options); }
+  void open(uint64_t budget_bytes = 16 << 20) {
+    store_.reset();
+    auto store = try_open(options(budget_bytes));
+    ASSERT_TRUE(store) << store.error().message;
+    store_ = *std::move(store);
+  }
+
+  std::filesystem::path data() const { return directory_.path() / "data"; }
+
+  Appended append(const AppendBatch& batch) {
+    auto replies = store_->append({&batch, 1});
+    if (!replies) throw std::runtime_error(replies.error().message);
+    if (!replies->at(0)) throw std::runtime_error(replies->at(0).error().message);
+    return *replies->at(0);
+  }
+
+  // Appends tokens for `chunks` chunks to a memory and encodes all that wait, `at_once` a put.
+  MemoryId fill(const std::string& name, uint64_t chunks, uint64_t at_once = 7, uint64_t state_every = 0) {
+    std::vector<NewTurn> turns;
+    for (uint64_t i = 0; i < chunks; ++i) turns.push_back(turn_of_tokens(chunk_tokens, static_cast<uint32_t>(i)));
+    const MemoryId id = append(batch(name, std::move(turns))).id;
+    const auto encoded = encode(id, at_once, state_every);
+    if (!encoded) throw std::runtime_error(encoded.error().message);
+    return id;
+  }
+
+  Expected<void> encode(MemoryId id, uint64_t at_once = 7, uint64_t state_every = 0) {
+    for (;;) {
+      RECALLD_TRY(const MemoryInfo info, store_->memory(id));
+      uint64_t count = std::min(info.waiting_chunks(), at_once);
+      if (count == 0) return {};
+      if (state_every > 0) count = std::min(count, state_every - info.encoded_chunks % state_every);
+      std::vector<Encoded> chunks;
+      for (uint64_t i = 0; i < count; ++i) chunks.emplace_back(id, info.encoded_chunks + i);
+      std::vector<EncodedChunkView> views;
+      for (const Encoded& chunk : chunks) views.push_back({chunk.landmark, chunk.kv});
+      const std::string state = state_of(info.encoded_chunks + count);
+      const bool keep = state_every > 0 && (info.encoded_chunks + count) % state_every == 0;
+      RECALLD_CHECK(store_->put(id, info.encoded_chunks, views, keep ? std::optional(as_bytes(state)) : std::nullopt));
+    }
+  }
+
+  std::vector<std::pair<uint64_t, float>> top_k(MemoryId id, size_t k, size_t threads = 2) {
+    WorkerPool pool(threads);
+    const Encoded query(99, 7);
+    const auto best = store_->top_k(id, query.landmark, k, pool);
+    if (!best) throw std::runtime_error(best.error().message);
+    std::vector<std::pair<uint64_t, float>> result;
+    for (const ScoredChunk& chunk : *best) result.emplace_back(chunk.chunk, chunk.dot);
+    return result;
+  }
+
+  std::string passage(MemoryId id, uint64_t first, uint64_t end) {
+    const auto passage = store_->passage(id, first, end);
+    return passage ? passage->text : "error: " + passage.error().message;
+  }
+
+  TempDir directory_;
+  std::unique_ptr<Store> store_;
+};
+
+// ---- The journal
+
+TEST_F(StoreTest, TurnsComeBackAsTheyWereAppendedAfterReopening) {
+  NewTurn first = new_turn("The lock gates close at six.");
+  first.turn.name = "Mara";
+  first.turn.role = Role::assistant;
+  first.turn.metadata = R"({"channel":"harbour"})";
+  first = [&] {
+    NewTurn again = new_turn("");
+    again.turn = first.turn;
+    again.ids = {1, 2};
+    again.ends = {5, static_cast<uint32_t>(stream_text(first.turn).size())};
+    return again;
+  }();
+  const Appended appended = append(batch("port/log", {first, new_turn(std::string("with\0NUL", 8), 3)}));
+  EXPECT_EQ(appended.first_turn, 0u);
+  EXPECT_EQ(appended.last_turn, 1u);
+  EXPECT_EQ(appended.end_token, appended.tokens);
+  open();
+
+  const auto info = store_->memory("port/log");
+  ASSERT_TRUE(info) << info.error().message;
+  EXPECT_EQ(info->id, appended.id);
+  EXPECT_EQ(info->turns, 2u);
+  EXPECT_EQ(info->tokens, appended.tokens);
+  EXPECT_EQ(info->created_us, 1000);
+  const auto turns = store_->turns(info->id, 0, 10, 1 << 20);
+  ASSERT_TRUE(turns) << turns.error().message;
+  ASSERT_EQ(turns->size(), 2u);
+  EXPECT_EQ(turns->at(0).value.content, first.turn.content);
+  EXPECT_EQ(turns->at(0).value.name, "Mara");
+  EXPECT_EQ(turns->at(0).value.role, Role::assistant);
+  EXPECT_EQ(turns->at(0).value.metadata, first.turn.metadata);
+  EXPECT_EQ(turns->at(0).value.time_us, 5);
+  EXPECT_EQ(turns->at(1).value.content, std::string("with\0NUL", 8));
+  EXPECT_EQ(turns->at(1).first_token, 2u);
+  EXPECT_EQ(turns->at(1).tokens, info->tokens - 2);
+}
+
+TEST_F(StoreTest, AGroupCommitsAllBatchesButTheRefusedOne) {
+  append(batch("a", {new_turn("before")}, "op", "what"));
+  const std::vector<AppendBatch> group{batch("a", {new_turn("one")}), batch("a", {new_turn("other")}, "op", "changed"),
+                                       batch("b", {new_turn("two"), new_turn("three")}),
+                                       batch("a", {new_turn("four")})};
+  const auto replies = store_->append(group);
+  ASSERT_TRUE(replies) << replies.error().message;
+  ASSERT_EQ(replies->size(), 4u);
+  EXPECT_EQ(replies->at(0)->first_turn, 1u);
+  ASSERT_FALSE(replies->at(1));
+  EXPECT_EQ(replies->at(1).error().kind, ErrorKind::invalid_request);
+  EXPECT_THAT(replies->at(1).error().message, HasSubstr("operation_id"));
+  EXPECT_EQ(replies->at(2)->last_turn, 1u);
+  EXPECT_EQ(replies->at(3)->first_turn, 2u);
+  EXPECT_NE(replies->at(2)->id, replies->at(3)->id);
+  const auto turns = store_->turns(replies->at(0)->id, 0, 10, 1 << 20);
+  ASSERT_TRUE(turns);
+  std::vector<std::string> contents;
+  for (const StoredTurn& turn : *turns) contents.push_back(turn.value.content);
+  EXPECT_THAT(contents, ElementsAre("before", "one", "four"));
+}
+
+TEST_F(StoreTest, AnOperationSentTwiceIsCarriedOutOnceAlsoWithinOneGroupAndAfterReopening) {
+  const std::vector<AppendBatch> group{batch("m", {new_turn("once")}, "id 1", "what"),
+                                       batch("m", {new_turn("once")}, "id 1", "what")};
+  const auto replies = store_->append(group);
+  ASSERT_TRUE(replies);
+  EXPECT_FALSE(replies->at(0)->repeated);
+  EXPECT_TRUE(replies->at(1)->repeated);
+  append(batch("m", {new_turn("more")}));
+  open();
+  const Appended again = append(batch("m", {new_turn("once")}, "id 1", "what"));
+  EXPECT_TRUE(again.repeated);
+  EXPECT_EQ(again.id, replies->at(0)->id);
+  EXPECT_EQ(again.last_turn, 0u);
+  EXPECT_EQ(again.end_token, replies->at(0)->end_token);
+  EXPECT_EQ(store_->memory("m")->turns, 2u);
+  EXPECT_FALSE(append(batch("other", {new_turn("once")}, "id 1", "what")).repeated);
+}
+
+TEST_F(StoreTest, MemoriesAreListedByNameInPages) {
+  for (const char* name : {"b", "team/x", "a", "team/y", "team/z", "teams"}) append(batch(name, {new_turn("t")}));
+  const auto names = [&](std::string_view prefix, std::string_view after, size_t limit) {
+    std::vector<std::string> found;
+    const auto page = *store_->memories(prefix, after, limit);
+    for (const MemoryInfo& memory : page.memories) found.push_back(memory.name);
+    found.push_back("next " + page.next);
+    return found;
+  };
+  EXPECT_THAT(names("", "", 10), ElementsAre("a", "b", "team/x", "team/y", "team/z", "teams", "next "));
+  EXPECT_THAT(names("team/", "", 2), ElementsAre("team/x", "team/y", "next team/y"));
+  EXPECT_THAT(names("team/", "team/y", 2), ElementsAre("team/z", "next "));
+  EXPECT_THAT(names("none", "", 2), ElementsAre("next "));
+}
+
+TEST_F(StoreTest, TokensAreFoundAtEveryPlaceOfTheStream) {
+  std::vector<uint32_t> expected;
+  for (const uint32_t count : {3u, 64u, 9000u, 4096u, 1000u}) {
+    const NewTurn turn = turn_of_tokens(count, static_cast<uint32_t>(expected.size()));
+    expected.insert(expected.end(), turn.ids.begin(), turn.ids.end());
+    append(batch("m", {turn}));
+  }
+  const MemoryId id = store_->memory("m")->id;
+  for (const auto& [first, count] : std::vector<std::pair<size_t, size_t>>{
+           {0, 1}, {2, 2}, {0, 20000}, {66, 1}, {67, 9000}, {4000, 500}, {14162, 100}, {9066, 2}}) {
+    const auto tokens = store_->tokens(id, first, count);
+    ASSERT_TRUE(tokens) << tokens.error().message;
+    const auto end = std::min(first + count, expected.size());
+    EXPECT_EQ(*tokens, std::vector(expected.begin() + static_cast<ptrdiff_t>(first),
+                                   expected.begin() + static_cast<ptrdiff_t>(end)))
+        << first;
+  }
+  EXPECT_TRUE(store_->tokens(id, expected.size(), 5)->empty());
+  EXPECT_TRUE(store_->tokens(id, expected.size() + 10, SIZE_MAX)->empty());
+}
+
+TEST_F(StoreTest, AChunkOfTextGivesACharacterToTheTokenThatHoldsItsFirstByte) {
+  // Two-byte and four-byte characters and a NUL, in tokens of every width.
+  const std::string content = std::string("g\u00e5\u00e5s\0\U0001F41F\U0001F41Fz", 17);
+  for (size_t width = 1; width <= 7; ++width) {
+    const NewTurn turn = new_turn(content, width);
+    const MemoryId id = append(batch("w" + std::to_string(width), {turn, turn})).id;
+    const std::string text = stream_text(turn.turn) + stream_text(turn.turn);
+    const uint64_t tokens = turn.ids.size() * 2;
+    for (uint64_t first = 0; first < tokens; ++first) {
+      std::string joined;
+      for (uint64_t i = first; i < tokens; ++i) joined += passage(id, i, i + 1);
+      EXPECT_EQ(joined, passage(id, first, tokens));
+    }
+    EXPECT_EQ(passage(id, 0, tokens), text);
+  }
+  const MemoryId one = store_->memory("w1")->id;
+  EXPECT_EQ(passage(one, 7, 8), "\u00e5");
+  EXPECT_EQ(passage(one, 8, 9), "");
+  EXPECT_EQ(passage(one, 12, 13), std::string(1, '\0'));
+}
+
+TEST_F(StoreTest, APassageNamesTheTurnsThatItsTokensComeFrom) {
+  const MemoryId id = append(batch("m", {turn_of_tokens(10), turn_of_tokens(5), turn_of_tokens(20)})).id;
+  const auto turns = [&](uint64_t first, uint64_t end) {
+    std::vector<uint64_t> numbers;
+    const auto passage = store_->passage(id, first, end);
+    for (const auto& source : passage->turns) numbers.push_back(source.turn);
+    return numbers;
+  };
+  EXPECT_THAT(turns(0, 10), ElementsAre(0));
+  EXPECT_THAT(turns(9, 16), ElementsAre(0, 1, 2));
+  EXPECT_THAT(turns(10, 15), ElementsAre(1));
+  EXPECT_FALSE(store_->passage(id, 0, 36));
+  EXPECT_FALSE(store_->passage(id, 3, 3));
+}
+
+TEST_F(StoreTest, ALongTurnIsCutAnywhere) {
+  std::string content;
+  for (int i = 0; content.size() < 300'000; ++i) content += std::to_string(i) + "\u20ac ";
+  const NewTurn turn = new_turn(content, 5);
+  const std::string text = stream_text(turn.turn);
+  const MemoryId id = append(batch("long", {new_turn("before"), turn, new_turn("after")})).id;
+  const uint64_t start = store_->turns(id, 1, 1, 1)->at(0).first_token;
+  EXPECT_EQ(store_->turns(id, 1, 1, 1)->at(0).value.content, content);
+  const auto cut = [&](uint64_t token) {
+    size_t byte = std::min<size_t>(token * 5, text.size());
+    while (byte < text.size() && (static_cast<unsigned char>(text[byte]) & 0xc0) == 0x80) ++byte;
+    return byte;
+  };
+  const uint64_t tokens = turn.ids.size();
+  for (uint64_t first = 0; first < tokens; first += 997) {
+    const uint64_t end = std::min(first + 64, tokens);
+    EXPECT_EQ(passage(id, start + first, start + end), text.substr(cut(first), cut(end) - cut(first))) << first;
+  }
+  EXPECT_EQ(passage(id, start, start + tokens), text);
+  EXPECT_EQ(passage(id, start + tokens - 1, start + tokens + 1), text.substr(cut(tokens - 1)) + "User");
+}
+
+TEST_F(StoreTest, TheLastWholeTurnWithinSomeTokensIsFound) {
+  const MemoryId id = append(batch("m", {turn_of_tokens(10), turn_of_tokens(9000), turn_of_tokens(20)})).id;
+  const auto last = [&](uint64_t tokens) { return store_->last_turn_within(id, tokens).value(); };
+  EXPECT_EQ(last(0), std::nullopt);
+  EXPECT_EQ(last(9), std::nullopt);
+  EXPECT_EQ(last(10), 0u);
+  EXPECT_EQ(last(4106), 0u);
+  EXPECT_EQ(last(9009), 0u);
+  EXPECT_EQ(last(9010), 1u);
+  EXPECT_EQ(last(9029), 1u);
+  EXPECT_EQ(last(9030), 2u);
+  EXPECT_EQ(last(100000), 2u);
+}
+
+TEST_F(StoreTest, TurnsStopAtTheLimitsOfAPage) {
+  const MemoryId id = append(batch("m", std::vector(10, new_turn(std::string(1000, 'y'))))).id;
+  EXPECT_EQ(store_->turns(id, 0, 3, 1 << 20)->size(), 3u);
+  EXPECT_EQ(store_->turns(id, 8, 5, 1 << 20)->size(), 2u);
+  EXPECT_EQ(store_->turns(id, 10, 5, 1 << 20)->size(), 0u);
+  EXPECT_EQ(store_->turns(id, 0, 10, 2500)->size(), 3u);
+}
+
+// ---- Encodings
+
+TEST_F(StoreTest, EncodingsComeBackAfterReopeningAndWithAnyCacheAndThreadCount) {
+  const MemoryId id = fill("m", 3000, 16);  // three pages of landmarks, the last one begun
+  const auto best = top_k(id, 40);
+  ASSERT_EQ(best.size(), 40u);
+  TopK expected(40);
+  const Encoded query(99, 7);
+  for (uint64_t chunk = 0; chunk < 3000; ++chunk) {
+    float dot = 0;
+    landmark_dots_reference(query.landmark, Encoded(id, chunk).landmark.data(), 1, &dot);
+    expected.offer({chunk, dot});
+  }
+  const auto reference = expected.take();
+  for (size_t i = 0; i < best.size(); ++i) EXPECT_EQ(best[i], std::pair(reference[i].chunk, reference[i].dot));
+  EXPECT_EQ(top_k(id, 40, 1), best);
+  EXPECT_EQ(top_k(id, 5000).size(), 3000u);
+
+  const uint64_t other = fill("other", 10);
+  open(8 << 20);
+  EXPECT_EQ(store_->memory(id)->encoded_chunks, 3000u);
+  EXPECT_EQ(top_k(id, 40, 3), best);
+  EXPECT_EQ(top_k(id, 40, 3), best);
+  std::vector<std::byte> kv(3 * kv_bytes);
+  const std::vector<uint64_t> chunks{2999, 0, 511};
+  const auto fetched = store_->fetch(id, chunks, kv);
+  ASSERT_TRUE(fetched) << fetched.error().message;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    EXPECT_TRUE(std::ranges::equal(std::span(kv).subspan(i * kv_bytes, kv_bytes), Encoded(id, chunks[i]).kv));
+    const auto landmark = store_->landmark(id, chunks[i]);
+    ASSERT_TRUE(landmark) << landmark.error().message;
+    EXPECT_TRUE(std::ranges::equal(*landmark, Encoded(id, chunks[i]).landmark, {}, &Bf16::bits, &Bf16::bits));
+  }
+  EXPECT_EQ(top_k(other, 40).size(), 10u);
+  EXPECT_EQ(store_->chunk(id, 3000).error().kind, ErrorKind::not_found);
+  EXPECT_EQ(store_->landmark(id, 3000).error().kind, ErrorKind::not_found);
+}
+
+TEST_F(StoreTest, MemoriesThatWaitForEncodingAreListed) {
+  const MemoryId a = append(batch("a", {turn_of_tokens(64)})).id;
+  const MemoryId b = append(batch("b", {turn_of_tokens(62)})).id;
+  const MemoryId c = append(batch("c", {turn_of_tokens(200)})).id;
+  EXPECT_THAT(*store_->unencoded(0, 10), ElementsAre(a, c));
+  EXPECT_THAT(*store_->unencoded(0, 1), ElementsAre(a));
+  EXPECT_THAT(*store_->unencoded(a, 10), ElementsAre(c));
+  ASSERT_TRUE(encode(a));
+  append(batch("b", {turn_of_tokens(2)}));
+  open();
+  EXPECT_THAT(*store_->unencoded(0, 10), ElementsAre(b, c));
+}
+
+TEST_F(StoreTest, TheNewestStateIsKeptAndOneIn1024ChunksForGood) {
+  const MemoryId id = fill("m", 1300, 64, 64);
+  const auto covered = [&](uint64_t chunks_max) {
+    const auto state = store_->state(id, chunks_max).value();
+    if (state) {
+      EXPECT_EQ(state->bytes, state_of(state->chunks));
+    }
+    return state ? state->chunks : 0;
+  };
+  EXPECT_EQ(covered(1300), 1280u);
+  EXPECT_EQ(covered(1279), 1024u);
+  EXPECT_EQ(covered(1023), 0u);
+  ASSERT_TRUE(store_->put_state(id, 1290, as_bytes(state_of(1290))));
+  EXPECT_EQ(covered(1300), 1290u);
+  EXPECT_EQ(covered(1289), 1024u);
+  ASSERT_TRUE(store_->put_state(id, 1285, as_bytes(state_of(1285))));  // older than the newest
+  open();
+  EXPECT_EQ(covered(1289), 1024u);
+  EXPECT_EQ(covered(1300), 1290u);
+}
+
+TEST_F(StoreTest, AFlippedBitInASegmentIsReportedWithMemoryAndChunk) {
+  const MemoryId id = fill("m", 5);
+  const ChunkEntry entry = *store_->chunk(id, 3);
+  store_.reset();
+  {
+    std::fstream segment(data() / "kv" / "000000.seg", std::ios::in | std::ios::out | std::ios::binary);
+    const auto at = static_cast<std::streamoff>(entry.slot) * 4096 + 500;
+    segment.seekg(at);
+    const char byte = static_cast<char>(segment.get() ^ 4);
+    segment.seekp(at);
+    segment.put(byte);
+    ASSERT_TRUE(segment.good());
+  }
+  open();
+  std::vector<std::byte> kv(kv_bytes);
+  const auto fetched = store_->fetch(id, std::vector<uint64_t>{3}, kv);
+  ASSERT_FALSE(fetched);
+  EXPECT_EQ(fetched.error().kind, ErrorKind::corrupt);
+  EXPECT_THAT(fetched.error().message, HasSubstr("chunk 3 of memory " + std::to_string(id)));
+  EXPECT_THAT(fetched.error().message, HasSubstr("000000.seg"));
+  EXPECT_TRUE(store_->fetch(id, std::vector<uint64_t>{2}, kv));
+}
+
+// ---- Erasing
+
+TEST_F(StoreTest, AnErasedMemoryIsGoneAndItsNameBeginsAfresh) {
+  const MemoryId kept = fill("kept", 20);
+  const MemoryId id = fill("m", 600, 16, 64);
+  append(batch("m", {new_turn("an operation")}, "op", "what"));
+  const auto best = top_k(kept, 5);
+  ASSERT_TRUE(store_->erase("m"));
+  EXPECT_EQ(store_->memory("m").error().kind, ErrorKind::not_found);
+  EXPECT_EQ(store_->erase("m").error().kind, ErrorKind::not_found);
+  EXPECT_EQ(store_->turns(id, 0, 1, 1).error().kind, ErrorKind::not_found);
+  EXPECT_EQ(store_->tokens(id, 0, 1).error().kind, ErrorKind::not_found);
+  EXPECT_EQ(store_->chunk(id, 0).error().kind, ErrorKind::not_found);
+  EXPECT_EQ(encode(id).error().kind, ErrorKind::not_found);
+  EXPECT_EQ(store_->put_state(id, 1, as_bytes(state_of(1))).error().kind, ErrorKind::not_found);
+
+  const Appended again = append(batch("m", {turn_of_tokens(70)}, "op", "other"));
+  EXPECT_FALSE(again.repeated);
+  EXPECT_EQ(again.first_turn, 0u);
+  EXPECT_NE(again.id, id);
+  ASSERT_TRUE(encode(again.id));
+  EXPECT_EQ(top_k(again.id, 9).size(), 1u);
+  EXPECT_EQ(store_->state(again.id, 1).value(), std::nullopt);
+  open();
+  EXPECT_EQ(store_->memory("m")->id, again.id);
+  EXPECT_EQ(top_k(kept, 5), best);
+  ASSERT_TRUE(store_->erase("m"));
+  open();
+  EXPECT_GT(append(batch("new", {new_turn("t")})).id, again.id);
+}
+
+TEST_F(StoreTest, NoByteOfAnErasedMemoryIsLeftInTheDirectory) {
+  append(batch("kept", {new_turn("the kept ferry timetable")}));
+  append(batch("secret-harbour", {new_turn("the pilot's passphrase is gannet-41")}, "op-plover", "what"));
+  ASSERT_TRUE(encode(store_->memory("kept")->id));
+  const auto holds = [&](const std::string& words) {
+    for (const auto& file : std::filesystem::recursive_directory_iterator(data())) {
+      if (!file.is_regular_file()) continue;
+      std::ifstream in(file.path(), std::ios::binary);
+      std::ostringstream text;
+      text << in.rdbuf();
+      if (text.str().find(words) != std::string::npos) return true;
+    }
+    return false;
+  };
+  ASSERT_TRUE(holds("gannet-41"));
+  ASSERT_TRUE(store_->erase("secret-harbour"));
+  for (const char* words : {"gannet-41", "passphrase", "secret-harbour", "op-plover"})
+    EXPECT_FALSE(holds(words)) << words;
+  EXPECT_EQ(passage(store_->memory("kept")->id, 0, 2), "User: th");
+}
+
+TEST_F(StoreTest, ErasingReturnsTheSpaceOfItsChunks) {
+  fill("kept", 3);
+  fill("m", 300);
+  const uint64_t live = store_->stats()->kv_bytes_on_disk;
+  ASSERT_TRUE(store_->erase("m"));
+  EXPECT_LE(store_->stats()->kv_bytes_on_disk + 300 * 4096, live);
+  std::vector<std::byte> kv(kv_bytes);
+  EXPECT_TRUE(store_->fetch(store_->memory("kept")->id, std::vector<uint64_t>{2}, kv));
+}
+
+// ---- Opening
+
+TEST_F(StoreTest, ASecondOpenIsRefusedWhileTheFirstHoldsTheDirectory) {
+  const auto second = try_open(options());
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().kind, ErrorKind::busy);
+  EXPECT_THAT(second.error().message, HasSubstr(data().string()));
+  store_.reset();
+  EXPECT_TRUE(try_open(options()));
+}
+
+TEST_F(StoreTest, AnotherModelIsRefusedWithTheChoice) {
+  store_.reset();
+  StoreOptions other = options();
+  other.shape = shape("another model");
+  const auto opened = try_open(other);
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().kind, ErrorKind::invalid_request);
+  EXPECT_THAT(opened.error().message, HasSubstr(hex(shape().model)));
+  EXPECT_THAT(opened.error().message, HasSubstr("--model"));
+  EXPECT_TRUE(try_open(options()));
+}
+
+TEST_F(StoreTest, ADirectoryWithoutOurStampIsRefusedClearly) {
+  store_.reset();
+  const auto stamp = data() / "FORMAT";
+  std::ostringstream stamped;
+  stamped << std::ifstream(stamp).rdbuf();
+  const std::string written = stamped.str();
+  const auto error_with = [&](const std::string& text) {
+    std::ofstream(stamp, std::ios::trunc | std::ios::binary) << text;
+    const auto opened = try_open(options());
+    return opened ? Error{ErrorKind::internal, "opened"} : opened.error();
+  };
+  EXPECT_EQ(error_with("PNG").kind, ErrorKind::corrupt);
+  EXPECT_EQ(error_with("").kind, ErrorKind::corrupt);
+  std::string flipped = written;
+  flipped[written.find("model") + 8] ^= 1;
+  EXPECT_EQ(error_with(flipped).kind, ErrorKind::corrupt);
+  EXPECT_THAT(error_with(flipped).message, HasSubstr("FORMAT"));
+  EXPECT_EQ(error_with(written).message, "opened");
+  std::filesystem::remove(stamp);
+  const auto opened = try_open(options());
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().kind, ErrorKind::corrupt);
+}
+
+TEST_F(StoreTest, ABudgetUnderEightMiBIsRefused) {
+  store_.reset();
+  const auto opened = try_open(options((8 << 20) - 1));
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().kind, ErrorKind::invalid_request);
+}
+
+TEST_F(StoreTest, AHundredThousandTurnsAreAppendedAndReadBackQuickly) {
+  const auto start = std::chrono::steady_clock::now();
+  uint64_t tokens = 0;
+  for (int group = 0; group < 100; ++group)
+    tokens = append(batch("m", std::vector(1000, turn_of_tokens(12)))).end_token;
+  EXPECT_EQ(tokens, 1'200'000u);
+  const MemoryId id = store_->memory("m")->id;
+  EXPECT_EQ(store_->tokens(id, 0, tokens)->size(), tokens);
+  for (uint64_t token = 0; token < tokens; token += 3001) EXPECT_EQ(passage(id, token, token + 1).size(), 4u);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+}
+
+// ---- Together
+
+TEST_F(StoreTest, AppendsPutsSearchesAndErasuresGoOnAtOnce) {
+  std::atomic<bool> stop = false;
+  const MemoryId steady = fill("steady", 600);
+  const auto expected = top_k(steady, 10);
+  std::vector<std::thread> threads;
+  threads.emplace_back([&] {
+    for (int i = 0; !stop; ++i) append(batch("m" + std::to_string(i % 3), {turn_of_tokens(150)}));
+  });
+  threads.emplace_back([&] {
+    while (!stop) {
+      const auto waiting = store_->unencoded(0, 100);
+      for (const MemoryId id : *waiting) {
+        const auto encoded = encode(id, 5, 4);
+        if (!encoded) {
+          EXPECT_EQ(encoded.error().kind, ErrorKind::not_found) << encoded.error().message;
+        }
+      }
+    }
+  });
+  threads.emplace_back([&] {
+    WorkerPool pool(2);
+    const Encoded query(99, 7);
+    std::vector<std::byte> kv(kv_bytes);
+    while (!stop) {
+      const auto page = store_->memories("", "", 10);
+      for (const MemoryInfo& memory : page->memories) {
+        const auto best = store_->top_k(memory.id, query.landmark, 10, pool);
+        const auto text = store_->passage(memory.id, 0, std::min<uint64_t>(memory.tokens, 64));
+        Expected<void> fetched;
+        if (best && !best->empty()) fetched = store_->fetch(memory.id, std::vector<uint64_t>{best->at(0).chunk}, kv);
+        const Error* error = !best ? &best.error() : !text ? &text.error() : !fetched ? &fetched.error() : nullptr;
+        if (error) {
+          EXPECT_EQ(error->kind, ErrorKind::not_found) << error->message;
+        }
+      }
+      EXPECT_EQ(top_k(steady, 10), expected);
+      EXPECT_TRUE(store_->stats());
+    }
+  });
+  for (int i = 0; i < 12; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const auto erased = store_->erase("m" + std::to_string(i % 3));
+    if (!erased) {
+      EXPECT_EQ(erased.error().kind, ErrorKind::not_found) << erased.error().message;
+    }
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  open();
+  EXPECT_EQ(top_k(steady, 10), expected);
+}
+
+}  // namespace
+}  // namespace recalld
