@@ -7,14 +7,22 @@ namespace recalld {
 
 std::string_view name(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::invalid_request: return "invalid_request";
-    case ErrorKind::not_found: return "not_found";
-    case ErrorKind::corrupt: return "corrupt";
-    case ErrorKind::io: return "io";
-    case ErrorKind::full: return "full";
-    case ErrorKind::device: return "device";
-    case ErrorKind::busy: return "busy";
-    case ErrorKind::internal: return "internal";
+    case ErrorKind::invalid_request:
+      return "invalid_request";
+    case ErrorKind::not_found:
+      return "not_found";
+    case ErrorKind::corrupt:
+      return "corrupt";
+    case ErrorKind::io:
+      return "io";
+    case ErrorKind::full:
+      return "full";
+    case ErrorKind::device:
+      return "device";
+    case ErrorKind::busy:
+      return "busy";
+    case ErrorKind::internal:
+      return "internal";
   }
   return "internal";
 }

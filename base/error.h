@@ -49,15 +49,15 @@ Error system_error(std::string_view action, int error_number);
 // Unwraps an Expected into a new variable, or returns its error from the enclosing function.
 #define RECALLD_CONCAT_(a, b) a##b
 #define RECALLD_CONCAT(a, b) RECALLD_CONCAT_(a, b)
-#define RECALLD_TRY(declaration, expression)                                                       \
-  auto RECALLD_CONCAT(expected_, __LINE__) = (expression);                                         \
-  if (!RECALLD_CONCAT(expected_, __LINE__))                                                        \
+#define RECALLD_TRY(declaration, expression)                                                          \
+  auto RECALLD_CONCAT(expected_, __LINE__) = (expression);                                            \
+  if (!RECALLD_CONCAT(expected_, __LINE__))                                                           \
     return std::unexpected<::recalld::Error>(std::move(RECALLD_CONCAT(expected_, __LINE__)).error()); \
   declaration = *std::move(RECALLD_CONCAT(expected_, __LINE__))
 
 // Runs an Expected<void> (or discards a value), or returns its error from the enclosing function.
-#define RECALLD_CHECK(expression)                                                 \
-  do {                                                                            \
-    if (auto expected_ = (expression); !expected_)                                \
-      return std::unexpected<::recalld::Error>(std::move(expected_).error());     \
+#define RECALLD_CHECK(expression)                                             \
+  do {                                                                        \
+    if (auto expected_ = (expression); !expected_)                            \
+      return std::unexpected<::recalld::Error>(std::move(expected_).error()); \
   } while (false)

@@ -39,7 +39,9 @@ memory::data_type data_type(ProductType type) {
   return type == ProductType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
 }
 
-memory::dim dim(size_t value) { return static_cast<memory::dim>(value); }
+memory::dim dim(size_t value) {
+  return static_cast<memory::dim>(value);
+}
 
 // Runs a matmul on borrowed operands, with the scratchpad of this thread: sharing a primitive between threads is safe
 // only when it owns none.
@@ -104,10 +106,18 @@ Linear Linear::pack(ProductType type, size_t rows, size_t out, size_t in, const 
   return Linear(std::make_unique<Impl>(Impl{rows, out, in, std::move(matmul), std::move(packed)}));
 }
 
-void Linear::run(const void* x, float* y) const { impl_->matmul.run(x, impl_->weights.get_data_handle(), y); }
-size_t Linear::rows() const { return impl_->rows; }
-size_t Linear::out() const { return impl_->out; }
-size_t Linear::in() const { return impl_->in; }
+void Linear::run(const void* x, float* y) const {
+  impl_->matmul.run(x, impl_->weights.get_data_handle(), y);
+}
+size_t Linear::rows() const {
+  return impl_->rows;
+}
+size_t Linear::out() const {
+  return impl_->out;
+}
+size_t Linear::in() const {
+  return impl_->in;
+}
 
 struct Product::Impl {
   Matmul matmul;
@@ -120,11 +130,14 @@ Product::~Product() = default;
 
 Product Product::make(ProductType type, size_t batch, size_t m, size_t n, size_t k, bool b_transposed) {
   const auto b_tag = b_transposed ? memory::format_tag::acb : memory::format_tag::abc;
-  return Product(std::make_unique<Impl>(Impl{Matmul({{dim(batch), dim(m), dim(k)}, data_type(type), memory::format_tag::abc},
-                                                    {{dim(batch), dim(k), dim(n)}, data_type(type), b_tag},
-                                                    {{dim(batch), dim(m), dim(n)}, memory::data_type::f32, memory::format_tag::abc})}));
+  return Product(std::make_unique<Impl>(
+      Impl{Matmul({{dim(batch), dim(m), dim(k)}, data_type(type), memory::format_tag::abc},
+                  {{dim(batch), dim(k), dim(n)}, data_type(type), b_tag},
+                  {{dim(batch), dim(m), dim(n)}, memory::data_type::f32, memory::format_tag::abc})}));
 }
 
-void Product::run(const void* a, const void* b, float* c) const { impl_->matmul.run(a, b, c); }
+void Product::run(const void* a, const void* b, float* c) const {
+  impl_->matmul.run(a, b, c);
+}
 
 }  // namespace recalld

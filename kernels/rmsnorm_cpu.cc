@@ -38,8 +38,8 @@ HWY_INLINE void rmsnorm(const float* x, const float* weight, size_t rows, size_t
 }
 
 template <class T>
-HWY_INLINE void gated_rmsnorm(const float* y, const float* z, size_t z_stride, const float* weight, size_t rows, size_t heads,
-                              size_t head_dim, float eps, float* gated, T* out) {
+HWY_INLINE void gated_rmsnorm(const float* y, const float* z, size_t z_stride, const float* weight, size_t rows,
+                              size_t heads, size_t head_dim, float eps, float* gated, T* out) {
   const Floats d;
   const size_t width = heads * head_dim;
   for (size_t row = 0; row < rows; ++row) {
@@ -58,14 +58,18 @@ HWY_INLINE void gated_rmsnorm(const float* y, const float* z, size_t z_stride, c
   }
 }
 
-void rmsnorm_f32(const float* x, const float* w, size_t rows, size_t width, float eps, float* y) { rmsnorm(x, w, rows, width, eps, y); }
-void rmsnorm_bf16(const float* x, const float* w, size_t rows, size_t width, float eps, Bf16* y) { rmsnorm(x, w, rows, width, eps, y); }
-void gated_f32(const float* y, const float* z, size_t stride, const float* w, size_t rows, size_t heads, size_t head_dim, float eps,
-               float* gated, float* out) {
+void rmsnorm_f32(const float* x, const float* w, size_t rows, size_t width, float eps, float* y) {
+  rmsnorm(x, w, rows, width, eps, y);
+}
+void rmsnorm_bf16(const float* x, const float* w, size_t rows, size_t width, float eps, Bf16* y) {
+  rmsnorm(x, w, rows, width, eps, y);
+}
+void gated_f32(const float* y, const float* z, size_t stride, const float* w, size_t rows, size_t heads,
+               size_t head_dim, float eps, float* gated, float* out) {
   gated_rmsnorm(y, z, stride, w, rows, heads, head_dim, eps, gated, out);
 }
-void gated_bf16(const float* y, const float* z, size_t stride, const float* w, size_t rows, size_t heads, size_t head_dim, float eps,
-                float* gated, Bf16* out) {
+void gated_bf16(const float* y, const float* z, size_t stride, const float* w, size_t rows, size_t heads,
+                size_t head_dim, float eps, float* gated, Bf16* out) {
   gated_rmsnorm(y, z, stride, w, rows, heads, head_dim, eps, gated, out);
 }
 void convert(const float* x, size_t n, Bf16* y) {
@@ -109,15 +113,16 @@ void rmsnorm_cpu(const float* x, const float* weight, size_t rows, size_t width,
   cpu_isa();
   HWY_DYNAMIC_DISPATCH(rmsnorm_bf16)(x, weight, rows, width, eps, y);
 }
-void gated_rmsnorm_cpu(const float* y, const float* z, size_t z_stride, const float* weight, size_t rows, size_t heads, size_t head_dim,
-                       float eps, float* out) {
+void gated_rmsnorm_cpu(const float* y, const float* z, size_t z_stride, const float* weight, size_t rows, size_t heads,
+                       size_t head_dim, float eps, float* out) {
   cpu_isa();
   HWY_DYNAMIC_DISPATCH(gated_f32)(y, z, z_stride, weight, rows, heads, head_dim, eps, gated_row(heads * head_dim), out);
 }
-void gated_rmsnorm_cpu(const float* y, const float* z, size_t z_stride, const float* weight, size_t rows, size_t heads, size_t head_dim,
-                       float eps, Bf16* out) {
+void gated_rmsnorm_cpu(const float* y, const float* z, size_t z_stride, const float* weight, size_t rows, size_t heads,
+                       size_t head_dim, float eps, Bf16* out) {
   cpu_isa();
-  HWY_DYNAMIC_DISPATCH(gated_bf16)(y, z, z_stride, weight, rows, heads, head_dim, eps, gated_row(heads * head_dim), out);
+  const auto gated = HWY_DYNAMIC_DISPATCH(gated_bf16);
+  gated(y, z, z_stride, weight, rows, heads, head_dim, eps, gated_row(heads * head_dim), out);
 }
 void to_bf16_cpu(const float* x, size_t n, Bf16* y) {
   cpu_isa();

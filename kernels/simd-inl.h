@@ -20,7 +20,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Widths that these kernels are given are multiples of 16, so there is never a remainder.
 using Floats = hn::CappedTag<float, 16>;
 
-HWY_INLINE auto load(Floats d, const float* from) { return hn::LoadU(d, from); }
+HWY_INLINE auto load(Floats d, const float* from) {
+  return hn::LoadU(d, from);
+}
 HWY_INLINE auto load(Floats d, const Bf16* from) {
   const hn::RebindToUnsigned<Floats> du;
   const hn::Rebind<uint16_t, Floats> du16;

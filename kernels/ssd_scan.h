@@ -14,7 +14,7 @@ struct SsdShape {
   size_t head_dim = 0;    // a multiple of 16
   size_t state_size = 0;  // a multiple of 16
 
-  size_t channels() const { return heads * head_dim + 2 * state_size; }      // x, B, C of one token
+  size_t channels() const { return heads * head_dim + 2 * state_size; }  // x, B, C of one token
   size_t state_floats() const { return heads * state_size * head_dim; }
 };
 
@@ -45,14 +45,14 @@ class SsdScan {
 
   ProductType type_;
   SsdShape shape_;
-  size_t group_;  // heads of one product call: few enough that their operands stay in the L2 cache
+  size_t group_;     // heads of one product call: few enough that their operands stay in the L2 cache
   Product scores_;   // C · Bᵀ
   Product outputs_;  // [64, 64 + state] · [64 + state, head_dim]
   Product states_;   // [state, 64] · [64, head_dim]
 };
 
 // The same by the recurrence, token by token: the definition that the products are tested against. f32 only.
-void ssd_scan_reference(const SsdShape& shape, const float* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights,
-                        float* state, float* y);
+void ssd_scan_reference(const SsdShape& shape, const float* xbc, const float* dt, size_t dt_stride,
+                        const SsdWeights& weights, float* state, float* y);
 
 }  // namespace recalld

@@ -17,13 +17,13 @@
 #define RECALLD_SSD_LAYOUT
 namespace recalld {
 
-// Left operands of one head, [64, 64 + state]: row t holds exp(c_t - c_s) dt_s (C_t · B_s) for s <= t, D added at s = t,
-// zeros for s > t, and then exp(c_t) C_t.
+// Left operands of one head, [64, 64 + state]: row t holds exp(c_t - c_s) dt_s (C_t · B_s) for s <= t, D added at s =
+// t, zeros for s > t, and then exp(c_t) C_t.
 struct SsdLeft {
-  const float* scores;   // [64, 64] C · Bᵀ
-  const float* sums;     // [64] c
-  const float* dt;       // [64]
-  const void* c;         // [64] rows of state_size, `stride` apart
+  const float* scores;  // [64, 64] C · Bᵀ
+  const float* sums;    // [64] c
+  const float* dt;      // [64]
+  const void* c;        // [64] rows of state_size, `stride` apart
   size_t stride;
   size_t state_size;
   float d;
@@ -66,11 +66,16 @@ HWY_INLINE void scale_columns(const float* b_transposed, const float* factor, si
   const Floats d;
   for (size_t n = 0; n < state_size; ++n)
     for (size_t s = 0; s < ssd_block; s += hn::Lanes(d))
-      store(d, hn::Mul(hn::LoadU(d, b_transposed + n * ssd_block + s), hn::LoadU(d, factor + s)), out + n * ssd_block + s);
+      store(d, hn::Mul(hn::LoadU(d, b_transposed + n * ssd_block + s), hn::LoadU(d, factor + s)),
+            out + n * ssd_block + s);
 }
 
-void left_f32(const SsdLeft& in, void* out) { left_operand(in, static_cast<float*>(out)); }
-void left_bf16(const SsdLeft& in, void* out) { left_operand(in, static_cast<Bf16*>(out)); }
+void left_f32(const SsdLeft& in, void* out) {
+  left_operand(in, static_cast<float*>(out));
+}
+void left_bf16(const SsdLeft& in, void* out) {
+  left_operand(in, static_cast<Bf16*>(out));
+}
 void scale_f32(const float* b, const float* factor, size_t state_size, void* out) {
   scale_columns(b, factor, state_size, static_cast<float*>(out));
 }
@@ -82,7 +87,8 @@ void scale_bf16(const float* b, const float* factor, size_t state_size, void* ou
 void update(float decay, const float* added, size_t n, float* state) {
   const Floats d;
   const auto factor = hn::Set(d, decay);
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, state + i), hn::LoadU(d, added + i)), d, state + i);
+  for (size_t i = 0; i < n; i += hn::Lanes(d))
+    hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, state + i), hn::LoadU(d, added + i)), d, state + i);
 }
 
 void state_to_bf16(const float* x, size_t n, void* out) {
@@ -123,7 +129,9 @@ size_t group_of(size_t heads) {
   return group;
 }
 
-float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+float softplus(float x) {
+  return x > 20.0f ? x : std::log1p(std::exp(x));
+}
 
 // Scratch of one thread for a group of heads; operands are bf16 or f32 by type, and sized for f32.
 struct Scratch {
@@ -149,8 +157,12 @@ T* at(std::vector<float>& buffer, size_t offset) {
   return reinterpret_cast<T*>(buffer.data()) + offset;
 }
 
-float widen(Bf16 x) { return to_float(x); }
-float widen(float x) { return x; }
+float widen(Bf16 x) {
+  return to_float(x);
+}
+float widen(float x) {
+  return x;
+}
 
 }  // namespace
 
@@ -162,7 +174,9 @@ SsdScan::SsdScan(ProductType type, SsdShape shape)
       outputs_(Product::make(type, group_, ssd_block, shape.head_dim, ssd_block + shape.state_size, false)),
       states_(Product::make(type, group_, shape.state_size, shape.head_dim, ssd_block, false)) {}
 
-SsdScan SsdScan::make(ProductType type, SsdShape shape) { return SsdScan(type, shape); }
+SsdScan SsdScan::make(ProductType type, SsdShape shape) {
+  return SsdScan(type, shape);
+}
 
 namespace {
 
@@ -171,20 +185,26 @@ struct Kernels;
 template <>
 struct Kernels<float> {
   static void left(const SsdLeft& in, void* out) { HWY_DYNAMIC_DISPATCH(left_f32)(in, out); }
-  static void scale(const float* b, const float* factor, size_t n, void* out) { HWY_DYNAMIC_DISPATCH(scale_f32)(b, factor, n, out); }
+  static void scale(const float* b, const float* factor, size_t n, void* out) {
+    HWY_DYNAMIC_DISPATCH(scale_f32)(b, factor, n, out);
+  }
   static void copy_state(const float* state, size_t n, void* out) { std::memcpy(out, state, n * sizeof(float)); }
 };
 template <>
 struct Kernels<Bf16> {
   static void left(const SsdLeft& in, void* out) { HWY_DYNAMIC_DISPATCH(left_bf16)(in, out); }
-  static void scale(const float* b, const float* factor, size_t n, void* out) { HWY_DYNAMIC_DISPATCH(scale_bf16)(b, factor, n, out); }
-  static void copy_state(const float* state, size_t n, void* out) { HWY_DYNAMIC_DISPATCH(state_to_bf16)(state, n, out); }
+  static void scale(const float* b, const float* factor, size_t n, void* out) {
+    HWY_DYNAMIC_DISPATCH(scale_bf16)(b, factor, n, out);
+  }
+  static void copy_state(const float* state, size_t n, void* out) {
+    HWY_DYNAMIC_DISPATCH(state_to_bf16)(state, n, out);
+  }
 };
 
 // xbc: [64, channels]
 template <class T>
-void scan(const SsdShape& shape, size_t group, const Product& scores, const Product& outputs, const Product& states, const T* xbc,
-          const float* dt, size_t dt_stride, const SsdWeights& weights, float* state, float* y) {
+void scan(const SsdShape& shape, size_t group, const Product& scores, const Product& outputs, const Product& states,
+          const T* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state, float* y) {
   thread_local Scratch scratch;
   scratch.fit(shape, group);
   const size_t channels = shape.channels(), depth = ssd_block + shape.state_size;
@@ -213,7 +233,8 @@ void scan(const SsdShape& shape, size_t group, const Product& scores, const Prod
         scratch.sums[t] = sum;
       }
       decay[g] = std::exp(sum);
-      Kernels<T>::left({scratch.scores.data(), scratch.sums.data(), scratch.dt.data(), c, channels, shape.state_size, weights.d[head]},
+      Kernels<T>::left({scratch.scores.data(), scratch.sums.data(), scratch.dt.data(), c, channels, shape.state_size,
+                        weights.d[head]},
                        at<T>(scratch.left, g * ssd_block * depth));
       HWY_DYNAMIC_DISPATCH(state_factors)(scratch.sums.data(), scratch.dt.data(), scratch.factor.data());
       Kernels<T>::scale(scratch.b_transposed.data(), scratch.factor.data(), shape.state_size,
@@ -228,14 +249,16 @@ void scan(const SsdShape& shape, size_t group, const Product& scores, const Prod
     }
     outputs.run(scratch.left.data(), scratch.right.data(), y + first * ssd_block * shape.head_dim);
     states.run(scratch.b_scaled.data(), scratch.x.data(), scratch.added.data());
+    const auto advance = HWY_DYNAMIC_DISPATCH(update);
     for (size_t g = 0; g < group; ++g)
-      HWY_DYNAMIC_DISPATCH(update)(decay[g], scratch.added.data() + g * head_state, head_state, state + (first + g) * head_state);
+      advance(decay[g], scratch.added.data() + g * head_state, head_state, state + (first + g) * head_state);
   }
 }
 
 }  // namespace
 
-void SsdScan::run(const void* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state, float* y) const {
+void SsdScan::run(const void* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state,
+                  float* y) const {
   cpu_isa();
   if (type_ == ProductType::bf16)
     scan(shape_, group_, scores_, outputs_, states_, static_cast<const Bf16*>(xbc), dt, dt_stride, weights, state, y);
@@ -243,8 +266,8 @@ void SsdScan::run(const void* xbc, const float* dt, size_t dt_stride, const SsdW
     scan(shape_, group_, scores_, outputs_, states_, static_cast<const float*>(xbc), dt, dt_stride, weights, state, y);
 }
 
-void ssd_scan_reference(const SsdShape& shape, const float* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights,
-                        float* state, float* y) {
+void ssd_scan_reference(const SsdShape& shape, const float* xbc, const float* dt, size_t dt_stride,
+                        const SsdWeights& weights, float* state, float* y) {
   for (size_t head = 0; head < shape.heads; ++head) {
     float* s = state + head * shape.state_size * shape.head_dim;
     for (size_t t = 0; t < ssd_block; ++t) {

@@ -14,7 +14,8 @@ TEST(Bytes, EveryFieldComesBackAsWritten) {
   out.u32(0xfedcba98);
   out.u64(std::numeric_limits<uint64_t>::max());
   out.key64(0x0102030405060708);
-  for (const uint64_t value : {uint64_t{0}, uint64_t{127}, uint64_t{128}, std::numeric_limits<uint64_t>::max()}) out.varint(value);
+  for (const uint64_t value : {uint64_t{0}, uint64_t{127}, uint64_t{128}, std::numeric_limits<uint64_t>::max()})
+    out.varint(value);
   out.text(std::string_view("a\0b", 3));
 
   ByteReader in(record);
@@ -22,14 +23,16 @@ TEST(Bytes, EveryFieldComesBackAsWritten) {
   EXPECT_EQ(in.u32(), 0xfedcba98);
   EXPECT_EQ(in.u64(), std::numeric_limits<uint64_t>::max());
   EXPECT_EQ(in.key64(), 0x0102030405060708u);
-  for (const uint64_t value : {uint64_t{0}, uint64_t{127}, uint64_t{128}, std::numeric_limits<uint64_t>::max()}) EXPECT_EQ(in.varint(), value);
+  for (const uint64_t value : {uint64_t{0}, uint64_t{127}, uint64_t{128}, std::numeric_limits<uint64_t>::max()})
+    EXPECT_EQ(in.varint(), value);
   EXPECT_EQ(in.text(), std::string_view("a\0b", 3));
   EXPECT_TRUE(in.done());
 }
 
 TEST(Bytes, KeysSortByNumber) {
   std::string previous;
-  for (const uint64_t value : {uint64_t{0}, uint64_t{255}, uint64_t{256}, uint64_t{1} << 40, std::numeric_limits<uint64_t>::max()}) {
+  for (const uint64_t value :
+       {uint64_t{0}, uint64_t{255}, uint64_t{256}, uint64_t{1} << 40, std::numeric_limits<uint64_t>::max()}) {
     std::string key;
     ByteWriter(key).key64(value);
     EXPECT_LT(previous, key);

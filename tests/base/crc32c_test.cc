@@ -7,7 +7,9 @@
 namespace recalld {
 namespace {
 
-TEST(Crc32c, AgreesWithTheCheckValueOfTheStandard) { EXPECT_EQ(crc32c(as_bytes("123456789")), 0xe3069283u); }
+TEST(Crc32c, AgreesWithTheCheckValueOfTheStandard) {
+  EXPECT_EQ(crc32c(as_bytes("123456789")), 0xe3069283u);
+}
 
 TEST(Crc32c, AgreesWithTheVectorsOfRfc3720) {
   EXPECT_EQ(crc32c(as_bytes(std::string(32, '\0'))), 0x8a9136aau);

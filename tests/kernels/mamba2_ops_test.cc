@@ -29,7 +29,9 @@ std::vector<Bf16> rounded(const std::vector<float>& values) {
   return result;
 }
 
-double silu(double x) { return x / (1 + std::exp(-x)); }
+double silu(double x) {
+  return x / (1 + std::exp(-x));
+}
 
 TEST(RmsNorm, AgreesWithItsDefinitionInF32AndRoundsOnceToBf16) {
   for (const size_t width : {16u, 384u, 2560u}) {
@@ -54,18 +56,21 @@ TEST(RmsNorm, AgreesWithItsDefinitionInF32AndRoundsOnceToBf16) {
 
 TEST(GatedRmsNorm, GatesBeforeTheNormOverAllHeads) {
   const size_t heads = 3, rows = 5, head_dim = 32, width = heads * head_dim, stride = width + 40;
-  const auto y = random_floats(heads * rows * head_dim, 1), z = random_floats(rows * stride, 2, 3), w = random_floats(width, 3);
+  const auto y = random_floats(heads * rows * head_dim, 1), z = random_floats(rows * stride, 2, 3),
+             w = random_floats(width, 3);
   std::vector<float> out(rows * width);
   gated_rmsnorm_cpu(y.data(), z.data(), stride, w.data(), rows, heads, head_dim, 1e-5f, out.data());
   for (size_t r = 0; r < rows; ++r) {
     std::vector<double> gated(width);
     double squares = 0;
     for (size_t i = 0; i < width; ++i) {
-      gated[i] = static_cast<double>(y[(i / head_dim * rows + r) * head_dim + i % head_dim]) * silu(static_cast<double>(z[r * stride + i]));
+      gated[i] = static_cast<double>(y[(i / head_dim * rows + r) * head_dim + i % head_dim]) *
+                 silu(static_cast<double>(z[r * stride + i]));
       squares += gated[i] * gated[i];
     }
     for (size_t i = 0; i < width; ++i) {
-      const double expected = gated[i] / std::sqrt(squares / static_cast<double>(width) + 1e-5) * static_cast<double>(w[i]);
+      const double expected =
+          gated[i] / std::sqrt(squares / static_cast<double>(width) + 1e-5) * static_cast<double>(w[i]);
       EXPECT_NEAR(out[r * width + i], expected, 1e-5 * (1 + std::abs(expected)));
     }
   }
@@ -73,17 +78,19 @@ TEST(GatedRmsNorm, GatesBeforeTheNormOverAllHeads) {
 
 TEST(Conv1dSilu, CarriesItsHistoryFromBlockToBlock) {
   const size_t channels = 48, taps = 4, stride = 60, rows = 64;
-  const auto input = random_floats(2 * rows * stride, 1), w = random_floats(taps * channels, 2), bias = random_floats(channels, 3);
+  const auto input = random_floats(2 * rows * stride, 1), w = random_floats(taps * channels, 2),
+             bias = random_floats(channels, 3);
   std::vector<float> history = random_floats((taps - 1) * channels, 4), first_history = history;
   std::vector<float> y(2 * rows * channels);
   for (size_t block = 0; block < 2; ++block)
-    conv1d_silu_cpu(input.data() + block * rows * stride, stride, rows, channels, taps, w.data(), bias.data(), history.data(),
-                    y.data() + block * rows * channels);
+    conv1d_silu_cpu(input.data() + block * rows * stride, stride, rows, channels, taps, w.data(), bias.data(),
+                    history.data(), y.data() + block * rows * channels);
   for (size_t t = 0; t < 2 * rows; ++t) {
     for (size_t c = 0; c < channels; ++c) {
       double sum = static_cast<double>(bias[c]);
       for (size_t k = 0; k < taps; ++k) {
-        const float x = t + k >= taps - 1 ? input[(t + k - (taps - 1)) * stride + c] : first_history[(t + k) * channels + c];
+        const float x =
+            t + k >= taps - 1 ? input[(t + k - (taps - 1)) * stride + c] : first_history[(t + k) * channels + c];
         sum += static_cast<double>(w[k * channels + c]) * static_cast<double>(x);
       }
       ASSERT_NEAR(y[t * channels + c], silu(sum), 1e-5 * (1 + std::abs(sum)));
@@ -94,9 +101,11 @@ TEST(Conv1dSilu, CarriesItsHistoryFromBlockToBlock) {
 TEST(Silu, IsRightFromOneEndOfTheRangeToTheOther) {
   // The convolution with one non-zero tap is silu alone.
   const size_t channels = 16, rows = 64;
-  std::vector<float> input(rows * channels), w(2 * channels, 0.0f), bias(channels, 0.0f), history(channels), y(input.size());
+  std::vector<float> input(rows * channels), w(2 * channels, 0.0f), bias(channels, 0.0f), history(channels),
+      y(input.size());
   for (size_t i = 0; i < channels; ++i) w[channels + i] = 1;
-  for (size_t i = 0; i < input.size(); ++i) input[i] = -120.0f + 240.0f * static_cast<float>(i) / static_cast<float>(input.size());
+  for (size_t i = 0; i < input.size(); ++i)
+    input[i] = -120.0f + 240.0f * static_cast<float>(i) / static_cast<float>(input.size());
   input[5] = -1e4f;
   input[6] = 1e30f;
   conv1d_silu_cpu(input.data(), channels, rows, channels, 2, w.data(), bias.data(), history.data(), y.data());
@@ -137,7 +146,8 @@ TEST_P(Products, LinearMultipliesByTheTransposedWeights) {
     for (size_t r = 0; r < rows; ++r)
       for (size_t o = 0; o < out; ++o) {
         double sum = 0;
-        for (size_t i = 0; i < in; ++i) sum += static_cast<double>(x[r * in + i]) * static_cast<double>(to_float(weights[o * in + i]));
+        for (size_t i = 0; i < in; ++i)
+          sum += static_cast<double>(x[r * in + i]) * static_cast<double>(to_float(weights[o * in + i]));
         ASSERT_NEAR(y[r * out + o], sum, 1e-4);
       }
   }
@@ -154,12 +164,14 @@ TEST_P(Products, BatchedProductsTakeTheSecondOperandEitherWay) {
       for (size_t j = 0; j < n; ++j) b_transposed[(g * n + j) * k + i] = b[(g * k + i) * n + j];
   std::vector<float> c(batch * m * n), c_transposed(c.size());
   Product::make(GetParam(), batch, m, n, k, false).run(operand(a).data(), operand(b).data(), c.data());
-  Product::make(GetParam(), batch, m, n, k, true).run(operand(a).data(), operand(b_transposed).data(), c_transposed.data());
+  Product::make(GetParam(), batch, m, n, k, true)
+      .run(operand(a).data(), operand(b_transposed).data(), c_transposed.data());
   for (size_t g = 0; g < batch; ++g)
     for (size_t i = 0; i < m; ++i)
       for (size_t j = 0; j < n; ++j) {
         double sum = 0;
-        for (size_t l = 0; l < k; ++l) sum += static_cast<double>(a[(g * m + i) * k + l]) * static_cast<double>(b[(g * k + l) * n + j]);
+        for (size_t l = 0; l < k; ++l)
+          sum += static_cast<double>(a[(g * m + i) * k + l]) * static_cast<double>(b[(g * k + l) * n + j]);
         ASSERT_NEAR(c[(g * m + i) * n + j], sum, 1e-4);
         ASSERT_NEAR(c_transposed[(g * m + i) * n + j], sum, 1e-4);
       }

@@ -51,8 +51,10 @@ TEST(SsdScan, ProductsAgreeWithTheRecurrence) {
       Inputs in(shape, 1, steps);
       auto state = in.state, state_reference = in.state;
       std::vector<float> y(shape.heads * ssd_block * shape.head_dim), y_reference(y.size());
-      SsdScan::make(ProductType::f32, shape).run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
-      ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(), y_reference.data());
+      SsdScan::make(ProductType::f32, shape)
+          .run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
+      ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(),
+                         y_reference.data());
       EXPECT_LT(relative_error(y, y_reference), 1e-5);
       EXPECT_LT(relative_error(state, state_reference), 1e-5);
     }
@@ -67,8 +69,10 @@ TEST(SsdScan, Bf16ProductsStayWithinTheirRounding) {
     std::vector<float> y(shape.heads * ssd_block * shape.head_dim), y_reference(y.size());
     std::vector<Bf16> xbc(in.xbc.size());
     for (size_t i = 0; i < xbc.size(); ++i) xbc[i] = to_bf16(in.xbc[i]);
-    SsdScan::make(ProductType::bf16, shape).run(xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
-    ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(), y_reference.data());
+    SsdScan::make(ProductType::bf16, shape)
+        .run(xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
+    ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(),
+                       y_reference.data());
     EXPECT_LT(relative_error(y, y_reference), 5e-3);
     EXPECT_LT(relative_error(state, state_reference), 5e-3);
   }
@@ -78,7 +82,8 @@ TEST(SsdScan, ExtremeStepsGiveNoNaN) {
   Inputs in({4, 64, 64}, 3, 1.0f);
   for (size_t i = 0; i < in.dt.size(); ++i) in.dt[i] = i % 3 == 0 ? 200.0f : -200.0f;
   std::vector<float> y(4 * ssd_block * 64);
-  SsdScan::make(ProductType::f32, in.shape).run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), in.state.data(), y.data());
+  SsdScan::make(ProductType::f32, in.shape)
+      .run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), in.state.data(), y.data());
   for (const float v : y) ASSERT_TRUE(std::isfinite(v));
   for (const float v : in.state) ASSERT_TRUE(std::isfinite(v));
 }

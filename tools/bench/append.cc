@@ -25,15 +25,16 @@ int main(int argc, char** argv) {
   const auto directory = std::filesystem::temp_directory_path() / ("recalld-bench-append-" + std::to_string(getpid()));
   const size_t threads = std::max(1u, std::thread::hardware_concurrency());
 
-  DaemonProcess daemon(built_recalld(), directory, {"--memory-budget", budget, "--precision", precision, "--device", "cpu"});
+  DaemonProcess daemon(built_recalld(), directory,
+                       {"--memory-budget", budget, "--precision", precision, "--device", "cpu"});
   client::Client client = daemon.connect();
   const auto stats = must(client.stats(), "stats");
   const std::string model_directory = stats.at("model_directory");
   const bool bf16 = stats.at("model_precision").get<std::string>().starts_with("bf16");
   const Config config = must(Config::read(model_directory + "/config.json"), "read config");
   const uint64_t budget_bytes = stats.at("memory_budget_bytes");
-  std::printf("model: %s; %zu threads; %llu tokens an append\n", stats.at("model_precision").get<std::string>().c_str(), threads,
-              static_cast<unsigned long long>(tokens));
+  std::printf("model: %s; %zu threads; %llu tokens an append\n", stats.at("model_precision").get<std::string>().c_str(),
+              threads, static_cast<unsigned long long>(tokens));
 
   const double products_first = product_tokens_per_s(config, bf16, threads);
   const uint64_t idle_bytes = daemon.resident_bytes();
@@ -44,11 +45,12 @@ int main(int argc, char** argv) {
   const auto per_s = [](const FillReport& report) { return static_cast<double>(report.tokens) / report.searchable_s; };
   const double append = (per_s(first) + per_s(second)) / 2;
   const double products = (products_first + products_second) / 2;
-  std::printf("products alone:   %9.0f tokens/s  (%.0f, %.0f; %.2f MFLOP a token)\n", products, products_first, products_second,
-              product_flop_per_token(config) / 1e6);
-  std::printf("append, durable:  %9.0f tokens/s  (%.0f, %.0f)\n",
-              (static_cast<double>(first.tokens) / first.durable_s + static_cast<double>(second.tokens) / second.durable_s) / 2,
-              static_cast<double>(first.tokens) / first.durable_s, static_cast<double>(second.tokens) / second.durable_s);
+  std::printf("products alone:   %9.0f tokens/s  (%.0f, %.0f; %.2f MFLOP a token)\n", products, products_first,
+              products_second, product_flop_per_token(config) / 1e6);
+  std::printf(
+      "append, durable:  %9.0f tokens/s  (%.0f, %.0f)\n",
+      (static_cast<double>(first.tokens) / first.durable_s + static_cast<double>(second.tokens) / second.durable_s) / 2,
+      static_cast<double>(first.tokens) / first.durable_s, static_cast<double>(second.tokens) / second.durable_s);
   std::printf("append, searchable: %7.0f tokens/s  (%.0f, %.0f)\n", append, per_s(first), per_s(second));
   std::printf("ratio to the products: %.2f\n", append / products);
 

@@ -18,9 +18,11 @@ namespace recalld::bench {
 
 using Clock = std::chrono::steady_clock;
 
-DaemonProcess::DaemonProcess(const std::filesystem::path& binary, const std::filesystem::path& data, std::vector<std::string> flags)
+DaemonProcess::DaemonProcess(const std::filesystem::path& binary, const std::filesystem::path& data,
+                             std::vector<std::string> flags)
     : socket_(data.string() + ".sock") {
-  std::vector<std::string> words = {binary.string(), "--data", data.string(), "--socket", socket_.string(), "--log-level", "warn"};
+  std::vector<std::string> words = {binary.string(),  "--data",      data.string(), "--socket",
+                                    socket_.string(), "--log-level", "warn"};
   words.insert(words.end(), flags.begin(), flags.end());
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
@@ -48,7 +50,9 @@ DaemonProcess::DaemonProcess(const std::filesystem::path& binary, const std::fil
   });
 }
 
-DaemonProcess::~DaemonProcess() { stop(); }
+DaemonProcess::~DaemonProcess() {
+  stop();
+}
 
 void DaemonProcess::stop() {
   if (pid_ < 0) return;
@@ -58,10 +62,13 @@ void DaemonProcess::stop() {
   int status = 0;
   waitpid(pid_, &status, 0);
   pid_ = -1;
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) std::fprintf(stderr, "recalld did not stop cleanly (status %d)\n", status);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+    std::fprintf(stderr, "recalld did not stop cleanly (status %d)\n", status);
 }
 
-client::Client DaemonProcess::connect() const { return must(client::Client::connect(socket_), "connect"); }
+client::Client DaemonProcess::connect() const {
+  return must(client::Client::connect(socket_), "connect");
+}
 
 uint64_t DaemonProcess::resident_bytes() const {
   std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
@@ -76,7 +83,8 @@ uint64_t DaemonProcess::resident_bytes() const {
 
 std::filesystem::path built_recalld() {
   const auto here = std::filesystem::read_symlink("/proc/self/exe").parent_path();
-  for (const auto& candidate : {here / "recalld", here.parent_path() / "recalld", here.parent_path().parent_path() / "recalld"})
+  for (const auto& candidate :
+       {here / "recalld", here.parent_path() / "recalld", here.parent_path().parent_path() / "recalld"})
     if (std::filesystem::exists(candidate)) return candidate;
   give_up("find recalld", "it is not beside " + here.string() + "; build the target recalld first");
 }

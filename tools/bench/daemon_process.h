@@ -24,7 +24,7 @@ class DaemonProcess {
   client::Client connect() const;  // exits with a message when it fails: a benchmark has nothing else to do then
   double seconds_to_first_answer() const { return seconds_to_first_answer_; }
 
-  uint64_t resident_bytes() const;                           // VmRSS now
+  uint64_t resident_bytes() const;                               // VmRSS now
   uint64_t resident_bytes_max() const { return resident_max_; }  // of the samples, every 20 ms
   void stop();
 

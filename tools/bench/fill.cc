@@ -12,7 +12,9 @@ FillReport fill(client::Client& client, const std::string& memory, uint64_t toke
   using Clock = std::chrono::steady_clock;
   constexpr size_t turns_per_request = 64;
   constexpr size_t requests_in_flight = 8;
-  const auto seconds_since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const auto seconds_since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
 
   Prose prose(seed);
   FillReport report;

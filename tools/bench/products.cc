@@ -1,7 +1,7 @@
 #include "tools/bench/products.h"
 
-#include <dnnl.hpp>
 #include <omp.h>
+#include <dnnl.hpp>
 
 #include <algorithm>
 #include <barrier>
@@ -22,7 +22,8 @@ struct Shape {
 std::vector<Shape> products_of_a_chunk(const Config& c) {
   const dnnl_dim_t rows = static_cast<dnnl_dim_t>(c.chunk_size), d = static_cast<dnnl_dim_t>(c.hidden_size);
   const dnnl_dim_t inner = d * static_cast<dnnl_dim_t>(c.expand);
-  const dnnl_dim_t projected = 2 * inner + 2 * static_cast<dnnl_dim_t>(c.state_size) + static_cast<dnnl_dim_t>(c.num_heads);
+  const dnnl_dim_t projected =
+      2 * inner + 2 * static_cast<dnnl_dim_t>(c.state_size) + static_cast<dnnl_dim_t>(c.num_heads);
   const dnnl_dim_t mlp = static_cast<dnnl_dim_t>(c.mlp_size());
   std::vector<Shape> shapes;
   for (size_t layer = 0; layer < c.num_lower_layers; ++layer) {

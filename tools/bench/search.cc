@@ -51,8 +51,8 @@ void measure_latency(DaemonProcess& daemon) {
     const double ms = 1e3 * seconds([&] { must(client.search(request), "search"); });
     if (i >= 20) latency_ms.push_back(ms);  // the first ones warm up
   }
-  std::printf("search through the socket, limit 8, %zu queries: p50 %.2f ms, p99 %.2f ms\n", latency_ms.size(), percentile(latency_ms, 0.5),
-              percentile(latency_ms, 0.99));
+  std::printf("search through the socket, limit 8, %zu queries: p50 %.2f ms, p99 %.2f ms\n", latency_ms.size(),
+              percentile(latency_ms, 0.5), percentile(latency_ms, 0.99));
 }
 
 // The scan as a search does it, and a plain loop that sums the words of an equal buffer with as many threads, in turn.
@@ -96,10 +96,12 @@ void measure_scan(const std::filesystem::path& data, const std::filesystem::path
     ratios.push_back((b + c) / (a + d));
   }
   const double gigabytes = 20 * static_cast<double>(bytes) / 1e9;
-  std::printf("landmark scan of %llu chunks, %zu threads: %.1f GB/s; plain summing loop over an equal buffer: %.1f GB/s; ratio %.2f (checksum %llx)\n",
-              static_cast<unsigned long long>(memory.encoded_chunks), pool.threads(), gigabytes / percentile(scan_s, 0.5),
-              gigabytes / percentile(sum_s, 0.5), percentile(ratios, 0.5),
-              static_cast<unsigned long long>(std::accumulate(sums.begin(), sums.end(), uint64_t{0})));
+  std::printf(
+      "landmark scan of %llu chunks, %zu threads: %.1f GB/s; plain summing loop over an equal buffer: %.1f GB/s; ratio "
+      "%.2f (checksum %llx)\n",
+      static_cast<unsigned long long>(memory.encoded_chunks), pool.threads(), gigabytes / percentile(scan_s, 0.5),
+      gigabytes / percentile(sum_s, 0.5), percentile(ratios, 0.5),
+      static_cast<unsigned long long>(std::accumulate(sums.begin(), sums.end(), uint64_t{0})));
 }
 
 }  // namespace
@@ -108,7 +110,8 @@ int main(int argc, char** argv) {
   const uint64_t chunks = argc > 1 ? std::stoull(argv[1]) : 16 << 10;
   const bool keep = argc > 2;
   const std::filesystem::path data =
-      keep ? std::filesystem::path(argv[2]) : std::filesystem::temp_directory_path() / ("recalld-bench-search-" + std::to_string(getpid()));
+      keep ? std::filesystem::path(argv[2])
+           : std::filesystem::temp_directory_path() / ("recalld-bench-search-" + std::to_string(getpid()));
   std::filesystem::path model_directory;
   {
     DaemonProcess daemon(built_recalld(), data, {});
@@ -116,7 +119,8 @@ int main(int argc, char** argv) {
     model_directory = must(client.stats(), "stats").at("model_directory").get<std::string>();
     if (!client.memory(memory_name)) {
       const FillReport report = fill(client, memory_name, chunks * chunk_tokens, 3);
-      std::printf("filled: %llu tokens in %.1f s\n", static_cast<unsigned long long>(report.tokens), report.searchable_s);
+      std::printf("filled: %llu tokens in %.1f s\n", static_cast<unsigned long long>(report.tokens),
+                  report.searchable_s);
     }
   }
   {
@@ -126,7 +130,8 @@ int main(int argc, char** argv) {
     request.memory = memory_name;
     request.query = "Who painted the ladder?";
     const double search_s = seconds([&] { must(client.search(request), "search"); });
-    std::printf("start on an existing store: %.3f s to the first answer, a search after another %.3f s\n", daemon.seconds_to_first_answer(), search_s);
+    std::printf("start on an existing store: %.3f s to the first answer, a search after another %.3f s\n",
+                daemon.seconds_to_first_answer(), search_s);
     measure_latency(daemon);
   }
   measure_scan(data, model_directory);
