@@ -10,13 +10,18 @@ struct RoleNames {
   std::string_view name;
   std::string_view speaker;
 };
-constexpr std::array<RoleNames, 4> role_names{{{"user", "User"}, {"assistant", "Assistant"}, {"system", "System"}, {"tool", "Tool"}}};
+constexpr std::array<RoleNames, 4> role_names{
+    {{"user", "User"}, {"assistant", "Assistant"}, {"system", "System"}, {"tool", "Tool"}}};
 
 }  // namespace
 
-std::string_view name(Role role) { return role_names.at(std::to_underlying(role)).name; }
+std::string_view name(Role role) {
+  return role_names.at(std::to_underlying(role)).name;
+}
 
-std::string_view speaker(Role role) { return role_names.at(std::to_underlying(role)).speaker; }
+std::string_view speaker(Role role) {
+  return role_names.at(std::to_underlying(role)).speaker;
+}
 
 std::optional<Role> role_from_name(std::string_view name) {
   for (size_t i = 0; i < role_names.size(); ++i) {
