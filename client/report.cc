@@ -239,15 +239,21 @@ std::string report(const Chunk& chunk, const Style& style) {
   out += "\n" + painted("text", dim, style) + "\n" + indented(chunk.text, 4, style);
   if (chunk.token_ids.empty()) return out;
 
-  // Tokens side by side, quoted, because most of them begin with a space.
-  std::string tokens;
+  // Tokens side by side, quoted, because most of them begin with a space; lines end between them.
+  out += "\n" + painted("token ids", dim, style) + "\n";
+  const size_t columns = style.columns == 0 ? 104 : style.columns;
+  std::string line;
   for (size_t i = 0; i < chunk.token_ids.size(); ++i) {
     std::string text = i < chunk.token_texts.size() ? printable(chunk.token_texts[i]) : "";
     for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "\\n");
-    tokens += "'" + text + "'=" + std::to_string(chunk.token_ids[i]) + " ";
+    const std::string token = "'" + text + "'=" + std::to_string(chunk.token_ids[i]);
+    if (!line.empty() && 4 + characters(line) + 1 + characters(token) > columns) {
+      out += "    " + line + "\n";
+      line.clear();
+    }
+    line += (line.empty() ? "" : " ") + token;
   }
-  return out + "\n" + painted("token ids", dim, style) + "\n" +
-         indented(tokens, 4, Style{style.colour, style.columns == 0 ? 104 : style.columns});
+  return out + "    " + line + "\n";
 }
 
 std::string report(const Version& version, const Style& style) {

@@ -78,24 +78,33 @@ asked=0 first=0
 while IFS=$'\t' read -r turn question answer; do
   say "recall search $memory '$question' --limit $results"
   "$recall" search "$memory" "$question" --limit "$results"
-  # The same search for the machine: which result cites the turn in which the fact was told, and holds the answer?
-  rank=$("$recall" search "$memory" "$question" --json | python3 -c '
+  # The same search for the machine: the first result that cites the turn, its chunk, and whether it holds the answer.
+  verdict=$("$recall" search "$memory" "$question" --json | python3 -c '
 import json, sys
 turn, answer, results = int(sys.argv[1]), sys.argv[2], json.load(sys.stdin)["results"]
-print(next((rank for rank, result in enumerate(results, 1)
-            if answer in result["text"] and any(source["turn"] == turn for source in result["turns"])), 0))' \
-    "$turn" "$answer")
+cites = [any(source["turn"] == turn for source in result["turns"]) for result in results]
+rank = cites.index(True) + 1 if True in cites else 0
+result = results[max(rank, 1) - 1]
+print(rank, result["chunk"], "whole" if answer in result["text"] else "cut")
+' "$turn" "$answer")
+  read -r rank chunk extent <<<"$verdict"
   asked=$((asked + 1))
   first=$((first + (rank == 1)))
-  if ((rank == 0)); then found='NOT among the first 8 results'; else found="in result $rank"; fi
+  if ((rank == 0)); then
+    found='NOT among the first 8 results'
+  else
+    found="result $rank cites it"
+    if [[ $extent == cut ]]; then found+=", but the chunk ends inside it; recall turns shows it whole:"; fi
+  fi
   printf '%s-> "%s" was told once, in turn %s on %s: %s%s\n' \
     "$bold" "$answer" "$turn" "$(day $((turn + 1)))" "$found" "$plain"
+  if [[ $extent == cut ]]; then "$recall" turns "$memory" --from "$turn" --limit 1; fi
 done < <(tools/demo_history.py --questions)
 
 # ---- Inspect
 step='inspecting'
-say "recall chunks $memory 0: all that is stored of one chunk"
-"$recall" chunks "$memory" 0
+say "recall chunks $memory $chunk: all that is stored of the last chunk found"
+"$recall" chunks "$memory" "$chunk"
 say 'recall stats'
 "$recall" stats
 

@@ -85,6 +85,13 @@ TEST(Report, ChunkShowsPlaceNormAndTokens) {
   EXPECT_THAT(text, HasSubstr("'some'=17 ' text\\n'=18"));
 }
 
+TEST(Report, TokensAreNeverCutByTheEndOfALine) {
+  Chunk chunk;
+  chunk.token_ids = {17, 18, 19};
+  chunk.token_texts = {"some", " text", " more"};
+  EXPECT_THAT(report(chunk, Style{.columns = 30}), HasSubstr("\n    'some'=17 ' text'=18\n    ' more'=19\n"));
+}
+
 TEST(Report, ObjectIsFlattenedWithReadableSizes) {
   const std::string text = report_object({{"store", {{"kv_bytes_on_disk", 16'384}}}, {"device", "cpu"}}, Style{});
   EXPECT_THAT(text, HasSubstr("store.kv_bytes_on_disk  16,384 (16.0 KiB)"));
