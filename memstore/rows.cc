@@ -31,7 +31,7 @@ std::string row_key(MemoryId id, uint64_t number, uint32_t part) {
   return key;
 }
 
-std::string row_key(MemoryId id, char kind) {
+std::string memory_key(MemoryId id, char kind) {
   return row_key(id) += kind;
 }
 

@@ -15,7 +15,7 @@ namespace recalld {
 std::string row_key(MemoryId id);
 std::string row_key(MemoryId id, uint64_t number);
 std::string row_key(MemoryId id, uint64_t number, uint32_t part);
-std::string row_key(MemoryId id, char kind);  // in `memories`
+std::string memory_key(MemoryId id, char kind);  // in `memories`
 std::string operation_key(MemoryId id, std::string_view operation_id);
 std::string segment_key(uint32_t segment);  // in `counters`
 

@@ -267,7 +267,7 @@ Expected<std::vector<Expected<Appended>>> Store::Impl::append(std::span<const Ap
   if (staged.records.empty()) return replies;
 
   for (const auto& [id, record] : staged.records)
-    rows.put(Family::memories, row_key(id, journal_kind), record.encode());
+    rows.put(Family::memories, memory_key(id, journal_kind), record.encode());
   if (staged.next_memory != next_memory_) rows.put(Family::counters, next_memory_key, encode_u64(staged.next_memory));
   RECALLD_CHECK(catalog_->write(rows));
 
@@ -366,7 +366,7 @@ Expected<void> Store::Impl::put(MemoryId id, uint64_t first_chunk, std::span<con
   RECALLD_CHECK(landmarks_.stage(id, first_chunk, landmarks, rows));
   next.chunks += chunks.size();
   if (state_after) stage_state(id, next, next.chunks, *state_after, rows);
-  rows.put(Family::memories, row_key(id, encoding_kind), next.encode());
+  rows.put(Family::memories, memory_key(id, encoding_kind), next.encode());
   RECALLD_CHECK(catalog_->write(rows));
 
   for (const auto& [segment, count] : live) live_[segment] = count;
@@ -392,7 +392,7 @@ Expected<void> Store::Impl::put_state(MemoryId id, uint64_t chunks, ByteView sta
   if (chunks <= next.state_chunks) return {};  // one as new is there
   Catalog::Batch rows(*catalog_);
   stage_state(id, next, chunks, state, rows);
-  rows.put(Family::memories, row_key(id, encoding_kind), next.encode());
+  rows.put(Family::memories, memory_key(id, encoding_kind), next.encode());
   RECALLD_CHECK(catalog_->write(rows));
   const std::lock_guard table(table_mutex_);
   memories_.at(id).encoding = next;
@@ -454,9 +454,9 @@ Expected<void> Store::Impl::erase(std::string_view name) {
       RECALLD_TRY(const MemoryInfo info, memory(name));
       id = info.id;
       Catalog::Batch rows(*catalog_);
-      rows.remove(Family::memories, row_key(id, journal_kind));
-      rows.remove(Family::memories, row_key(id, encoding_kind));
-      rows.put(Family::memories, row_key(id, erased_kind), "");
+      rows.remove(Family::memories, memory_key(id, journal_kind));
+      rows.remove(Family::memories, memory_key(id, encoding_kind));
+      rows.put(Family::memories, memory_key(id, erased_kind), "");
       RECALLD_CHECK(catalog_->write(rows));
       const std::lock_guard table(table_mutex_);
       names_.erase(info.name);
@@ -516,7 +516,7 @@ Expected<void> Store::Impl::remove_empty_segments() {
 Expected<void> Store::Impl::finish_erase(MemoryId id) {
   RECALLD_CHECK(catalog_->reclaim(row_key(id)));
   Catalog::Batch rows(*catalog_);
-  rows.remove(Family::memories, row_key(id, erased_kind));
+  rows.remove(Family::memories, memory_key(id, erased_kind));
   return catalog_->write(rows);
 }
 

@@ -1,0 +1,157 @@
+#include "memstore/landmark_index.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "memstore/rows.h"
+#include "tests/support/temp_dir.h"
+
+namespace recalld {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint32_t dim = 2048;
+constexpr size_t page_landmarks = landmark_page_bytes / (dim * sizeof(Bf16));  // 32
+
+std::vector<Bf16> random_landmarks(size_t n, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<Bf16> landmarks(n * dim);
+  for (Bf16& x : landmarks) x = to_bf16(static_cast<float>(random() % 2001) / 1000.0f - 1);
+  return landmarks;
+}
+
+class LandmarkIndexTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto catalog = Catalog::open({directory_.path() / "catalog", 4 << 20, 1 << 20});
+    ASSERT_TRUE(catalog) << catalog.error().message;
+    catalog_ = *std::move(catalog);
+  }
+
+  // Stores landmarks [n, dim] of a memory, `at_once` a write.
+  void store(LandmarkIndex& index, MemoryId id, std::span<const Bf16> landmarks, size_t at_once) {
+    const size_t n = landmarks.size() / dim;
+    for (size_t first = 0; first < n; first += at_once) {
+      const auto part = landmarks.subspan(first * dim, std::min(at_once, n - first) * dim);
+      Catalog::Batch batch(*catalog_);
+      const auto staged = index.stage(id, first, part, batch);
+      ASSERT_TRUE(staged) << staged.error().message;
+      ASSERT_TRUE(catalog_->write(batch));
+      index.publish(id, first, part);
+    }
+  }
+
+  std::vector<std::pair<uint64_t, float>> top_k(LandmarkIndex& index, MemoryId id, size_t n, size_t k,
+                                                size_t threads = 2) {
+    WorkerPool pool(threads);
+    const auto best = index.top_k(id, n, query_, k, pool);
+    if (!best) throw std::runtime_error(best.error().message);
+    return pairs(*best);
+  }
+
+  std::vector<std::pair<uint64_t, float>> reference(std::span<const Bf16> landmarks, size_t k) {
+    TopK best(k);
+    for (size_t i = 0; i < landmarks.size() / dim; ++i) {
+      float dot = 0;
+      landmark_dots_reference(query_, landmarks.data() + i * dim, 1, &dot);
+      best.offer({i, dot});
+    }
+    return pairs(best.take());
+  }
+
+  static std::vector<std::pair<uint64_t, float>> pairs(const std::vector<ScoredChunk>& chunks) {
+    std::vector<std::pair<uint64_t, float>> result;
+    for (const ScoredChunk& chunk : chunks) result.emplace_back(chunk.chunk, chunk.dot);
+    return result;
+  }
+
+  std::vector<size_t> key_sizes(MemoryId id) {
+    std::vector<size_t> sizes;
+    Catalog::Cursor rows = catalog_->cursor(Family::landmarks, row_key(id));
+    for (auto found = rows.first(); found.value(); found = rows.next()) sizes.push_back(rows.key().size());
+    return sizes;
+  }
+
+  TempDir directory_;
+  std::unique_ptr<Catalog> catalog_;
+  const std::vector<Bf16> query_ = random_landmarks(1, 77);
+};
+
+TEST_F(LandmarkIndexTest, SmallRowsBecomeOneWhenTheirPageIsFull) {
+  LandmarkIndex index(*catalog_, dim, 1 << 20);
+  const auto landmarks = random_landmarks(2 * page_landmarks + 3, 1);
+  store(index, 1, landmarks, 1);
+  EXPECT_EQ(key_sizes(1), (std::vector<size_t>{16, 16, 20, 20, 20}));
+  store(index, 2, landmarks, landmarks.size() / dim);
+  EXPECT_EQ(key_sizes(2), (std::vector<size_t>{16, 16, 20}));
+  EXPECT_EQ(top_k(index, 1, 67, 5), top_k(index, 2, 67, 5));
+}
+
+TEST_F(LandmarkIndexTest, TheBestAreTheSameWhateverIsCachedAndHoweverManyThreads) {
+  const size_t n = 5 * page_landmarks + 7;
+  const auto landmarks = random_landmarks(n, 2);
+  {
+    LandmarkIndex writer(*catalog_, dim, 0);
+    store(writer, 1, landmarks, 13);
+    EXPECT_EQ(writer.cached_bytes(), 0u);
+  }
+  const auto expected = reference(landmarks, 10);
+  for (const uint64_t cache_bytes : {uint64_t{0}, uint64_t{2 * landmark_page_bytes}, uint64_t{4 << 20}}) {
+    LandmarkIndex index(*catalog_, dim, cache_bytes);
+    for (const size_t threads : {1, 2, 3, 2}) {
+      EXPECT_EQ(top_k(index, 1, n, 10, threads), expected);
+      EXPECT_LE(index.cached_bytes(), cache_bytes);
+    }
+  }
+  LandmarkIndex index(*catalog_, dim, 4 << 20);
+  EXPECT_EQ(top_k(index, 1, n, 3 * n).size(), n);
+  EXPECT_EQ(top_k(index, 1, 40, 10), reference(std::span(landmarks).first(40 * dim), 10));
+  EXPECT_TRUE(top_k(index, 9, 0, 10).empty());
+}
+
+TEST_F(LandmarkIndexTest, AScanOfMoreThanFitsKeepsWhatItHas) {
+  constexpr uint64_t cache_bytes = 3 * landmark_page_bytes;
+  LandmarkIndex index(*catalog_, dim, cache_bytes);
+  store(index, 1, random_landmarks(8 * page_landmarks, 3), 32);
+  EXPECT_EQ(index.cached_bytes(), cache_bytes);
+  const auto best = top_k(index, 1, 8 * page_landmarks, 4);
+  EXPECT_EQ(top_k(index, 1, 8 * page_landmarks, 4), best);
+  EXPECT_EQ(index.cached_bytes(), cache_bytes);
+
+  // Another memory that is used later takes the place.
+  const auto other = random_landmarks(2 * page_landmarks, 4);
+  store(index, 2, other, 5);
+  EXPECT_LE(index.cached_bytes(), cache_bytes);
+  EXPECT_EQ(top_k(index, 2, 2 * page_landmarks, 4), reference(other, 4));
+  EXPECT_EQ(top_k(index, 1, 8 * page_landmarks, 4), best);
+}
+
+TEST_F(LandmarkIndexTest, ASmallMemoryTakesLittleOfTheCache) {
+  LandmarkIndex index(*catalog_, dim, 4 << 20);
+  store(index, 1, random_landmarks(1, 5), 1);
+  EXPECT_EQ(index.cached_bytes(), dim * sizeof(Bf16));
+  index.forget(1);
+  EXPECT_EQ(index.cached_bytes(), 0u);
+}
+
+TEST_F(LandmarkIndexTest, AMissingPageIsCorruptAndNamed) {
+  LandmarkIndex index(*catalog_, dim, 0);
+  store(index, 4, random_landmarks(3 * page_landmarks, 6), 32);
+  Catalog::Batch batch(*catalog_);
+  batch.remove(Family::landmarks, row_key(4, 1));
+  ASSERT_TRUE(catalog_->write(batch));
+  WorkerPool pool(2);
+  const auto best = index.top_k(4, 3 * page_landmarks, query_, 5, pool);
+  ASSERT_FALSE(best);
+  EXPECT_EQ(best.error().kind, ErrorKind::corrupt);
+  EXPECT_THAT(best.error().message, HasSubstr("memory 4"));
+  EXPECT_THAT(best.error().message, HasSubstr("page 1"));
+  EXPECT_EQ(index.landmark(4, page_landmarks).error().kind, ErrorKind::corrupt);
+  EXPECT_TRUE(index.landmark(4, page_landmarks - 1));
+}
+
+}  // namespace
+}  // namespace recalld
