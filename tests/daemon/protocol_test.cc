@@ -150,17 +150,19 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
                         .text = "User: a\nAna: b\n",
                         .turns = {{1, Role::user, {}, 0}, {2, Role::assistant, "Ana", 1'500'000}}};
   SearchReply search;
-  search.results = {{.chunk = 1, .score = 0.5, .passage = passage, .why = {}},
-                    {.chunk = 0, .score = 0.25, .passage = passage, .why = SearchReply::Why{0.25, 2, true, {{.text = "tea", .token = 5, .head = 1, .weight = 0.5}}}}};
+  search.results = {
+      {.chunk = 1, .score = 0.5, .passage = passage, .why = {}},
+      {.chunk = 0, .score = 0.25, .passage = passage, .why = SearchReply::Why{0.25, 2, true, {{"ide", 70, 3, 0.5}}}}};
   search.searchable_through = 9;
   search.took_ms = 1.5;
   const std::string body =
       R"("text":"User: a\nAna: b\n","tokens":[64,128],"turns":[{"turn":1,"role":"user","time":"1970-01-01T00:00:00Z"},)"
       R"({"turn":2,"role":"assistant","name":"Ana","time":"1970-01-01T00:00:01.5Z"}])";
-  EXPECT_EQ(json_text(search), R"({"results":[{"chunk":1,"score":0.5,)" + body + R"(},{"chunk":0,"score":0.25,)" +
-                                   body +
-                                   R"(,"why":{"landmark_score":0.25,"rank":2,"stored":true,"matches":[{"token":5,"text":"tea","head":1,"weight":0.5}]}}],)"
-                                   R"("searchable_through":9,"took_ms":1.5})");
+  EXPECT_EQ(
+      json_text(search),
+      R"({"results":[{"chunk":1,"score":0.5,)" + body + R"(},{"chunk":0,"score":0.25,)" + body +
+          R"(,"why":{"landmark_score":0.25,"rank":2,"stored":true,"matches":[{"token":70,"text":"ide","head":3,"weight":0.5}]}}],)"
+          R"("searchable_through":9,"took_ms":1.5})");
 
   MemoryInfo info;
   info.name = "a";
