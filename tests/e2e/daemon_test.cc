@@ -398,7 +398,7 @@ TEST_F(Daemon, NulBytesAndSpecialTokenStringsComeBackIntact) {
       "<|recall|> <s> </s> <unk> <|endoftext|> <0x00>",
       "  spaces  and\ttabs\r\nand\n\nlines\n",
       "\xe2\x98\x83 \xf0\x9f\x9a\xa2 \xe6\xb8\xaf \xd9\x85\xd8\xb1\xd9\x81\xd8\xa3 e\xcc\x81 \xef\xbf\xbd \xe2\x96\x81",
-      std::string(1 << 20, 'x'),
+      std::string(20'000, 'x'),
   };
   client::AppendRequest request;
   request.memory = "m";
@@ -423,9 +423,19 @@ TEST_F(Daemon, NulBytesAndSpecialTokenStringsComeBackIntact) {
     more = reply.next_cursor.has_value();
     page.cursor = reply.next_cursor.value_or("");
   }
-  EXPECT_GT(joined.size(), size_t{1} << 20);
+  EXPECT_GT(joined.size(), 20'000u);
   EXPECT_TRUE(stream.starts_with(joined));
   EXPECT_EQ(must(client.memory("m")).encoded_chunks, appended.tokens / 64);
+}
+
+TEST_F(Daemon, ATurnOfExactlyOneMebibyteIsTaken) {
+  DaemonProcess daemon(directory());
+  Client client = daemon.connect();
+  client::AppendRequest request;
+  request.memory = "m";
+  request.turns = {turn(std::string(client::content_bytes_max, 'x'))};
+  must(client.append(request));
+  EXPECT_EQ(all_turns(client, "m").at(0).turn.content, request.turns[0].content);
 }
 
 TEST_F(Daemon, ManyClientsAtOnceKeepTheirOrder) {

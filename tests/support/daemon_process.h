@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -23,17 +24,16 @@ namespace recalld {
 
 class DaemonProcess {
  public:
-  // Starts recalld with its data in DIRECTORY/data, its socket DIRECTORY/socket and its log in DIRECTORY/log; `flags`
-  // come after these and win. No configuration file of the user is read.
-  explicit DaemonProcess(std::filesystem::path directory, std::vector<std::string> flags = {})
+  // Starts recalld with its data in DIRECTORY/data and its socket DIRECTORY/socket, unless `flags` name others, and its
+  // log in DIRECTORY/log. No configuration file of the user is read.
+  explicit DaemonProcess(std::filesystem::path directory, const std::vector<std::string>& flags = {})
       : directory_(std::move(directory)) {
-    std::vector<std::string> words{"env",
-                                   "XDG_CONFIG_HOME=" + directory_.string(),
-                                   RECALLD_BINARY,
-                                   "--data",
-                                   (directory_ / "data").string(),
-                                   "--socket",
-                                   socket().string()};
+    std::vector<std::string> words{"env", "XDG_CONFIG_HOME=" + directory_.string(), RECALLD_BINARY};
+    const auto set_unless_given = [&](const std::string& flag, const std::filesystem::path& path) {
+      if (std::ranges::find(flags, flag) == flags.end()) words.insert(words.end(), {flag, path.string()});
+    };
+    set_unless_given("--data", directory_ / "data");
+    set_unless_given("--socket", socket());
     words.insert(words.end(), flags.begin(), flags.end());
     std::vector<char*> arguments;
     for (std::string& word : words) arguments.push_back(word.data());
