@@ -15,9 +15,32 @@
 HWY_BEFORE_NAMESPACE();
 namespace recalld::HWY_NAMESPACE {
 
+// The usual width: weights and the last inputs of one vector of channels stay in registers from token to token.
+template <class T>
+HWY_INLINE void conv4_silu(const float* input, size_t stride, size_t rows, size_t channels, const float* weight,
+                           const float* bias, const float* history, T* y) {
+  const Floats d;
+  for (size_t c = 0; c < channels; c += hn::Lanes(d)) {
+    const auto b = hn::LoadU(d, bias + c);
+    const auto w0 = hn::LoadU(d, weight + c), w1 = hn::LoadU(d, weight + channels + c);
+    const auto w2 = hn::LoadU(d, weight + 2 * channels + c), w3 = hn::LoadU(d, weight + 3 * channels + c);
+    auto x0 = hn::LoadU(d, history + c), x1 = hn::LoadU(d, history + channels + c),
+         x2 = hn::LoadU(d, history + 2 * channels + c);
+    for (size_t t = 0; t < rows; ++t) {
+      const auto x3 = hn::LoadU(d, input + t * stride + c);
+      const auto sum = hn::MulAdd(w3, x3, hn::MulAdd(w2, x2, hn::MulAdd(w1, x1, hn::MulAdd(w0, x0, b))));
+      store(d, silu(d, sum), y + t * channels + c);
+      x0 = x1;
+      x1 = x2;
+      x2 = x3;
+    }
+  }
+}
+
 template <class T>
 HWY_INLINE void conv1d_silu(const float* input, size_t stride, size_t rows, size_t channels, size_t taps,
                             const float* weight, const float* bias, const float* history, T* y) {
+  if (taps == 4) return conv4_silu(input, stride, rows, channels, weight, bias, history, y);
   const Floats d;
   for (size_t t = 0; t < rows; ++t) {
     for (size_t c = 0; c < channels; c += hn::Lanes(d)) {

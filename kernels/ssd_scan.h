@@ -30,14 +30,15 @@ struct SsdWeights {
 // For one block, with S the incoming state of a head, c_t the running sum of dt_t a (dt after bias and softplus):
 //   y_t = Σ_{s<=t} exp(c_t - c_s) dt_s (C_t · B_s) x_s + exp(c_t) C_t S + D x_t
 //   S'  = exp(c_63) S + Σ_s exp(c_63 - c_s) dt_s B_s ⊗ x_s
-// The sums over s are one product a head, [64, 64 + state] · [64 + state, head_dim]; states stay in f32.
+// The sums over s in y are a product a head, [64, 64] · [64, head_dim]; C S and the sum in S' are one product for all
+// heads, since B and C are the same for all of them. States stay in f32.
 // Const functions may run on several threads at once; each call runs on its thread alone.
 class SsdScan {
  public:
   static SsdScan make(ProductType type, SsdShape shape);
 
   // xbc: [64, channels] x then B then C, bf16 or f32 by type · dt: [64] rows of `heads`, dt_stride apart, before bias
-  // state: [heads, state_size, head_dim] in and out · y: [heads, 64, head_dim]
+  // state: [state_size, heads, head_dim] in and out · y: [heads, 64, head_dim]
   void run(const void* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state, float* y) const;
 
  private:
@@ -45,10 +46,11 @@ class SsdScan {
 
   ProductType type_;
   SsdShape shape_;
-  size_t group_;     // heads of one product call: few enough that their operands stay in the L2 cache
-  Product scores_;   // C · Bᵀ
-  Product outputs_;  // [64, 64 + state] · [64 + state, head_dim]
-  Product states_;   // [state, 64] · [64, head_dim]
+  size_t group_;    // heads of one call of `inside_`: few enough that their operands stay in the L2 cache
+  Product scores_;  // C · Bᵀ
+  Product before_;  // C · S: [64, state] · [state, heads * head_dim]
+  Product inside_;  // [64, 64] · [64, head_dim] a head
+  Product states_;  // Bᵀ · x: [state, 64] · [64, heads * head_dim]
 };
 
 // The same by the recurrence, token by token: the definition that the products are tested against. f32 only.

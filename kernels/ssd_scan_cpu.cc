@@ -13,20 +13,16 @@
 
 #include "kernels/simd-inl.h"
 
-#ifndef RECALLD_SSD_LAYOUT
-#define RECALLD_SSD_LAYOUT
+#ifndef RECALLD_SSD_DECAY
+#define RECALLD_SSD_DECAY
 namespace recalld {
 
-// Left operands of one head, [64, 64 + state]: row t holds exp(c_t - c_s) dt_s (C_t · B_s) for s <= t, D added at s =
-// t, zeros for s > t, and then exp(c_t) C_t.
-struct SsdLeft {
-  const float* scores;  // [64, 64] C · Bᵀ
-  const float* sums;    // [64] c
-  const float* dt;      // [64]
-  const void* c;        // [64] rows of state_size, `stride` apart
-  size_t stride;
-  size_t state_size;
-  float d;
+// What one head does to time, token by token.
+struct SsdDecay {
+  float dt[ssd_block];           // the step
+  float sums[ssd_block];         // c: the running sum of dt a
+  float since_start[ssd_block];  // exp(c_t): what is left of the incoming state
+  float until_end[ssd_block];    // exp(c_63 - c_s) dt_s: what a token adds to the outgoing one
 };
 
 }  // namespace recalld
@@ -35,74 +31,100 @@ struct SsdLeft {
 HWY_BEFORE_NAMESPACE();
 namespace recalld::HWY_NAMESPACE {
 
-template <class T>
-HWY_INLINE void left_operand(const SsdLeft& in, T* out) {
+// dt: [64] values `stride` apart, before bias
+void decay_of(const float* dt, size_t stride, float bias, float a, SsdDecay& out) {
   const Floats d;
-  const T* c = static_cast<const T*>(in.c);
-  const size_t lanes = hn::Lanes(d);
-  const size_t width = ssd_block + in.state_size;
-  for (size_t t = 0; t < ssd_block; ++t, out += width, c += in.stride) {
-    const auto sum_t = hn::Set(d, in.sums[t]);
-    const auto last = hn::Set(d, static_cast<float>(t));
-    for (size_t s = 0; s < ssd_block; s += lanes) {
-      if (s > t) {
-        store(d, hn::Zero(d), out + s);
-        continue;
-      }
-      const auto seen = hn::Le(hn::Iota(d, static_cast<float>(s)), last);
-      const auto decay = fast_exp(d, hn::Min(hn::Sub(sum_t, hn::LoadU(d, in.sums + s)), hn::Zero(d)));
-      const auto weight = hn::Mul(hn::Mul(decay, hn::LoadU(d, in.dt + s)), hn::LoadU(d, in.scores + t * ssd_block + s));
-      const auto skip = hn::IfThenElseZero(hn::Eq(hn::Iota(d, static_cast<float>(s)), last), hn::Set(d, in.d));
-      store(d, hn::Add(hn::IfThenElseZero(seen, weight), skip), out + s);
-    }
-    const auto carried = hn::Set(d, std::exp(in.sums[t]));
-    for (size_t n = 0; n < in.state_size; n += lanes) store(d, hn::Mul(carried, load(d, c + n)), out + ssd_block + n);
+  for (size_t t = 0; t < ssd_block; ++t) out.dt[t] = dt[t * stride] + bias;
+  for (size_t t = 0; t < ssd_block; t += hn::Lanes(d)) {
+    const auto x = hn::LoadU(d, out.dt + t);  // softplus(x) = max(x, 0) + log(1 + e^-|x|)
+    hn::StoreU(hn::Add(hn::Max(x, hn::Zero(d)), hn::Log1p(d, fast_exp(d, hn::Neg(hn::Abs(x))))), d, out.dt + t);
+  }
+  float sum = 0;
+  for (size_t t = 0; t < ssd_block; ++t) out.sums[t] = sum += out.dt[t] * a;
+  const auto last = hn::Set(d, sum);
+  for (size_t t = 0; t < ssd_block; t += hn::Lanes(d)) {
+    const auto c = hn::LoadU(d, out.sums + t);
+    hn::StoreU(fast_exp(d, c), d, out.since_start + t);
+    hn::StoreU(hn::Mul(fast_exp(d, hn::Sub(last, c)), hn::LoadU(d, out.dt + t)), d, out.until_end + t);
   }
 }
 
-// out[n, s] = b_transposed[n, s] * factor[s]
+// out[t, s] = exp(c_t - c_s) dt_s scores[t, s] for s <= t, D added at s = t; zeros for s > t. All are [64, 64].
 template <class T>
-HWY_INLINE void scale_columns(const float* b_transposed, const float* factor, size_t state_size, T* out) {
+HWY_INLINE void mix(const SsdDecay& decay, float skip, const float* scores, T* out) {
   const Floats d;
-  for (size_t n = 0; n < state_size; ++n)
-    for (size_t s = 0; s < ssd_block; s += hn::Lanes(d))
-      store(d, hn::Mul(hn::LoadU(d, b_transposed + n * ssd_block + s), hn::LoadU(d, factor + s)),
-            out + n * ssd_block + s);
+  const size_t lanes = hn::Lanes(d);
+  for (size_t t = 0; t < ssd_block; ++t, scores += ssd_block, out += ssd_block) {
+    const auto sum_t = hn::Set(d, decay.sums[t]);
+    size_t s = 0;
+    for (; s + lanes <= t; s += lanes) {  // wholly before t
+      const auto weight =
+          hn::Mul(fast_exp(d, hn::Sub(sum_t, hn::LoadU(d, decay.sums + s))), hn::LoadU(d, decay.dt + s));
+      store(d, hn::Mul(weight, hn::LoadU(d, scores + s)), out + s);
+    }
+    {
+      const auto at = hn::Iota(d, static_cast<float>(s)), last = hn::Set(d, static_cast<float>(t));
+      const auto gone = fast_exp(d, hn::Min(hn::Sub(sum_t, hn::LoadU(d, decay.sums + s)), hn::Zero(d)));
+      const auto weight = hn::Mul(hn::Mul(gone, hn::LoadU(d, decay.dt + s)), hn::LoadU(d, scores + s));
+      const auto direct = hn::IfThenElseZero(hn::Eq(at, last), hn::Set(d, skip));
+      store(d, hn::Add(hn::IfThenElseZero(hn::Le(at, last), weight), direct), out + s);
+    }
+    for (s += lanes; s < ssd_block; s += lanes) store(d, hn::Zero(d), out + s);
+  }
 }
 
-void left_f32(const SsdLeft& in, void* out) {
-  left_operand(in, static_cast<float*>(out));
-}
-void left_bf16(const SsdLeft& in, void* out) {
-  left_operand(in, static_cast<Bf16*>(out));
-}
-void scale_f32(const float* b, const float* factor, size_t state_size, void* out) {
-  scale_columns(b, factor, state_size, static_cast<float*>(out));
-}
-void scale_bf16(const float* b, const float* factor, size_t state_size, void* out) {
-  scale_columns(b, factor, state_size, static_cast<Bf16*>(out));
+// y[t] += factor[t] · before[t], one head. y: [64, width] · before: [64] rows `stride` apart
+void add_before(const float* factor, const float* before, size_t stride, size_t width, float* y) {
+  const Floats d;
+  for (size_t t = 0; t < ssd_block; ++t, before += stride, y += width) {
+    const auto f = hn::Set(d, factor[t]);
+    for (size_t i = 0; i < width; i += hn::Lanes(d))
+      hn::StoreU(hn::MulAdd(f, hn::LoadU(d, before + i), hn::LoadU(d, y + i)), d, y + i);
+  }
 }
 
-// state = decay * state + added
-void update(float decay, const float* added, size_t n, float* state) {
+// out[s] = factor[s] · x[s], one head. x: [64] rows `x_stride` apart · out: [64] rows `out_stride` apart
+template <class T>
+HWY_INLINE void scale_rows(const float* factor, const T* x, size_t x_stride, size_t width, size_t out_stride, T* out) {
   const Floats d;
-  const auto factor = hn::Set(d, decay);
-  for (size_t i = 0; i < n; i += hn::Lanes(d))
-    hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, state + i), hn::LoadU(d, added + i)), d, state + i);
+  for (size_t s = 0; s < ssd_block; ++s, x += x_stride, out += out_stride) {
+    const auto f = hn::Set(d, factor[s]);
+    for (size_t i = 0; i < width; i += hn::Lanes(d)) store(d, hn::Mul(f, load(d, x + i)), out + i);
+  }
 }
 
-void state_to_bf16(const float* x, size_t n, void* out) {
+template <class T>
+HWY_INLINE void to_operand(const float* x, size_t n, T* out) {
   const Floats d;
-  Bf16* y = static_cast<Bf16*>(out);
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) store(d, hn::LoadU(d, x + i), y + i);
+  for (size_t i = 0; i < n; i += hn::Lanes(d)) store(d, hn::LoadU(d, x + i), out + i);
 }
 
-// factor[s] = exp(last - sums[s]) * dt[s]
-void state_factors(const float* sums, const float* dt, float* factor) {
+// state = left · state + added, one head. Both: [rows] of width, `stride` apart
+void update(float left, const float* added, size_t rows, size_t width, size_t stride, float* state) {
   const Floats d;
-  const auto last = hn::Set(d, sums[ssd_block - 1]);
-  for (size_t s = 0; s < ssd_block; s += hn::Lanes(d))
-    hn::StoreU(hn::Mul(fast_exp(d, hn::Sub(last, hn::LoadU(d, sums + s))), hn::LoadU(d, dt + s)), d, factor + s);
+  const auto factor = hn::Set(d, left);
+  for (size_t n = 0; n < rows; ++n, added += stride, state += stride)
+    for (size_t i = 0; i < width; i += hn::Lanes(d))
+      hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, state + i), hn::LoadU(d, added + i)), d, state + i);
+}
+
+void mix_f32(const SsdDecay& decay, float skip, const float* scores, float* out) {
+  mix(decay, skip, scores, out);
+}
+void mix_bf16(const SsdDecay& decay, float skip, const float* scores, Bf16* out) {
+  mix(decay, skip, scores, out);
+}
+void scale_rows_f32(const float* factor, const float* x, size_t x_stride, size_t width, size_t out_stride, float* out) {
+  scale_rows(factor, x, x_stride, width, out_stride, out);
+}
+void scale_rows_bf16(const float* factor, const Bf16* x, size_t x_stride, size_t width, size_t out_stride, Bf16* out) {
+  scale_rows(factor, x, x_stride, width, out_stride, out);
+}
+void to_operand_f32(const float* x, size_t n, float* out) {
+  to_operand(x, n, out);
+}
+void to_operand_bf16(const float* x, size_t n, Bf16* out) {
+  to_operand(x, n, out);
 }
 
 }  // namespace recalld::HWY_NAMESPACE
@@ -111,15 +133,36 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace recalld {
 
-HWY_EXPORT(left_f32);
-HWY_EXPORT(left_bf16);
-HWY_EXPORT(scale_f32);
-HWY_EXPORT(scale_bf16);
+HWY_EXPORT(decay_of);
+HWY_EXPORT(mix_f32);
+HWY_EXPORT(mix_bf16);
+HWY_EXPORT(add_before);
+HWY_EXPORT(scale_rows_f32);
+HWY_EXPORT(scale_rows_bf16);
+HWY_EXPORT(to_operand_f32);
+HWY_EXPORT(to_operand_bf16);
 HWY_EXPORT(update);
-HWY_EXPORT(state_to_bf16);
-HWY_EXPORT(state_factors);
 
 namespace {
+
+void mix(const SsdDecay& decay, float skip, const float* scores, float* out) {
+  HWY_DYNAMIC_DISPATCH(mix_f32)(decay, skip, scores, out);
+}
+void mix(const SsdDecay& decay, float skip, const float* scores, Bf16* out) {
+  HWY_DYNAMIC_DISPATCH(mix_bf16)(decay, skip, scores, out);
+}
+void scale_rows(const float* factor, const float* x, size_t x_stride, size_t width, size_t out_stride, float* out) {
+  HWY_DYNAMIC_DISPATCH(scale_rows_f32)(factor, x, x_stride, width, out_stride, out);
+}
+void scale_rows(const float* factor, const Bf16* x, size_t x_stride, size_t width, size_t out_stride, Bf16* out) {
+  HWY_DYNAMIC_DISPATCH(scale_rows_bf16)(factor, x, x_stride, width, out_stride, out);
+}
+void to_operand(const float* x, size_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(to_operand_f32)(x, n, out);
+}
+void to_operand(const float* x, size_t n, Bf16* out) {
+  HWY_DYNAMIC_DISPATCH(to_operand_bf16)(x, n, out);
+}
 
 constexpr size_t group_heads_max = 4;
 
@@ -129,39 +172,74 @@ size_t group_of(size_t heads) {
   return group;
 }
 
-float softplus(float x) {
-  return x > 20.0f ? x : std::log1p(std::exp(x));
-}
-
-// Scratch of one thread for a group of heads; operands are bf16 or f32 by type, and sized for f32.
+// Scratch of one thread; T is the operands' type.
+template <class T>
 struct Scratch {
-  std::vector<float> scores, b_transposed, sums, dt, factor, left, right, x, b_scaled, added;
+  std::vector<SsdDecay> decay;  // of the heads
+  std::vector<float> scores, before, added;
+  std::vector<T> b, c, b_transposed, state, x, mixed, scaled;
 
   void fit(const SsdShape& shape, size_t group) {
-    const size_t depth = ssd_block + shape.state_size;
+    const size_t inner = shape.heads * shape.head_dim;
+    decay.resize(shape.heads);
     scores.resize(ssd_block * ssd_block);
-    b_transposed.resize(shape.state_size * ssd_block);
-    sums.resize(ssd_block);
-    dt.resize(ssd_block);
-    factor.resize(ssd_block);
-    left.resize(group * ssd_block * depth);
-    right.resize(group * depth * shape.head_dim);
+    before.resize(ssd_block * inner);
+    added.resize(shape.state_floats());
+    for (std::vector<T>* small : {&b, &c, &b_transposed}) small->resize(ssd_block * shape.state_size);
+    state.resize(shape.state_floats());
     x.resize(group * ssd_block * shape.head_dim);
-    b_scaled.resize(group * shape.state_size * ssd_block);
-    added.resize(group * shape.state_size * shape.head_dim);
+    mixed.resize(group * ssd_block * ssd_block);
+    scaled.resize(ssd_block * inner);
   }
 };
 
+// Rows of a strided matrix one after the other.
 template <class T>
-T* at(std::vector<float>& buffer, size_t offset) {
-  return reinterpret_cast<T*>(buffer.data()) + offset;
+void gather(const T* from, size_t stride, size_t rows, size_t width, T* to) {
+  for (size_t row = 0; row < rows; ++row) std::memcpy(to + row * width, from + row * stride, width * sizeof(T));
 }
 
-float widen(Bf16 x) {
-  return to_float(x);
+template <class T>
+void scan(const SsdShape& shape, size_t group, const Product& scores, const Product& before, const Product& inside,
+          const Product& states, const T* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights,
+          float* state, float* y) {
+  thread_local Scratch<T> scratch;
+  scratch.fit(shape, group);
+  const size_t channels = shape.channels(), width = shape.head_dim, inner = shape.heads * width;
+
+  gather(xbc + inner, channels, ssd_block, shape.state_size, scratch.b.data());
+  gather(xbc + inner + shape.state_size, channels, ssd_block, shape.state_size, scratch.c.data());
+  for (size_t n = 0; n < shape.state_size; ++n)
+    for (size_t t = 0; t < ssd_block; ++t)
+      scratch.b_transposed[n * ssd_block + t] = scratch.b[t * shape.state_size + n];
+  scores.run(scratch.c.data(), scratch.b.data(), scratch.scores.data());
+  to_operand(state, shape.state_floats(), scratch.state.data());
+  before.run(scratch.c.data(), scratch.state.data(), scratch.before.data());
+
+  for (size_t first = 0; first < shape.heads; first += group) {
+    for (size_t g = 0; g < group; ++g) {
+      const size_t head = first + g;
+      SsdDecay& decay = scratch.decay[head];
+      HWY_DYNAMIC_DISPATCH(decay_of)(dt + head, dt_stride, weights.dt_bias[head], weights.a[head], decay);
+      mix(decay, weights.d[head], scratch.scores.data(), scratch.mixed.data() + g * ssd_block * ssd_block);
+      gather(xbc + head * width, channels, ssd_block, width, scratch.x.data() + g * ssd_block * width);
+      scale_rows(decay.until_end, scratch.x.data() + g * ssd_block * width, width, width, inner,
+                 scratch.scaled.data() + head * width);
+    }
+    float* y_group = y + first * ssd_block * width;
+    inside.run(scratch.mixed.data(), scratch.x.data(), y_group);
+    for (size_t g = 0; g < group; ++g) HWY_DYNAMIC_DISPATCH(add_before)
+    (scratch.decay[first + g].since_start, scratch.before.data() + (first + g) * width, inner, width,
+     y_group + g * ssd_block * width);
+  }
+  states.run(scratch.b_transposed.data(), scratch.scaled.data(), scratch.added.data());
+  for (size_t head = 0; head < shape.heads; ++head) HWY_DYNAMIC_DISPATCH(update)
+  (scratch.decay[head].since_start[ssd_block - 1], scratch.added.data() + head * width, shape.state_size, width, inner,
+   state + head * width);
 }
-float widen(float x) {
-  return x;
+
+float softplus(float x) {
+  return x > 20.0f ? x : std::log1p(std::exp(x));
 }
 
 }  // namespace
@@ -171,115 +249,41 @@ SsdScan::SsdScan(ProductType type, SsdShape shape)
       shape_(shape),
       group_(group_of(shape.heads)),
       scores_(Product::make(type, 1, ssd_block, ssd_block, shape.state_size, true)),
-      outputs_(Product::make(type, group_, ssd_block, shape.head_dim, ssd_block + shape.state_size, false)),
-      states_(Product::make(type, group_, shape.state_size, shape.head_dim, ssd_block, false)) {}
+      before_(Product::make(type, 1, ssd_block, shape.heads * shape.head_dim, shape.state_size, false)),
+      inside_(Product::make(type, group_, ssd_block, shape.head_dim, ssd_block, false)),
+      states_(Product::make(type, 1, shape.state_size, shape.heads * shape.head_dim, ssd_block, false)) {}
 
 SsdScan SsdScan::make(ProductType type, SsdShape shape) {
   return SsdScan(type, shape);
 }
 
-namespace {
-
-template <class T>
-struct Kernels;
-template <>
-struct Kernels<float> {
-  static void left(const SsdLeft& in, void* out) { HWY_DYNAMIC_DISPATCH(left_f32)(in, out); }
-  static void scale(const float* b, const float* factor, size_t n, void* out) {
-    HWY_DYNAMIC_DISPATCH(scale_f32)(b, factor, n, out);
-  }
-  static void copy_state(const float* state, size_t n, void* out) { std::memcpy(out, state, n * sizeof(float)); }
-};
-template <>
-struct Kernels<Bf16> {
-  static void left(const SsdLeft& in, void* out) { HWY_DYNAMIC_DISPATCH(left_bf16)(in, out); }
-  static void scale(const float* b, const float* factor, size_t n, void* out) {
-    HWY_DYNAMIC_DISPATCH(scale_bf16)(b, factor, n, out);
-  }
-  static void copy_state(const float* state, size_t n, void* out) {
-    HWY_DYNAMIC_DISPATCH(state_to_bf16)(state, n, out);
-  }
-};
-
-// xbc: [64, channels]
-template <class T>
-void scan(const SsdShape& shape, size_t group, const Product& scores, const Product& outputs, const Product& states,
-          const T* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state, float* y) {
-  thread_local Scratch scratch;
-  scratch.fit(shape, group);
-  const size_t channels = shape.channels(), depth = ssd_block + shape.state_size;
-  const size_t head_state = shape.state_size * shape.head_dim;
-  const T* b = xbc + shape.heads * shape.head_dim;
-  const T* c = b + shape.state_size;
-
-  // C · Bᵀ is the same for all heads.
-  T* b_rows = at<T>(scratch.left, 0);  // free until the left operands are made
-  T* c_rows = at<T>(scratch.right, 0);
-  for (size_t t = 0; t < ssd_block; ++t) {
-    std::memcpy(b_rows + t * shape.state_size, b + t * channels, shape.state_size * sizeof(T));
-    std::memcpy(c_rows + t * shape.state_size, c + t * channels, shape.state_size * sizeof(T));
-    for (size_t n = 0; n < shape.state_size; ++n) scratch.b_transposed[n * ssd_block + t] = widen(b[t * channels + n]);
-  }
-  scores.run(c_rows, b_rows, scratch.scores.data());
-
-  for (size_t first = 0; first < shape.heads; first += group) {
-    float decay[group_heads_max];
-    for (size_t g = 0; g < group; ++g) {
-      const size_t head = first + g;
-      float sum = 0;
-      for (size_t t = 0; t < ssd_block; ++t) {
-        scratch.dt[t] = softplus(dt[t * dt_stride + head] + weights.dt_bias[head]);
-        sum += scratch.dt[t] * weights.a[head];
-        scratch.sums[t] = sum;
-      }
-      decay[g] = std::exp(sum);
-      Kernels<T>::left({scratch.scores.data(), scratch.sums.data(), scratch.dt.data(), c, channels, shape.state_size,
-                        weights.d[head]},
-                       at<T>(scratch.left, g * ssd_block * depth));
-      HWY_DYNAMIC_DISPATCH(state_factors)(scratch.sums.data(), scratch.dt.data(), scratch.factor.data());
-      Kernels<T>::scale(scratch.b_transposed.data(), scratch.factor.data(), shape.state_size,
-                        at<T>(scratch.b_scaled, g * shape.state_size * ssd_block));
-
-      T* right = at<T>(scratch.right, g * depth * shape.head_dim);
-      T* x = at<T>(scratch.x, g * ssd_block * shape.head_dim);
-      for (size_t t = 0; t < ssd_block; ++t)
-        std::memcpy(x + t * shape.head_dim, xbc + t * channels + head * shape.head_dim, shape.head_dim * sizeof(T));
-      std::memcpy(right, x, ssd_block * shape.head_dim * sizeof(T));
-      Kernels<T>::copy_state(state + head * head_state, head_state, right + ssd_block * shape.head_dim);
-    }
-    outputs.run(scratch.left.data(), scratch.right.data(), y + first * ssd_block * shape.head_dim);
-    states.run(scratch.b_scaled.data(), scratch.x.data(), scratch.added.data());
-    const auto advance = HWY_DYNAMIC_DISPATCH(update);
-    for (size_t g = 0; g < group; ++g)
-      advance(decay[g], scratch.added.data() + g * head_state, head_state, state + (first + g) * head_state);
-  }
-}
-
-}  // namespace
-
 void SsdScan::run(const void* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state,
                   float* y) const {
   cpu_isa();
+  const auto run_as = [&]<class T>(const T* typed) {
+    scan(shape_, group_, scores_, before_, inside_, states_, typed, dt, dt_stride, weights, state, y);
+  };
   if (type_ == ProductType::bf16)
-    scan(shape_, group_, scores_, outputs_, states_, static_cast<const Bf16*>(xbc), dt, dt_stride, weights, state, y);
+    run_as(static_cast<const Bf16*>(xbc));
   else
-    scan(shape_, group_, scores_, outputs_, states_, static_cast<const float*>(xbc), dt, dt_stride, weights, state, y);
+    run_as(static_cast<const float*>(xbc));
 }
 
 void ssd_scan_reference(const SsdShape& shape, const float* xbc, const float* dt, size_t dt_stride,
                         const SsdWeights& weights, float* state, float* y) {
+  const size_t inner = shape.heads * shape.head_dim;
   for (size_t head = 0; head < shape.heads; ++head) {
-    float* s = state + head * shape.state_size * shape.head_dim;
+    float* s = state + head * shape.head_dim;
     for (size_t t = 0; t < ssd_block; ++t) {
       const float* x = xbc + t * shape.channels() + head * shape.head_dim;
-      const float* b = xbc + t * shape.channels() + shape.heads * shape.head_dim;
+      const float* b = xbc + t * shape.channels() + inner;
       const float* c = b + shape.state_size;
       const float step = softplus(dt[t * dt_stride + head] + weights.dt_bias[head]);
       const float decay = std::exp(step * weights.a[head]);
       for (size_t p = 0; p < shape.head_dim; ++p) {
         float sum = weights.d[head] * x[p];
         for (size_t n = 0; n < shape.state_size; ++n) {
-          float& cell = s[n * shape.head_dim + p];
+          float& cell = s[n * inner + p];
           cell = decay * cell + step * b[n] * x[p];
           sum += c[n] * cell;
         }

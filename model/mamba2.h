@@ -23,7 +23,7 @@ class Mamba2 {
                                ProductType type);
 
   // f32 values of one stream's state: the convolution's last inputs [conv_kernel - 1, channels], oldest first, then the
-  // SSM state [num_heads, state_size, head_dim].
+  // SSM state [state_size, num_heads, head_dim].
   size_t state_floats() const { return conv_floats() + ssd_shape_.state_floats(); }
   size_t conv_floats() const { return (taps_ - 1) * ssd_shape_.channels(); }
 

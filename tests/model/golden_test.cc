@@ -184,12 +184,11 @@ TEST_P(GoldenStarter, RecurrentStates) {
   const size_t conv = (config.conv_kernel - 1) * channels, state = config.state_size, dim = config.head_dim;
   const auto values = std::span(forward_.lower_state.values);
   EXPECT_TRUE(tensor_near(values.first(conv), floats("conv_state.0"), tolerance()));
-  // Ours is [heads, state, head_dim], the golden one [heads, head_dim, state].
-  std::vector<float> transposed(config.num_heads * state * dim);
-  for (size_t head = 0; head < config.num_heads; ++head)
-    for (size_t n = 0; n < state; ++n)
-      for (size_t p = 0; p < dim; ++p)
-        transposed[(head * dim + p) * state + n] = values[conv + (head * state + n) * dim + p];
+  // Ours is [state, heads, head_dim], the golden one [heads, head_dim, state].
+  const size_t inner = config.num_heads * dim;
+  std::vector<float> transposed(inner * state);
+  for (size_t n = 0; n < state; ++n)
+    for (size_t i = 0; i < inner; ++i) transposed[i * state + n] = values[conv + n * inner + i];
   EXPECT_TRUE(tensor_near(transposed, floats("ssm_state.0"), tolerance()));
 }
 
