@@ -77,23 +77,25 @@ TEST(GatedRmsNorm, GatesBeforeTheNormOverAllHeads) {
 }
 
 TEST(Conv1dSilu, CarriesItsHistoryFromBlockToBlock) {
-  const size_t channels = 48, taps = 4, stride = 60, rows = 64;
-  const auto input = random_floats(2 * rows * stride, 1), w = random_floats(taps * channels, 2),
-             bias = random_floats(channels, 3);
-  std::vector<float> history = random_floats((taps - 1) * channels, 4), first_history = history;
-  std::vector<float> y(2 * rows * channels);
-  for (size_t block = 0; block < 2; ++block)
-    conv1d_silu_cpu(input.data() + block * rows * stride, stride, rows, channels, taps, w.data(), bias.data(),
-                    history.data(), y.data() + block * rows * channels);
-  for (size_t t = 0; t < 2 * rows; ++t) {
-    for (size_t c = 0; c < channels; ++c) {
-      double sum = static_cast<double>(bias[c]);
-      for (size_t k = 0; k < taps; ++k) {
-        const float x =
-            t + k >= taps - 1 ? input[(t + k - (taps - 1)) * stride + c] : first_history[(t + k) * channels + c];
-        sum += static_cast<double>(w[k * channels + c]) * static_cast<double>(x);
+  const size_t channels = 48, stride = 60, rows = 64;
+  for (const size_t taps : {4, 2, 3, 5}) {
+    const auto input = random_floats(2 * rows * stride, 1), w = random_floats(taps * channels, 2),
+               bias = random_floats(channels, 3);
+    std::vector<float> history = random_floats((taps - 1) * channels, 4), first_history = history;
+    std::vector<float> y(2 * rows * channels);
+    for (size_t block = 0; block < 2; ++block)
+      conv1d_silu_cpu(input.data() + block * rows * stride, stride, rows, channels, taps, w.data(), bias.data(),
+                      history.data(), y.data() + block * rows * channels);
+    for (size_t t = 0; t < 2 * rows; ++t) {
+      for (size_t c = 0; c < channels; ++c) {
+        double sum = static_cast<double>(bias[c]);
+        for (size_t k = 0; k < taps; ++k) {
+          const float x =
+              t + k >= taps - 1 ? input[(t + k - (taps - 1)) * stride + c] : first_history[(t + k) * channels + c];
+          sum += static_cast<double>(w[k * channels + c]) * static_cast<double>(x);
+        }
+        ASSERT_NEAR(y[t * channels + c], silu(sum), 1e-5 * (1 + std::abs(sum)));
       }
-      ASSERT_NEAR(y[t * channels + c], silu(sum), 1e-5 * (1 + std::abs(sum)));
     }
   }
 }

@@ -58,7 +58,7 @@ void measure_latency(DaemonProcess& daemon) {
 // The scan as a search does it, and a plain loop that sums the words of an equal buffer with as many threads, in turn.
 void measure_scan(const std::filesystem::path& data, const std::filesystem::path& model_directory) {
   WorkerPool pool(std::max(1u, std::thread::hardware_concurrency()));
-  const auto model = must(Ramba::open(model_directory, Precision::automatic, pool), "open model");
+  const auto model = must(Ramba::open(model_directory, Precision::automatic, Parts::lower, pool), "open model");
   StoreOptions options;
   options.shape = {.kv_bytes = static_cast<uint32_t>(model->kv_bytes()),
                    .landmark_dim = static_cast<uint32_t>(model->landmark_dim()),
