@@ -146,7 +146,8 @@ class Store {
   // The last turn that lies wholly within the first `tokens` tokens; nothing when there is none.
   Expected<std::optional<uint64_t>> last_turn_within(MemoryId id, uint64_t tokens) const;
 
-  // Removes a memory: its turns vanish at once and durably, its space is returned before the call does.
+  // Removes a memory: its turns vanish at once and durably, its space is returned before the call does. When that fails
+  // half-way the memory is gone all the same, and the next open returns the rest of its space.
   Expected<void> erase(std::string_view name);
 
   // ---- Encodings

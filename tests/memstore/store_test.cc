@@ -6,10 +6,12 @@
 #include <atomic>
 #include <chrono>
 #include <fstream>
+#include <iomanip>
 #include <random>
 #include <sstream>
 #include <thread>
 
+#include "base/crc32c.h"
 #include "memstore/turn.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/temp_dir.h"
@@ -608,6 +610,12 @@ TEST_F(StoreTest, ADirectoryWithoutOurStampIsRefusedClearly) {
   flipped[written.find("model") + 8] ^= 1;
   EXPECT_EQ(error_with(flipped).kind, ErrorKind::corrupt);
   EXPECT_THAT(error_with(flipped).message, HasSubstr("FORMAT"));
+  std::string later = written.substr(0, written.find("crc32c"));
+  later.replace(later.find("format 1"), 8, "format 2");
+  std::ostringstream crc;
+  crc << "crc32c " << std::hex << std::setw(8) << std::setfill('0') << crc32c(as_bytes(later)) << "\n";
+  EXPECT_EQ(error_with(later + crc.str()).kind, ErrorKind::invalid_request);
+  EXPECT_THAT(error_with(later + crc.str()).message, HasSubstr("format 2"));
   EXPECT_EQ(error_with(written).message, "opened");
   std::filesystem::remove(stamp);
   const auto opened = try_open(options());
