@@ -20,6 +20,7 @@ class WorkerPool {
   size_t threads() const { return threads_; }
 
   // Calls body(index, worker) once for every index in [0, count), worker in [0, threads()); returns when all are done.
+  // Indices are begun in rising order, so a body may wait for what a lower one does.
   void run(size_t count, const std::function<void(size_t index, size_t worker)>& body);
 
  private:

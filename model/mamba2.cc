@@ -1,8 +1,8 @@
 #include "model/mamba2.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <type_traits>
 #include <utility>
 
 #include "kernels/conv1d_silu.h"
@@ -11,17 +11,34 @@
 namespace recalld {
 namespace {
 
-// Chunks that go through one projection after the other, so that its weights are read from the L2 cache. The rows of a
-// product stay 64 whatever this is.
-constexpr size_t group_chunks = 2;
+// How many chunks a layer has finished; other threads wait for it.
+class Progress {
+ public:
+  void wait_for(size_t chunks) const {
+    for (int spins = 0; done_.load(std::memory_order_acquire) < chunks; ++spins) {
+      if (spins < spins_before_sleep) continue;
+      const size_t seen = done_.load(std::memory_order_acquire);
+      if (seen < chunks) done_.wait(seen, std::memory_order_acquire);
+    }
+  }
+  void advance() {
+    done_.fetch_add(1, std::memory_order_acq_rel);
+    done_.notify_all();
+  }
 
-// What one thread needs while a group goes through a block.
+ private:
+  static constexpr int spins_before_sleep = 1000;
+  std::atomic<size_t> done_ = 0;
+};
+
+// What one thread needs while a chunk goes through a block.
+template <class Operand>
 struct Scratch {
-  std::vector<float> normed;     // [64, hidden_size], f32 or bf16
-  std::vector<float> projected;  // [group, 64, z + channels + heads]
-  std::vector<float> xbc;        // [64, channels], f32 or bf16
+  std::vector<Operand> normed;   // [64, hidden_size]
+  std::vector<float> projected;  // [64, z + channels + heads]
+  std::vector<Operand> xbc;      // [64, channels]
   std::vector<float> y;          // [heads, 64, head_dim]
-  std::vector<float> gated;      // [group, 64, heads * head_dim], f32 or bf16
+  std::vector<Operand> gated;    // [64, heads * head_dim]
   std::vector<float> out;        // [64, hidden_size]
 };
 
@@ -63,48 +80,34 @@ Expected<Mamba2> Mamba2::load(const Weights& weights, const std::string& prefix,
   return block;
 }
 
-void Mamba2::run(float* state, size_t chunks, float* hidden) const {
-  type_ == ProductType::bf16 ? run_as<Bf16>(state, chunks, hidden) : run_as<float>(state, chunks, hidden);
+void Mamba2::run(float* state, float* hidden) const {
+  type_ == ProductType::bf16 ? run_as<Bf16>(state, hidden) : run_as<float>(state, hidden);
 }
 
 template <class Operand>
-void Mamba2::run_as(float* state, size_t chunks, float* hidden) const {
+void Mamba2::run_as(float* state, float* hidden) const {
   const size_t inner = ssd_shape_.heads * ssd_shape_.head_dim, channels = ssd_shape_.channels();
   const size_t stride = in_proj_.out(), chunk_floats = ssd_block * hidden_size_;
-  thread_local Scratch scratch;
+  thread_local Scratch<Operand> scratch;
   scratch.normed.resize(chunk_floats);
-  scratch.projected.resize(group_chunks * ssd_block * stride);
+  scratch.projected.resize(ssd_block * stride);
   scratch.xbc.resize(ssd_block * channels);
   scratch.y.resize(ssd_block * inner);
-  scratch.gated.resize(group_chunks * ssd_block * inner);
+  scratch.gated.resize(ssd_block * inner);
   scratch.out.resize(chunk_floats);
-  auto* normed = reinterpret_cast<Operand*>(scratch.normed.data());
-  auto* xbc = reinterpret_cast<Operand*>(scratch.xbc.data());
-  auto* gated = reinterpret_cast<Operand*>(scratch.gated.data());
-  float* conv_state = state;
-  float* ssm_state = state + conv_floats();
+  const float* z = scratch.projected.data();
+  const float* dt = z + inner + channels;
 
-  for (size_t first = 0; first < chunks; first += group_chunks) {
-    const size_t group = std::min(group_chunks, chunks - first);
-    float* group_hidden = hidden + first * chunk_floats;
-    for (size_t i = 0; i < group; ++i) {
-      rmsnorm_cpu(group_hidden + i * chunk_floats, norm_weight_.data(), ssd_block, hidden_size_, eps_, normed);
-      in_proj_.run(normed, scratch.projected.data() + i * ssd_block * stride);
-    }
-    for (size_t i = 0; i < group; ++i) {
-      const float* z = scratch.projected.data() + i * ssd_block * stride;
-      const float* dt = z + inner + channels;
-      conv1d_silu_cpu(z + inner, stride, ssd_block, channels, taps_, conv_weight_.data(), conv_bias_.data(), conv_state,
-                      xbc);
-      scan_.run(xbc, dt, stride, {dt_bias_.data(), a_.data(), d_.data()}, ssm_state, scratch.y.data());
-      gated_rmsnorm_cpu(scratch.y.data(), z, stride, gated_norm_weight_.data(), ssd_block, ssd_shape_.heads,
-                        ssd_shape_.head_dim, eps_, gated + i * ssd_block * inner);
-    }
-    for (size_t i = 0; i < group; ++i) {
-      out_proj_.run(gated + i * ssd_block * inner, scratch.out.data());
-      add_cpu(scratch.out.data(), chunk_floats, group_hidden + i * chunk_floats);
-    }
-  }
+  rmsnorm_cpu(hidden, norm_weight_.data(), ssd_block, hidden_size_, eps_, scratch.normed.data());
+  in_proj_.run(scratch.normed.data(), scratch.projected.data());
+  conv1d_silu_cpu(z + inner, stride, ssd_block, channels, taps_, conv_weight_.data(), conv_bias_.data(), state,
+                  scratch.xbc.data());
+  scan_.run(scratch.xbc.data(), dt, stride, {dt_bias_.data(), a_.data(), d_.data()}, state + conv_floats(),
+            scratch.y.data());
+  gated_rmsnorm_cpu(scratch.y.data(), z, stride, gated_norm_weight_.data(), ssd_block, ssd_shape_.heads,
+                    ssd_shape_.head_dim, eps_, scratch.gated.data());
+  out_proj_.run(scratch.gated.data(), scratch.out.data());
+  add_cpu(scratch.out.data(), chunk_floats, hidden);
 }
 
 void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t chunks, float* hidden,
@@ -115,18 +118,26 @@ void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t c
     states.push_back(next);
     next += layer.state_floats();
   }
-  // Step s runs layer L on group s - L: its inputs, and the state that it goes on from, were made in step s - 1.
-  const size_t groups = (chunks + group_chunks - 1) / group_chunks;
-  for (size_t step = 0; step + 1 < groups + layers.size(); ++step) {
-    const size_t first_layer = step < groups ? 0 : step - groups + 1;
-    const size_t last_layer = std::min(step, layers.size() - 1);
-    pool.run(last_layer - first_layer + 1, [&](size_t index, size_t) {
-      const size_t layer = first_layer + index, group = step - layer;
-      const size_t first = group * group_chunks;
-      layers[layer].run(states[layer], std::min(group_chunks, chunks - first),
-                        hidden + first * ssd_block * hidden_size);
-    });
+  // As many layers side by side as there are threads, each one chunk behind the layer below it; then the next layers.
+  // So a thread stays with a layer, whose weights stay in its cache, and what a task waits for stands before it.
+  struct Task {
+    size_t layer, chunk;
+  };
+  std::vector<Task> tasks;
+  for (size_t first = 0; first < layers.size(); first += pool.threads()) {
+    const size_t band = std::min(pool.threads(), layers.size() - first);
+    for (size_t step = 0; step + 1 < chunks + band; ++step)
+      for (size_t i = 0; i < band; ++i)
+        if (step >= i && step - i < chunks) tasks.push_back({first + i, step - i});
   }
+  std::vector<Progress> progress(layers.size());
+  pool.run(tasks.size(), [&](size_t index, size_t) {
+    const auto [layer, chunk] = tasks[index];
+    progress[layer].wait_for(chunk);
+    if (layer > 0) progress[layer - 1].wait_for(chunk + 1);
+    layers[layer].run(states[layer], hidden + chunk * ssd_block * hidden_size);
+    progress[layer].advance();
+  });
 }
 
 }  // namespace recalld

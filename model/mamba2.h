@@ -27,15 +27,15 @@ class Mamba2 {
   size_t state_floats() const { return conv_floats() + ssd_shape_.state_floats(); }
   size_t conv_floats() const { return (taps_ - 1) * ssd_shape_.channels(); }
 
-  // Reads `chunks` chunks of 64 tokens on the calling thread alone; several threads may run it on streams of their own.
-  // state: [state_floats()] in and out · hidden: [chunks * 64, hidden_size] in and out
-  void run(float* state, size_t chunks, float* hidden) const;
+  // Reads one chunk of 64 tokens on the calling thread alone; several threads may run it on streams of their own.
+  // state: [state_floats()] in and out · hidden: [64, hidden_size] in and out
+  void run(float* state, float* hidden) const;
 
  private:
   Mamba2(ProductType type, SsdShape shape, Linear in_proj, Linear out_proj);
 
   template <class Operand>
-  void run_as(float* state, size_t chunks, float* hidden) const;
+  void run_as(float* state, float* hidden) const;
 
   ProductType type_;
   SsdShape ssd_shape_;
@@ -52,8 +52,8 @@ class Mamba2 {
   SsdScan scan_;
 };
 
-// Runs consecutive blocks over chunks of one stream, layer L on one group of chunks beside layer L - 1 on the next.
-// The bits do not depend on the number of threads: a group's work is the same wherever it runs.
+// Runs consecutive blocks over chunks of one stream, layer L on one chunk beside layer L - 1 on the next.
+// The bits do not depend on the number of threads: a chunk's work is the same wherever it runs.
 // state: the layers' states, one after the other · hidden: [chunks * 64, hidden_size] in and out
 void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t chunks, float* hidden,
                 size_t hidden_size, WorkerPool& pool);

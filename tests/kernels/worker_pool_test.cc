@@ -47,6 +47,19 @@ TEST(WorkerPool, NoTwoCallsShareAWorkerNumberAtOnce) {
   EXPECT_EQ(clashes.load(), 0);
 }
 
+TEST(WorkerPool, ABodyMayWaitForALowerIndex) {
+  for (const size_t threads : {1, 2, 5}) {
+    WorkerPool pool(threads);
+    std::vector<std::atomic<int>> done(500);
+    pool.run(done.size(), [&](size_t index, size_t) {
+      if (index > 0) done[index - 1].wait(0);
+      done[index] = 1;
+      done[index].notify_all();
+    });
+    EXPECT_EQ(done.back().load(), 1);
+  }
+}
+
 TEST(WorkerPool, ZeroThreadsMeansTheCallerAlone) {
   WorkerPool pool(0);
   EXPECT_EQ(pool.threads(), 1u);

@@ -16,24 +16,31 @@ import socket
 import sys
 import time
 
-OWNERS = ["Ingrid", "Mateo", "Priscilla", "Tobias", "Anneliese", "Rashid", "Odette", "Benedikt", "Kamala", "Sven",
-          "Liudmila", "Horace", "Beatriz", "Callum", "Ngozi", "Emeric"]
 THINGS = ["lighthouse", "orchard", "granary", "ferry", "observatory", "tannery", "windmill", "archive", "greenhouse",
           "foundry", "belfry", "quarry", "stable", "cellar", "pavilion", "chapel", "brewery", "sawmill", "aqueduct",
           "boathouse", "dovecote", "smithy", "customs house", "signal tower"]
 
 
 def facts(rng, count):
-    """(statement, question) pairs about distinct things; the answer is a number that cannot be guessed."""
+    """(statement, question) pairs about distinct things; the answer is a number that cannot be guessed.
+
+    The kinds of numbered facts that the starter checkpoint was trained on: magic numbers, codes, variables, prices.
+    """
+    def letters():
+        return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(4))
+
+    def digits(n):
+        return rng.randint(10**(n - 1), 10**n - 1)
+
     shapes = [
-        lambda o, t, n: (f"The special magic number for the {t} is {n}.", f"What is the special magic number for the {t}?"),
-        lambda o, t, n: (f"The code for the {t} is {n}.", f"What is the code for the {t}?"),
-        lambda o, t, n: (f"{o}'s locker number at the {t} is {n}.", f"What is {o}'s locker number at the {t}?"),
-        lambda o, t, n: (f"You can reach {o} at the {t} by dialling {n}.", f"Which number reaches {o} at the {t}?"),
+        lambda t, v: (f"The special magic number for the {t} is {digits(7)}.", f"What is the special magic number for the {t}?"),
+        lambda t, v: (f"The code for the {t} is {digits(4)}.", f"What is the code for the {t}?"),
+        lambda t, v: (f"Set {v} to {digits(5)}.", f"What value is assigned to {v}?"),
+        lambda t, v: (f"The {t} costs {digits(4)} dollars.", f"How much is the {t}?"),
     ]
     things = rng.sample(THINGS, k=min(count, len(THINGS)))
-    things += [f"{rng.choice(OWNERS)}'s {rng.choice(THINGS)}" for _ in range(count - len(things))]
-    return [rng.choice(shapes)(rng.choice(OWNERS), thing, rng.randint(10**6, 10**7 - 1)) for thing in things]
+    things += [f"{one} and the {other}" for one in THINGS for other in THINGS if one != other][:count - len(things)]
+    return [shapes[i % len(shapes)](thing, letters()) for i, thing in enumerate(things)]
 
 
 def paragraphs(directory, rng):
