@@ -122,12 +122,15 @@ void Connection::arm_write_deadline() {
 }
 
 void Connection::serve(std::string line) {
+  const size_t bytes = line.size();
   ++requests_in_flight_;
-  service_.serve(std::move(line), [self = shared_from_this()](std::string reply) mutable {
+  request_bytes_in_flight_ += bytes;
+  service_.serve(std::move(line), [self = shared_from_this(), bytes](std::string reply) mutable {
     // Named first: the closure that holds the connection is moved from within the same call.
     const auto executor = self->socket_.get_executor();
-    asio::post(executor, [self = std::move(self), reply = std::move(reply)]() mutable {
+    asio::post(executor, [self = std::move(self), bytes, reply = std::move(reply)]() mutable {
       --self->requests_in_flight_;
+      self->request_bytes_in_flight_ -= bytes;
       if (!reply.empty()) self->reply(std::move(reply));
       self->room_.cancel();
       self->replies_or_end_.cancel();
@@ -145,7 +148,9 @@ void Connection::reply(std::string line) {
 }
 
 bool Connection::crowded() const {
-  return requests_in_flight_ >= limits_.requests_in_flight_max || reply_bytes_queued_ >= limits_.reply_bytes_queued_max;
+  return requests_in_flight_ >= limits_.requests_in_flight_max ||
+         request_bytes_in_flight_ >= limits_.request_bytes_in_flight_max ||
+         reply_bytes_queued_ >= limits_.reply_bytes_queued_max;
 }
 
 void Connection::end_reading() {

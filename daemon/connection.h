@@ -23,8 +23,9 @@ using Respond = std::move_only_function<void(std::string)>;
 
 struct ConnectionLimits {
   size_t line_bytes_max = size_t{8} << 20;
-  size_t requests_in_flight_max = 64;                 // lines whose Respond was not called yet
-  size_t reply_bytes_queued_max = size_t{16} << 20;   // replies waiting to be read, beyond which no line is served
+  size_t requests_in_flight_max = 64;                     // lines whose Respond was not called yet
+  size_t request_bytes_in_flight_max = size_t{16} << 20;  // of these lines; the last one may go beyond
+  size_t reply_bytes_queued_max = size_t{16} << 20;       // replies waiting to be read, beyond which no line is served
   size_t reply_bytes_unread_max = size_t{256} << 20;  // beyond which (by lines served before) the client is hung up on
   std::chrono::milliseconds write_timeout{60'000};    // without the client reading a byte
   std::chrono::milliseconds overload_poll_interval{5};
@@ -74,6 +75,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool reading_ = true;
   bool closed_ = false;
   size_t requests_in_flight_ = 0;
+  size_t request_bytes_in_flight_ = 0;
   std::deque<std::string> replies_;
   size_t reply_bytes_queued_ = 0;
   size_t front_bytes_written_ = 0;  // of replies_.front()

@@ -163,7 +163,8 @@ class Engine::Impl {
   std::atomic<uint64_t> encode_us_ = 0;
   std::atomic<uint64_t> state_bytes_ = 0;
   mutable std::mutex problem_mutex_;
-  std::string problem_;  // why encoding stands still
+  std::string problem_;  // why the encoding of problem_memory_ stands still
+  MemoryId problem_memory_ = 0;
 
   // In order of use: a request passes from each of these to the next.
   boost::asio::thread_pool tokenisers_{std::max(1u, std::thread::hardware_concurrency())};
@@ -309,19 +310,20 @@ ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
     tokens_encoded_ += *chunks * chunk_tokens;
     encode_us_ += static_cast<uint64_t>(milliseconds_since(start) * 1000);
   }
+  const bool gone = !chunks && chunks.error().kind == ErrorKind::not_found;
+  const bool failed = !chunks && !gone;
   {
     const std::lock_guard lock(problem_mutex_);
-    if (chunks)
-      problem_.clear();
-    else if (chunks.error().kind != ErrorKind::not_found && problem_ != chunks.error().message) {
+    if (failed && problem_ != chunks.error().message) {
       problem_ = chunks.error().message;
+      problem_memory_ = id;
       spdlog::error("encode memory {}: {} (tried again until it works)", id, problem_);
+    } else if (!failed && problem_memory_ == id) {
+      problem_.clear();
     }
   }
-  if (!chunks && chunks.error().kind == ErrorKind::not_found)
-    encoder_->forget(id);
-  else if (!chunks)
-    return ModelThread::Outcome::later;
+  if (failed) return ModelThread::Outcome::later;
+  if (gone) encoder_->forget(id);
   release_waiters(id, store_->memory(id));
   return chunks && *chunks > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
 }

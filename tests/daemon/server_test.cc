@@ -197,6 +197,19 @@ TEST_F(ServerTest, RequestsInFlightAreBounded) {
   EXPECT_THAT(replies, UnorderedElementsAre("done", "done", "done", "done", "fifth"));
 }
 
+TEST_F(ServerTest, BytesOfRequestsInFlightAreBounded) {
+  ServerLimits limits;
+  limits.connection.request_bytes_in_flight_max = 10;  // two lines of "later" fill it
+  start(limits);
+  RawClient client(socket());
+  ASSERT_TRUE(client.send("later\nlater\nlater\n"));
+  wait_until_kept(2);
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(served_, 2);
+  answer_kept("done");
+  wait_until_kept(1);
+}
+
 TEST_F(ServerTest, AClientThatDoesNotReadIsNotServedOn) {
   ServerLimits limits;
   limits.connection.reply_bytes_queued_max = 1 << 20;
