@@ -46,6 +46,13 @@ std::string indented(std::string_view text, size_t indent, const Style& style) {
   return out;
 }
 
+// A token in quotes, on one line, because most of them begin with a space and some are a newline.
+std::string token_text(std::string_view token) {
+  std::string text = printable(token);
+  for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "\\n");
+  return "'" + text + "'";
+}
+
 std::string turn_range(uint64_t first, uint64_t last) {
   if (first == last) return "turn " + std::to_string(first);
   return "turns " + std::to_string(first) + "-" + std::to_string(last);
@@ -117,7 +124,7 @@ std::string why_text(const Json& why, const Style& style) {
     for (const Json& match : value) {
       if (!match.is_object()) continue;
       const auto field = [&match](const char* name) { return value_text(name, match.value(name, Json())); };
-      matches += "      head " + field("head") + " reads '" + field("text") + "' (token " + field("token") +
+      matches += "      head " + field("head") + " reads " + token_text(field("text")) + " (token " + field("token") +
                  ", weight " + field("weight") + ")\n";
     }
   }
@@ -239,14 +246,13 @@ std::string report(const Chunk& chunk, const Style& style) {
   out += "\n" + painted("text", dim, style) + "\n" + indented(chunk.text, 4, style);
   if (chunk.token_ids.empty()) return out;
 
-  // Tokens side by side, quoted, because most of them begin with a space; lines end between them.
+  // Tokens side by side; lines end between them.
   out += "\n" + painted("token ids", dim, style) + "\n";
   const size_t columns = style.columns == 0 ? 104 : style.columns;
   std::string line;
   for (size_t i = 0; i < chunk.token_ids.size(); ++i) {
-    std::string text = i < chunk.token_texts.size() ? printable(chunk.token_texts[i]) : "";
-    for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "\\n");
-    const std::string token = "'" + text + "'=" + std::to_string(chunk.token_ids[i]);
+    const std::string token =
+        token_text(i < chunk.token_texts.size() ? chunk.token_texts[i] : "") + "=" + std::to_string(chunk.token_ids[i]);
     if (!line.empty() && 4 + characters(line) + 1 + characters(token) > columns) {
       out += "    " + line + "\n";
       line.clear();

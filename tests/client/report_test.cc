@@ -49,10 +49,10 @@ TEST(Report, ExplainNamesWhatEachHeadReads) {
   reply.results[0].why = {{"landmark_score", 1.5},
                           {"rank", 1},
                           {"stored", true},
-                          {"matches", {{{"text", " mat"}, {"token", 500}, {"head", 2}, {"weight", 0.75}}}}};
+                          {"matches", {{{"text", " mat\n"}, {"token", 500}, {"head", 2}, {"weight", 0.75}}}}};
   const std::string text = report(reply, Style{});
   EXPECT_THAT(text, HasSubstr("landmark_score  1.500"));
-  EXPECT_THAT(text, HasSubstr("head 2 reads ' mat' (token 500, weight 0.750)"));
+  EXPECT_THAT(text, HasSubstr("head 2 reads ' mat\\n' (token 500, weight 0.750)"));
 }
 
 TEST(Report, MatchesOfAnUnexpectedShapeAreShownAsFarAsTheyGo) {
