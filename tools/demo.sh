@@ -27,11 +27,11 @@ finish() {
   if ((status > 128)); then
     printf '\ndemo: interrupted while %s\n' "$step" >&2
   elif ((status != 0)); then
-    printf '\ndemo: failed while %s; what went wrong stands above\n' "$step" >&2
     if [[ -n $place && -s $place/log ]]; then
-      printf 'demo: the last lines of the daemon were\n' >&2
+      printf '\ndemo: the last lines of the daemon were\n' >&2
       tail -n 5 "$place/log" | sed 's/^/  /' >&2
     fi
+    printf '\ndemo: failed while %s; what went wrong stands above\n' "$step" >&2
     printf 'demo: mend it, then run tools/demo.sh again; it goes on from what is built\n' >&2
   fi
   [[ -z $place ]] || rm -rf "$place"
