@@ -1,9 +1,12 @@
 // recalld: reads its options, opens the engine, listens, and on a signal stops with everything durable.
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <memory>
 #include <utility>
+
+#include <sys/resource.h>
 
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
@@ -72,8 +75,17 @@ Expected<void> serve(const Options& options) {
   return {};
 }
 
+// Segments, the catalog's files and connections together can pass the usual soft limit of 1024 open files.
+void raise_open_files_limit() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = std::min<rlim_t>(files.rlim_max, 16384);
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
 int run(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
+  raise_open_files_limit();
   const auto command_line = read_options({argv, static_cast<size_t>(argc)}, process_environment());
   if (!command_line) {
     std::fprintf(stderr, "recalld: %s\n", command_line.error().message.c_str());
