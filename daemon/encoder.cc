@@ -24,37 +24,79 @@ uint64_t Encoder::state_bytes() const {
 }
 
 Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
+  // Another memory's segment that failed is that memory's to encode again, yet a disk that fails is everybody's.
+  if (write_ && write_->after.id != id) {
+    if (auto stored = finish_write(); !stored && stored.error().kind != ErrorKind::not_found)
+      return std::unexpected(std::move(stored).error());
+  }
   RECALLD_TRY(const MemoryInfo memory, store_.memory(id));
-  if (memory.waiting_chunks() == 0) return 0;
-  RECALLD_TRY(Stream * stream, this->stream(memory));
+  const Stream* at = write_ ? &write_->after : nullptr;
+  if (!at) {
+    RECALLD_TRY(at, stream(memory));
+  }
+  const uint64_t waiting = memory.complete_chunks() - at->chunks;
+  if (waiting == 0) {
+    RECALLD_CHECK(finish_write());
+    return 0;
+  }
 
   // A segment ends where a checkpoint is due, so that states are kept at the same chunks whatever the appends were.
-  const uint64_t to_checkpoint = checkpoint_chunks - stream->chunks % checkpoint_chunks;
-  const uint64_t count = std::min({memory.waiting_chunks(), segment_chunks, to_checkpoint});
-  RECALLD_TRY(const auto tokens, store_.tokens(id, stream->chunks * chunk_tokens, count * chunk_tokens));
+  const uint64_t to_checkpoint = checkpoint_chunks - at->chunks % checkpoint_chunks;
+  const uint64_t count = std::min({waiting, segment_chunks, to_checkpoint});
+  RECALLD_TRY(const auto tokens, store_.tokens(id, at->chunks * chunk_tokens, count * chunk_tokens));
 
-  // From here on the state runs ahead of the store: it is taken out of the cache until the store has caught up.
-  Stream next = std::move(*stream);
+  // From here on the state runs ahead of the store: it stays out of the cache until the store has caught up.
+  const uint64_t first_chunk = at->chunks;
+  Stream next{.id = id,
+              .chunks = first_chunk + count,
+              .checkpointed_chunks = at->checkpointed_chunks,
+              .state = at->state,
+              .tail = {}};
+  std::vector<EncodedChunk> encoded = encode(next.state, tokens);
+  std::optional<std::string> state;
+  if (count == to_checkpoint) {
+    state = Ramba::to_bytes(next.state);
+    next.checkpointed_chunks = next.chunks;
+  }
+  RECALLD_CHECK(finish_write());
   streams_.erase(id);
-  next.tail.reset();
-  const std::vector<EncodedChunk> encoded = encode(next.state, tokens);
+  auto stored =
+      std::async(std::launch::async, [this, id, first_chunk, encoded = std::move(encoded), state = std::move(state)] {
+        return store(id, first_chunk, encoded, state);
+      });
+  write_.emplace(std::move(next), std::move(stored));
+  return count;
+}
 
-  AlignedBuffer kv((count * model_.kv_bytes() + io_alignment - 1) / io_alignment * io_alignment);
+bool Encoder::settle(MemoryId id) {
+  if (!write_ || write_->after.id != id) return false;
+  static_cast<void>(finish_write());  // if it failed, the chunks wait still, and the next try tells why
+  return true;
+}
+
+Expected<void> Encoder::finish_write() {
+  if (!write_) return {};
+  auto stored = write_->stored.get();
+  Stream after = std::move(write_->after);
+  write_.reset();
+  if (stored) streams_.insert(std::move(after));
+  return stored;
+}
+
+// Runs beside the model thread.
+Expected<void> Encoder::store(MemoryId id, uint64_t first_chunk, const std::vector<EncodedChunk>& chunks,
+                              const std::optional<std::string>& state) const {
+  const size_t kv_bytes = model_.kv_bytes();
+  AlignedBuffer kv((chunks.size() * kv_bytes + io_alignment - 1) / io_alignment * io_alignment);
   std::vector<std::vector<Bf16>> landmarks;
   std::vector<EncodedChunkView> views;
-  for (uint64_t i = 0; i < count; ++i) {
-    const ByteSpan record = kv.bytes().subspan(i * model_.kv_bytes(), model_.kv_bytes());
-    model_.pack_kv(encoded[i], record);
-    landmarks.push_back(model_.pack_landmark(encoded[i]));
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const ByteSpan record = kv.bytes().subspan(i * kv_bytes, kv_bytes);
+    model_.pack_kv(chunks[i], record);
+    landmarks.push_back(model_.pack_landmark(chunks[i]));
     views.push_back({landmarks.back(), record});
   }
-  const bool keep_state = count == to_checkpoint;
-  const std::string state = keep_state ? Ramba::to_bytes(next.state) : std::string();
-  RECALLD_CHECK(store_.put(id, next.chunks, views, keep_state ? std::optional(as_bytes(state)) : std::nullopt));
-  next.chunks += count;
-  if (keep_state) next.checkpointed_chunks = next.chunks;
-  streams_.insert(std::move(next));
-  return count;
+  return store_.put(id, first_chunk, views, state ? std::optional(as_bytes(*state)) : std::nullopt);
 }
 
 Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
@@ -90,10 +132,12 @@ Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
 }
 
 void Encoder::forget(MemoryId id) {
+  settle(id);
   streams_.erase(id);
 }
 
 void Encoder::checkpoint_all() {
+  static_cast<void>(finish_write());  // if it failed, the chunks are encoded again after the next start
   streams_.evict_all();
 }
 

@@ -2,6 +2,7 @@
 // and the tail that a search encodes for itself. Used by the model thread alone.
 #pragma once
 
+#include <future>
 #include <optional>
 #include <vector>
 
@@ -23,9 +24,13 @@ class Encoder {
   // Everything is borrowed. `state_bytes_max` bounds the recurrent states (and tails) in RAM, but one always fits.
   Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_t state_bytes_max);
 
-  // Encodes and stores the memory's next waiting chunks, at most segment_chunks. Returns how many; 0: none wait.
-  // not_found: the memory was deleted meanwhile.
+  // Encodes the memory's next waiting chunks, at most segment_chunks, and leaves it to another thread to store them
+  // while the next segment is encoded. Returns how many; 0: none wait and all are stored. The error of a store that
+  // failed comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile.
   Expected<uint64_t> encode_segment(MemoryId id);
+
+  // Waits until what was encoded of this memory is stored; false when nothing was being stored.
+  bool settle(MemoryId id);
 
   // The waiting chunks (at most segment_chunks) and, when no more than those wait, the open chunk padded with newline
   // pieces: encoded on a copy of the state, kept until the memory changes. nullptr when there are none.
@@ -37,6 +42,15 @@ class Encoder {
   uint64_t state_bytes() const;
 
  private:
+  // A segment on its way to the store, and the stream as it stands when it has arrived.
+  struct Write {
+    Stream after;
+    std::future<Expected<void>> stored;
+  };
+
+  Expected<void> finish_write();
+  Expected<void> store(MemoryId id, uint64_t first_chunk, const std::vector<EncodedChunk>& chunks,
+                       const std::optional<std::string>& state) const;
   Expected<Stream*> stream(const MemoryInfo& memory);
   Expected<void> advance(Stream& stream, uint64_t to_chunk);
   std::vector<EncodedChunk> encode(RecurrentState& state, std::span<const uint32_t> tokens);
@@ -48,6 +62,7 @@ class Encoder {
   const Tokenizer& tokenizer_;
   StreamCache streams_;
   std::vector<float> hidden_;  // [segment_chunks * 64, hidden_size]
+  std::optional<Write> write_;
 };
 
 }  // namespace recalld

@@ -349,6 +349,9 @@ void Engine::Impl::search(SearchRequest request, Done<SearchReply> done) {
 
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
   RECALLD_TRY(MemoryInfo memory, store_->memory(query.request.memory));
+  if (encoder_->settle(memory.id)) {
+    RECALLD_TRY(memory, store_->memory(memory.id));
+  }
   Ramba::Query asked = model_->query(query.tokens);
   const std::span<const Bf16> embedding = asked.landmark;
   RECALLD_TRY(const Tail* tail, encoder_->tail(memory));

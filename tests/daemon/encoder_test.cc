@@ -1,0 +1,152 @@
+#include "daemon/encoder.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "tests/support/faulty_file_io.h"
+#include "tests/support/temp_dir.h"
+
+namespace recalld {
+namespace {
+
+constexpr uint64_t seed = 11;
+
+// A store with a memory "diary" whose chunks wait to be encoded.
+class EncoderTest : public ::testing::Test {
+ protected:
+  static constexpr uint64_t budget_bytes = uint64_t{32} << 20;
+
+  void SetUp() override {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    const auto checkpoint = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
+    auto model = Ramba::open(checkpoint, Precision::automatic, Parts::lower, pool_);
+    ASSERT_TRUE(model.has_value()) << model.error().message;
+    model_ = *std::move(model);
+    auto tokenizer = Tokenizer::open(checkpoint / "tokenizer.model", model_->config().recall_token_id,
+                                     model_->config().newline_token_id);
+    ASSERT_TRUE(tokenizer.has_value());
+    tokenizer_.emplace(*std::move(tokenizer));
+    store_ = open_store("faulty");
+    encoder_ = open_encoder(*store_);
+  }
+
+  std::unique_ptr<Store> open_store(const std::string& name) {
+    StoreOptions options;
+    options.shape = {.kv_bytes = static_cast<uint32_t>(model_->kv_bytes()),
+                     .landmark_dim = static_cast<uint32_t>(model_->landmark_dim()),
+                     .state_bytes = static_cast<uint32_t>(model_->lower_state_bytes()),
+                     .model = model_->hash()};
+    options.memory_budget_bytes = budget_bytes;
+    options.file_io = [this, name]() -> Expected<std::unique_ptr<FileIo>> {
+      auto disk = std::make_unique<FaultyFileIo>(open_file_io(), seed);
+      if (name == "faulty") disk_ = disk.get();
+      return disk;
+    };
+    auto store = Store::open(directory_.path() / name, std::move(options));
+    EXPECT_TRUE(store.has_value()) << (store ? "" : store.error().message);
+    return store ? *std::move(store) : nullptr;
+  }
+  std::unique_ptr<Encoder> open_encoder(Store& store) {
+    return std::make_unique<Encoder>(store, *model_, *tokenizer_, budget_bytes / 8);
+  }
+
+  MemoryInfo append(Store& store, size_t turns) {
+    AppendBatch batch;
+    batch.memory = "diary";
+    for (size_t i = 0; i < turns; ++i) {
+      Turn turn{.role = Role::user, .name = {}, .content = {}, .time_us = 0, .metadata = {}};
+      turn.content = "Day " + std::to_string(i) + ": rain until " + std::to_string(i % 12 + 1) + ", then a long walk.";
+      Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
+      batch.turns.push_back({std::move(turn), std::move(tokens.ids), std::move(tokens.ends)});
+    }
+    EXPECT_TRUE((*store.append(std::array{batch}))[0].has_value());
+    return *store.memory("diary");
+  }
+
+  // Calls until nothing waits; returns the errors on the way.
+  std::vector<std::string> encode_all(Encoder& encoder, MemoryId id) {
+    std::vector<std::string> errors;
+    for (int call = 0; call < 1000; ++call) {
+      const auto chunks = encoder.encode_segment(id);
+      if (!chunks) errors.push_back(chunks.error().message);
+      if (chunks && *chunks == 0) return errors;
+    }
+    ADD_FAILURE() << "chunks wait still";
+    return errors;
+  }
+
+  // Everything that encoding left behind.
+  std::vector<std::byte> encodings(const Store& store, const MemoryInfo& memory) const {
+    std::vector<std::byte> bytes;
+    for (uint64_t chunk = 0; chunk < memory.complete_chunks(); ++chunk) {
+      std::vector<std::byte> kv(model_->kv_bytes());
+      const auto fetched = store.fetch(memory.id, std::array{chunk}, kv);
+      EXPECT_TRUE(fetched.has_value()) << fetched.error().message;
+      bytes.insert(bytes.end(), kv.begin(), kv.end());
+      const auto landmark = store.landmark(memory.id, chunk);
+      EXPECT_TRUE(landmark.has_value());
+      const auto landmark_bytes = std::as_bytes(std::span(*landmark));
+      bytes.insert(bytes.end(), landmark_bytes.begin(), landmark_bytes.end());
+    }
+    return bytes;
+  }
+
+  TempDir directory_;
+  WorkerPool pool_{2};
+  std::unique_ptr<Ramba> model_;
+  std::optional<Tokenizer> tokenizer_;
+  FaultyFileIo* disk_ = nullptr;  // owned by store_
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Encoder> encoder_;
+};
+
+TEST_F(EncoderTest, ADiskThatFailsIsReportedAndTheSameChunksAreStoredOnceItWorks) {
+  const MemoryInfo memory = append(*store_, 240);
+  ASSERT_GT(memory.complete_chunks(), 2 * Encoder::segment_chunks);
+
+  disk_->set({.writes_failed = 1});
+  EXPECT_EQ(encoder_->encode_segment(memory.id).value_or(0), Encoder::segment_chunks);  // on its way
+  EXPECT_FALSE(encoder_->encode_segment(memory.id).has_value());                        // it did not arrive
+  EXPECT_EQ(store_->memory(memory.id)->encoded_chunks, 0u);
+  disk_->set({.writes_failed = 3, .syncs_failed = 3});
+  EXPECT_FALSE(encode_all(*encoder_, memory.id).empty());
+  disk_->set({});
+  encode_all(*encoder_, memory.id);
+  EXPECT_EQ(store_->memory(memory.id)->encoded_chunks, memory.complete_chunks());
+
+  const auto clean = open_store("clean");
+  const MemoryInfo twin = append(*clean, 240);
+  const auto clean_encoder = open_encoder(*clean);
+  EXPECT_TRUE(encode_all(*clean_encoder, twin.id).empty());
+  EXPECT_TRUE(encodings(*store_, memory) == encodings(*clean, twin));
+}
+
+TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
+  const MemoryInfo memory = append(*store_, 240);
+  ASSERT_EQ(encoder_->encode_segment(memory.id).value_or(0), Encoder::segment_chunks);
+  EXPECT_TRUE(encoder_->settle(memory.id));
+  EXPECT_FALSE(encoder_->settle(memory.id));
+  const MemoryInfo now = *store_->memory(memory.id);
+  EXPECT_EQ(now.encoded_chunks, Encoder::segment_chunks);
+  const auto tail = encoder_->tail(now);
+  ASSERT_TRUE(tail.has_value() && *tail != nullptr);
+  EXPECT_EQ((*tail)->first_chunk, Encoder::segment_chunks);
+}
+
+TEST_F(EncoderTest, AMemoryDeletedWhileItsChunksAreStoredLeavesTheOthersAlone) {
+  const MemoryInfo diary = append(*store_, 240);
+  ASSERT_GT(encoder_->encode_segment(diary.id).value_or(0), 0u);
+  ASSERT_TRUE(store_->erase("diary").has_value());
+  const MemoryInfo other = append(*store_, 60);
+  EXPECT_NE(other.id, diary.id);
+  EXPECT_TRUE(encode_all(*encoder_, other.id).empty());
+  const auto gone = encoder_->encode_segment(diary.id);
+  ASSERT_FALSE(gone.has_value());
+  EXPECT_EQ(gone.error().kind, ErrorKind::not_found);
+  EXPECT_EQ(store_->memory(other.id)->encoded_chunks, other.complete_chunks());
+}
+
+}  // namespace
+}  // namespace recalld
