@@ -193,18 +193,19 @@ TEST_F(Daemon, ACleanStopKeepsEverything) {
   EXPECT_EQ(all_turns(client, "m").size(), 300u);
 }
 
-TEST_F(Daemon, AKillWithWaitingEncodingsLosesNoAcknowledgedTurn) {
+// Ends a daemon by `end` while much waits to be encoded, and expects the next one to go on from there.
+void expect_backlog_to_outlive(const std::filesystem::path& directory, int (DaemonProcess::*end)(), int status) {
   constexpr size_t entries = 1500;
   uint64_t tokens = 0;
   {
-    DaemonProcess daemon(directory());
+    DaemonProcess daemon(directory);
     Client client = daemon.connect();
     tokens = must(client.append(harbour_log("m", entries, 700))).tokens;
-    EXPECT_GT(must(client.health()).waiting_chunks, 0u);
-    EXPECT_EQ(daemon.kill(), -SIGKILL);
+    EXPECT_EQ((daemon.*end)(), status) << daemon.log();
   }
-  DaemonProcess daemon(directory());
+  DaemonProcess daemon(directory);
   Client client = daemon.connect();
+  EXPECT_GT(must(client.health()).waiting_chunks, 0u);
   const auto turns = all_turns(client, "m");
   ASSERT_EQ(turns.size(), entries);
   for (size_t i = 0; i < entries; ++i) {
@@ -214,6 +215,14 @@ TEST_F(Daemon, AKillWithWaitingEncodingsLosesNoAcknowledgedTurn) {
   wait_until_encoded(client);
   EXPECT_EQ(must(client.memory("m")).encoded_chunks, tokens / 64);
   EXPECT_THAT(search(client, "m", question).results.at(0).text, HasSubstr("60417"));
+}
+
+TEST_F(Daemon, AKillWithWaitingEncodingsLosesNoAcknowledgedTurn) {
+  expect_backlog_to_outlive(directory(), &DaemonProcess::kill, -SIGKILL);
+}
+
+TEST_F(Daemon, ACleanStopLeavesWaitingEncodingsToTheNextStart) {
+  expect_backlog_to_outlive(directory(), &DaemonProcess::stop, 0);
 }
 
 TEST_F(Daemon, AKillAmidAppendsLeavesWholeRequestsInOrder) {
