@@ -208,6 +208,8 @@ TEST_F(ServerTest, BytesOfRequestsInFlightAreBounded) {
   EXPECT_EQ(served_, 2);
   answer_kept("done");
   wait_until_kept(1);
+  answer_kept("done");
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(client.line(), "done");
 }
 
 TEST_F(ServerTest, AClientThatDoesNotReadIsNotServedOn) {
