@@ -86,9 +86,10 @@ class DaemonProcess {
   using Clock = std::chrono::steady_clock;
 
   int end(int signal) {
+    if (pid_ < 0) throw std::runtime_error("recalld is not running");  // and -1 would signal every process of the user
     ::kill(pid_, signal);
     int status = 0;
-    if (waitpid(std::exchange(pid_, -1), &status, 0) < 0) throw std::runtime_error("recalld is not running");
+    waitpid(std::exchange(pid_, -1), &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   }
 
