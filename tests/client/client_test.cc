@@ -33,11 +33,12 @@ Client connected(const FakeDaemon& daemon, ClientOptions options = {}) {
 }
 
 TEST(Client, WithoutADaemonSaysHowToStartOne) {
-  const TempDirectory directory;
-  const auto client = Client::connect(directory / "none.sock");
+  const TempDir directory;
+  const auto socket = directory.path() / "none.sock";
+  const auto client = Client::connect(socket);
   ASSERT_FALSE(client);
   EXPECT_EQ(client.error().kind, ErrorKind::io);
-  EXPECT_THAT(client.error().message, HasSubstr("recalld --socket " + (directory / "none.sock").string()));
+  EXPECT_THAT(client.error().message, HasSubstr("recalld --socket " + socket.string()));
 }
 
 TEST(Client, SocketPathThatIsTooLongIsRefusedWithItsLength) {

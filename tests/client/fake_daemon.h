@@ -5,35 +5,18 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <mutex>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "tests/support/temp_dir.h"
+
 namespace recalld::client {
-
-// A directory that goes with its owner.
-class TempDirectory {
- public:
-  TempDirectory() {
-    std::string name = std::filesystem::temp_directory_path() / "recalld-client-XXXXXX";
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("make a temporary directory");
-    path_ = name;
-  }
-  ~TempDirectory() { std::filesystem::remove_all(path_); }
-  TempDirectory(const TempDirectory&) = delete;
-  TempDirectory& operator=(const TempDirectory&) = delete;
-  std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
 
 class FakeDaemon {
  public:
@@ -61,7 +44,7 @@ class FakeDaemon {
     close(listener_);
   }
 
-  std::filesystem::path socket() const { return directory_ / "s"; }
+  std::filesystem::path socket() const { return directory_.path() / "s"; }
   std::vector<std::string> lines() const {
     const std::lock_guard lock(mutex_);
     return lines_;
@@ -95,7 +78,7 @@ class FakeDaemon {
     }
   }
 
-  TempDirectory directory_;
+  TempDir directory_;
   Script script_;
   int listener_ = -1;
   mutable std::mutex mutex_;

@@ -164,8 +164,8 @@ TEST(Recall, AppendPrintsOneReplyHoweverManyRequestsItTook) {
 
 TEST(Recall, AppendNamesTheBadLineAndKeepsWhatCameBefore) {
   const FakeDaemon daemon(appending());
-  const TempDirectory directory;
-  const std::string path = directory / "chat.txt";
+  const TempDir directory;
+  const std::string path = directory.path() / "chat.txt";
   std::ofstream(path) << "good\nbad \xff\n";
   const Outcome outcome = shell("$RECALL " + at(daemon) + "append m '" + path + "'");
   EXPECT_EQ(outcome.code, 2);

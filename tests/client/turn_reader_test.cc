@@ -40,8 +40,8 @@ class TurnReaderTest : public ::testing::Test {
     return items ? "no error" : items.error().message;
   }
 
-  TempDirectory directory_;
-  std::string path_ = directory_ / "chat.txt";
+  TempDir directory_;
+  std::string path_ = directory_.path() / "chat.txt";
 };
 
 TEST_F(TurnReaderTest, TextGivesOneTurnANonEmptyLine) {
@@ -118,10 +118,10 @@ TEST_F(TurnReaderTest, LineBeyondTheBoundIsRefusedWithoutBeingHeld) {
 }
 
 TEST_F(TurnReaderTest, MissingFileAndDirectoryAreNamed) {
-  const auto missing = TurnReader::open(directory_ / "none.txt", {});
+  const auto missing = TurnReader::open(directory_.path() / "none.txt", {});
   ASSERT_FALSE(missing);
   EXPECT_THAT(missing.error().message, HasSubstr("none.txt"));
-  const auto folder = TurnReader::open(directory_ / "", {});
+  const auto folder = TurnReader::open(directory_.path(), {});
   ASSERT_FALSE(folder);
   EXPECT_THAT(folder.error().message, HasSubstr("directory"));
 }
