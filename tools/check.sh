@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks what the compiler does not: that includes point one way, that sources are formatted, and, on demand, lint.
-# Usage: tools/check.sh [--tidy] [--arrows] [--root DIR]
+# Usage: tools/check.sh [--tidy] [--arrows | --format] [--root DIR]
 #   --arrows      check the include arrows alone
 #   --format      check the format alone
 #   --tidy        run clang-tidy as well (minutes; wants build/release configured)
