@@ -25,10 +25,10 @@ AppendStream::AppendStream(Client& client, std::string memory, Options options)
 }
 
 Expected<void> AppendStream::add(Turn turn, Origin origin) {
+  if (failure_) return std::unexpected(*failure_);
   const auto bytes = json_bytes(turn);
   if (!bytes) {
-    return fail(ErrorKind::invalid_request,
-                options_.source + ", line " + std::to_string(origin.line) + ": the turn is not valid UTF-8");
+    return failed({0, 1, origin, origin}, {ErrorKind::invalid_request, "the turn is not valid UTF-8"});
   }
   const bool full = next_bytes_ + *bytes > request_bytes_max || next_.turns.size() >= request_turns_max;
   if (full && !next_.turns.empty()) RECALLD_CHECK(send());
@@ -40,6 +40,7 @@ Expected<void> AppendStream::add(Turn turn, Origin origin) {
 }
 
 Expected<AppendStream::Total> AppendStream::finish() {
+  if (failure_) return std::unexpected(*failure_);
   if (!next_.turns.empty()) RECALLD_CHECK(send());
   while (!in_flight_.empty()) RECALLD_CHECK(take_reply());
   return total_;
@@ -52,7 +53,7 @@ Expected<void> AppendStream::send() {
   }
   InFlight sent{0, next_.turns.size(), next_first_, next_last_};
   auto request = client_.submit("append", params(next_));
-  if (!request) return std::unexpected(at(sent, std::move(request).error()));
+  if (!request) return failed(sent, std::move(request).error());
   sent.request = *request;
   in_flight_.push_back(sent);
   ++requests_sent_;
@@ -64,30 +65,34 @@ Expected<void> AppendStream::send() {
 Expected<void> AppendStream::take_reply() {
   const InFlight sent = in_flight_.front();
   in_flight_.pop_front();
-  auto result = client_.wait(sent.request);
-  if (!result) {
-    // The requests behind the failed one may have been carried out all the same: total() must count them.
-    while (!in_flight_.empty() && take_reply()) continue;
-    return std::unexpected(at(sent, std::move(result).error()));
+  const auto result = client_.wait(sent.request);
+  const auto reply = result ? decode<AppendReply>(*result) : std::unexpected(result.error());
+  if (!reply) {
+    auto error = failed(sent, reply.error());
+    // The requests behind the failed one may have been carried out all the same: total() must count them. Yet a daemon
+    // that has fallen silent is waited for only once.
+    while (!in_flight_.empty() && failure_->kind != ErrorKind::busy) static_cast<void>(take_reply());
+    return error;
   }
-  RECALLD_TRY(const AppendReply reply, decode<AppendReply>(*result));
   ++total_.requests;
   total_.turns += sent.turns;
-  total_.tokens += reply.tokens;
-  if (!total_.first_turn) total_.first_turn = reply.first_turn;
-  total_.last_turn = reply.last_turn;
-  total_.searchable_through = reply.searchable_through;
+  total_.tokens += reply->tokens;
+  if (!total_.first_turn) total_.first_turn = reply->first_turn;
+  total_.last_turn = reply->last_turn;
+  total_.searchable_through = reply->searchable_through;
   total_.end_byte = sent.last.end_byte;
   if (options_.on_reply) options_.on_reply(total_);
   return {};
 }
 
-Error AppendStream::at(const InFlight& range, Error error) const {
+std::unexpected<Error> AppendStream::failed(const InFlight& range, Error error) {
   std::string place = options_.source + ", line " + std::to_string(range.first.line);
   if (range.last.line != range.first.line) {
     place = options_.source + ", lines " + std::to_string(range.first.line) + " to " + std::to_string(range.last.line);
   }
-  return std::move(error).within(place);
+  error = std::move(error).within(place);
+  if (!failure_) failure_ = error;
+  return std::unexpected(std::move(error));
 }
 
 }  // namespace recalld::client

@@ -51,7 +51,7 @@ class AppendStream {
   AppendStream(Client& client, std::string memory, Options options);
 
   // Takes one turn; sends when a request is full, and waits while in_flight_max of them are unanswered.
-  // After an error nothing more is sent, and total() tells what was stored.
+  // After an error nothing more is sent: every later call fails with it again, and total() tells what was stored.
   Expected<void> add(Turn turn, Origin origin);
 
   // Sends the rest and waits for everything.
@@ -69,7 +69,7 @@ class AppendStream {
 
   Expected<void> send();
   Expected<void> take_reply();
-  Error at(const InFlight& range, Error error) const;
+  std::unexpected<Error> failed(const InFlight& range, Error error);
 
   Client& client_;
   Options options_;
@@ -79,6 +79,7 @@ class AppendStream {
   Origin next_last_;
   uint64_t requests_sent_ = 0;
   std::deque<InFlight> in_flight_;
+  std::optional<Error> failure_;  // the first
   Total total_;
 };
 

@@ -105,6 +105,10 @@ TEST(AppendStream, RefusalNamesTheLinesAndCountsWhatWasStored) {
   EXPECT_EQ(total.error().kind, ErrorKind::invalid_request);
   EXPECT_THAT(total.error().message, HasSubstr("chat.txt, line 12: turns[0].content: no"));
   EXPECT_EQ(stream.total().turns, 2u) << "the request behind the refused one was carried out";
+
+  EXPECT_EQ(stream.add(turn_of(filler), {16, 4}).error().message, total.error().message) << "nothing more is sent";
+  EXPECT_FALSE(stream.finish());
+  EXPECT_EQ(daemon.lines().size(), 3u);
 }
 
 TEST(AppendStream, ReportsEveryAcknowledgement) {
