@@ -26,7 +26,7 @@ std::string report(const Chunk& chunk, const Style& style);
 std::string report(const Version& version, const Style& style);
 std::string report(const Health& health, const Style& style);
 
-// "Appended 812 turns (20,411 tokens) to notes as turns 0 to 811 in 0.35 s".
+// "Appended 812 turns (20,411 tokens) to notes as turns 0-811 in 0.35 s; ..."
 std::string report(const AppendStream::Total& total, std::string_view memory, double seconds);
 
 // Any JSON object as aligned lines "name  value"; sizes in bytes also readably.

@@ -1,7 +1,7 @@
 // How fast a conversation becomes durable and searchable, against what the machine's own matrix products allow, and
 // how much memory the daemon needs meanwhile.
 //
-// Usage: bench_append [tokens=1048576] [memory-budget=256MiB] [precision=auto]
+// Usage: append [tokens=1048576] [memory-budget=256MiB] [precision=auto]
 // Order of measurement: products, append, append, products (ABBA). Each append fills a fresh memory through the socket.
 #include <algorithm>
 #include <chrono>

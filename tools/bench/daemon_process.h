@@ -40,12 +40,10 @@ class DaemonProcess {
 // The recalld that was built beside the running program.
 std::filesystem::path built_recalld();
 
-// Unwraps, or prints the error and exits: a benchmark has no caller to hand it to.
-template <class T>
-T must(Expected<T> value, const char* what);
-
+// Prints why and exits: a benchmark has no caller to hand an error to.
 [[noreturn]] void give_up(const char* what, const std::string& why);
 
+// Unwraps, or gives up.
 template <class T>
 T must(Expected<T> value, const char* what) {
   if (!value) give_up(what, value.error().message);

@@ -1,7 +1,7 @@
 // How long a search takes in a memory of 16 Ki chunks, how fast the landmarks are scanned, and how soon an existing
 // store answers.
 //
-// Usage: bench_search [chunks=16384] [data directory]
+// Usage: search [chunks=16384] [data directory]
 // A directory that holds a store already is used as it is (memory "bench/search"), so that a second run is quick;
 // without one a temporary store is filled first.
 #include <algorithm>
