@@ -51,21 +51,25 @@ class Matmul {
     run_alone();
     dnnl::primitive_attr attributes;
     attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    description_ = dnnl::matmul::primitive_desc({a, b, c}, attributes, cpu_engine());
-    primitive_ = dnnl::matmul(description_);
+    const dnnl::matmul::primitive_desc description({a, b, c}, attributes, cpu_engine());
+    primitive_ = dnnl::matmul(description);
+    a_ = description.src_desc();
+    b_ = description.weights_desc();
+    c_ = description.dst_desc();
+    scratchpad_ = description.scratchpad_desc();
+    scratchpad_bytes_ = scratchpad_.get_size();
   }
 
-  const dnnl::matmul::primitive_desc& description() const { return description_; }
+  const memory::desc& weights() const { return b_; }  // in the layout that the kernel wants
 
   void run(const void* a, const void* b, float* c) const {
     run_alone();
     thread_local std::vector<std::byte> scratchpad;
-    const memory::desc wanted = description_.scratchpad_desc();
-    if (scratchpad.size() < wanted.get_size()) scratchpad.resize(wanted.get_size());
-    primitive_.execute(thread_stream(), {{DNNL_ARG_SRC, borrow(description_.src_desc(), a)},
-                                         {DNNL_ARG_WEIGHTS, borrow(description_.weights_desc(), b)},
-                                         {DNNL_ARG_DST, borrow(description_.dst_desc(), c)},
-                                         {DNNL_ARG_SCRATCHPAD, borrow(wanted, scratchpad.data())}});
+    if (scratchpad.size() < scratchpad_bytes_) scratchpad.resize(scratchpad_bytes_);
+    primitive_.execute(thread_stream(), {{DNNL_ARG_SRC, borrow(a_, a)},
+                                         {DNNL_ARG_WEIGHTS, borrow(b_, b)},
+                                         {DNNL_ARG_DST, borrow(c_, c)},
+                                         {DNNL_ARG_SCRATCHPAD, borrow(scratchpad_, scratchpad.data())}});
   }
 
  private:
@@ -74,8 +78,9 @@ class Matmul {
     return memory(description, cpu_engine(), const_cast<void*>(data));
   }
 
-  dnnl::matmul::primitive_desc description_;
   dnnl::matmul primitive_;
+  memory::desc a_, b_, c_, scratchpad_;  // asked once: a question to the library takes as long as a small product
+  size_t scratchpad_bytes_ = 0;
 };
 
 }  // namespace
@@ -100,7 +105,7 @@ Linear Linear::pack(ProductType type, size_t rows, size_t out, size_t in, const 
   std::vector<float> plain(out * in);
   for (size_t i = 0; i < plain.size(); ++i) plain[i] = to_float(weights[i]);
   memory given({{dim(in), dim(out)}, memory::data_type::f32, memory::format_tag::ba}, cpu_engine(), plain.data());
-  memory packed(matmul.description().weights_desc(), cpu_engine());
+  memory packed(matmul.weights(), cpu_engine());
   dnnl::reorder(given, packed).execute(thread_stream(), given, packed);
   thread_stream().wait();
   return Linear(std::make_unique<Impl>(Impl{rows, out, in, std::move(matmul), std::move(packed)}));
