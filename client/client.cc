@@ -254,10 +254,6 @@ std::filesystem::path default_socket() {
   return data / "recalld/recalld.sock";
 }
 
-Client::Descriptor::~Descriptor() {
-  if (value_ >= 0) close(value_);
-}
-
 Client::Client(Descriptor descriptor, std::string socket, ClientOptions options)
     : descriptor_(std::move(descriptor)), socket_(std::move(socket)), options_(options) {}
 

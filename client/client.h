@@ -18,6 +18,7 @@
 #include <vector>
 
 // Relative, because this header is installed too, where the project's root is not on the include path.
+#include "../base/descriptor.h"
 #include "../base/error.h"
 
 namespace recalld::client {
@@ -112,7 +113,7 @@ struct Chunk {
   TokenRange tokens;
   uint64_t first_turn = 0;
   uint64_t last_turn = 0;
-  uint64_t kv_segment = 0;  // DATA/kv/<segment>.seg
+  uint64_t kv_segment = 0;  // the number of DATA/kv/NNNNNN.seg
   uint64_t kv_slot = 0;
   std::string kv_crc32c;  // as hexadecimal digits
   double landmark_norm = 0;
@@ -208,22 +209,6 @@ class Client {
   struct Ready {
     bool read = false;
     bool write = false;
-  };
-
-  // The connected socket, closed with its owner.
-  class Descriptor {
-   public:
-    explicit Descriptor(int value) : value_(value) {}
-    Descriptor(Descriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
-    Descriptor& operator=(Descriptor&& other) noexcept {
-      std::swap(value_, other.value_);
-      return *this;
-    }
-    ~Descriptor();
-    int get() const { return value_; }
-
-   private:
-    int value_;
   };
 
   Client(Descriptor descriptor, std::string socket, ClientOptions options);

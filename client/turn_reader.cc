@@ -41,36 +41,21 @@ bool looks_like_time(std::string_view text) {
 }  // namespace
 
 Expected<TurnReader> TurnReader::open(const std::string& path, Options options) {
-  if (path == "-") return TurnReader(STDIN_FILENO, "standard input", std::move(options));
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) return std::unexpected(system_error("open " + path, errno));
-  TurnReader reader(descriptor, path, std::move(options));
+  if (path == "-") return TurnReader(Descriptor(), "standard input", std::move(options));
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() == -1) return std::unexpected(system_error("open " + path, errno));
   struct stat status {};
-  if (fstat(descriptor, &status) != 0) return std::unexpected(system_error("look at " + path, errno));
+  if (fstat(file.get(), &status) != 0) return std::unexpected(system_error("look at " + path, errno));
   if (S_ISDIR(status.st_mode)) {
     return fail(ErrorKind::invalid_request, "open " + path + ": it is a directory; name a file in it");
   }
+  TurnReader reader(std::move(file), path, std::move(options));
   if (S_ISREG(status.st_mode)) reader.bytes_total_ = static_cast<uint64_t>(status.st_size);
   return reader;
 }
 
-TurnReader::TurnReader(int descriptor, std::string source, Options options)
-    : descriptor_(descriptor), source_(std::move(source)), options_(std::move(options)) {}
-
-TurnReader::TurnReader(TurnReader&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, STDIN_FILENO)),
-      source_(std::move(other.source_)),
-      options_(std::move(other.options_)),
-      bytes_total_(other.bytes_total_),
-      buffer_(std::move(other.buffer_)),
-      buffer_at_(other.buffer_at_),
-      at_end_(other.at_end_),
-      line_(other.line_),
-      end_byte_(other.end_byte_) {}
-
-TurnReader::~TurnReader() {
-  if (descriptor_ != STDIN_FILENO) close(descriptor_);
-}
+TurnReader::TurnReader(Descriptor file, std::string source, Options options)
+    : file_(std::move(file)), source_(std::move(source)), options_(std::move(options)) {}
 
 Expected<std::optional<TurnReader::Item>> TurnReader::next() {
   std::string line;
@@ -117,8 +102,9 @@ Expected<bool> TurnReader::next_line(std::string& line) {
     }
     buffer_.resize(read_bytes);
     buffer_at_ = 0;
+    const int input = file_.get() == -1 ? STDIN_FILENO : file_.get();
     ssize_t got = 0;
-    do got = read(descriptor_, buffer_.data(), buffer_.size());
+    do got = read(input, buffer_.data(), buffer_.size());
     while (got < 0 && errno == EINTR);
     if (got < 0) return std::unexpected(system_error("read " + source_, errno));
     buffer_.resize(static_cast<size_t>(got));

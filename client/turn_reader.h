@@ -29,9 +29,6 @@ class TurnReader {
 
   // Reads from `path`, or from standard input when it is "-".
   static Expected<TurnReader> open(const std::string& path, Options options);
-  TurnReader(TurnReader&& other) noexcept;
-  TurnReader& operator=(TurnReader&& other) = delete;
-  ~TurnReader();
 
   // The next turn; nothing at the end.
   Expected<std::optional<Item>> next();
@@ -42,7 +39,7 @@ class TurnReader {
   std::optional<uint64_t> bytes_total() const { return bytes_total_; }
 
  private:
-  TurnReader(int descriptor, std::string source, Options options);
+  TurnReader(Descriptor file, std::string source, Options options);
 
   Expected<bool> next_line(std::string& line);  // false at the end
   Expected<Turn> turn_from_text(std::string_view line) const;
@@ -50,7 +47,7 @@ class TurnReader {
   Expected<void> check(const Turn& turn) const;
   std::unexpected<Error> refuse(std::string_view why) const;  // "chat.txt:17: why"
 
-  int descriptor_;  // owned unless it is standard input
+  Descriptor file_;  // none: standard input
   std::string source_;
   Options options_;
   std::optional<uint64_t> bytes_total_;

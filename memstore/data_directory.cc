@@ -62,45 +62,34 @@ Error refusal(const std::filesystem::path& file, std::string_view found, const R
 Expected<void> write_durably(const std::filesystem::path& directory, const std::string& file, std::string_view text) {
   const std::string action = "write " + (directory / file).string();
   const std::filesystem::path fresh = directory / (file + ".new");
-  const int out = ::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (out < 0) return std::unexpected(system_error(action, errno));
-  const ssize_t written = ::write(out, text.data(), text.size());
-  int problem = written < 0 ? errno : static_cast<size_t>(written) < text.size() ? ENOSPC : 0;
-  if (problem == 0 && ::fsync(out) != 0) problem = errno;
-  ::close(out);
-  if (problem == 0 && ::rename(fresh.c_str(), (directory / file).c_str()) != 0) problem = errno;
-  if (problem != 0) return std::unexpected(system_error(action, problem));
+  const Descriptor out(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (out.get() == -1) return std::unexpected(system_error(action, errno));
+  const ssize_t written = ::write(out.get(), text.data(), text.size());
+  if (written < 0 || ::fsync(out.get()) != 0) return std::unexpected(system_error(action, errno));
+  if (static_cast<size_t>(written) < text.size()) return std::unexpected(system_error(action, ENOSPC));
+  if (::rename(fresh.c_str(), (directory / file).c_str()) != 0) return std::unexpected(system_error(action, errno));
 
-  const int entries = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (entries < 0 || ::fsync(entries) != 0) problem = errno;
-  if (entries >= 0) ::close(entries);
-  if (problem != 0) return std::unexpected(system_error(action, problem));
+  const Descriptor entries(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (entries.get() == -1 || ::fsync(entries.get()) != 0) return std::unexpected(system_error(action, errno));
   return {};
 }
 
 }  // namespace
-
-DataDirectory::DataDirectory(std::filesystem::path path, int lock) : path_(std::move(path)), lock_(lock) {}
-DataDirectory::DataDirectory(DataDirectory&& other) noexcept
-    : path_(std::move(other.path_)), lock_(std::exchange(other.lock_, -1)) {}
-DataDirectory::~DataDirectory() {
-  if (lock_ >= 0) ::close(lock_);
-}
 
 Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, const RecordShape& shape) {
   std::error_code problem;
   std::filesystem::create_directories(path, problem);
   if (problem) return std::unexpected(system_error("make store " + path.string(), problem.value()));
 
-  const int lock = ::open((path / "LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-  if (lock < 0) return std::unexpected(system_error("open " + (path / "LOCK").string(), errno));
-  DataDirectory directory(path, lock);
-  if (::flock(lock, LOCK_EX | LOCK_NB) != 0) {
+  Descriptor lock(::open((path / "LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (lock.get() == -1) return std::unexpected(system_error("open " + (path / "LOCK").string(), errno));
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return std::unexpected(system_error("lock " + (path / "LOCK").string(), errno));
     return fail(ErrorKind::busy, "open store " + path.string() +
                                      ": another recalld has it open; stop that one, or choose another directory "
                                      "with --data");
   }
+  DataDirectory directory(path, std::move(lock));
 
   const std::filesystem::path file = path / "FORMAT";
   if (std::ifstream in(file, std::ios::binary); in) {

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <filesystem>
+#include <utility>
 
+#include "base/descriptor.h"
 #include "base/error.h"
 #include "memstore/chunk.h"
 
@@ -16,17 +18,14 @@ class DataDirectory {
   // it is damaged or missing beside a catalog.
   static Expected<DataDirectory> open(const std::filesystem::path& path, const RecordShape& shape);
 
-  ~DataDirectory();
-  DataDirectory(DataDirectory&& other) noexcept;
-  DataDirectory& operator=(DataDirectory&&) = delete;
-
   std::filesystem::path catalog() const { return path_ / "catalog"; }
   std::filesystem::path kv() const { return path_ / "kv"; }
 
  private:
-  DataDirectory(std::filesystem::path path, int lock);
+  DataDirectory(std::filesystem::path path, Descriptor lock) : path_(std::move(path)), lock_(std::move(lock)) {}
+
   std::filesystem::path path_;
-  int lock_;  // descriptor; the lock goes with it
+  Descriptor lock_;  // the lock goes with it
 };
 
 }  // namespace recalld

@@ -43,10 +43,6 @@ bool reserve(int descriptor, uint64_t bytes) {
 
 }  // namespace
 
-Descriptor::~Descriptor() {
-  if (value_ != -1) ::close(value_);
-}
-
 PosixFileIo::PosixFileIo(DirectIo direct) : direct_(direct), files_(io_files_max) {
   for (size_t i = io_files_max; i-- > 0;) free_.push_back(static_cast<int>(i));
 }

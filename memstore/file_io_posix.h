@@ -3,30 +3,12 @@
 
 #include <atomic>
 #include <mutex>
-#include <utility>
 #include <vector>
 
+#include "base/descriptor.h"
 #include "memstore/file_io.h"
 
 namespace recalld {
-
-// Owns a file descriptor.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int value) : value_(value) {}
-  Descriptor(Descriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(value_, other.value_);
-    return *this;
-  }
-  ~Descriptor();
-
-  int get() const { return value_; }
-
- private:
-  int value_ = -1;
-};
 
 class PosixFileIo : public FileIo {
  public:
