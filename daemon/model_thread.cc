@@ -41,7 +41,7 @@ void ModelThread::run() {
     while (!later_.empty() && later_.front().first <= now) {
       const MemoryId memory = later_.front().second;
       later_.pop_front();
-      if (in_line_.insert(memory).second) line_.push_back(memory);
+      line_.push_back(memory);
     }
 
     const bool encode_next = !line_.empty() && !stopping_;
@@ -61,7 +61,10 @@ void ModelThread::run() {
       const Outcome outcome = encode_(memory);
       lock.lock();
       if (outcome == Outcome::again && in_line_.insert(memory).second) line_.push_back(memory);
-      if (outcome == Outcome::later) later_.emplace_back(std::chrono::steady_clock::now() + retry_pause, memory);
+      if (outcome == Outcome::later) {
+        if (!in_line_.insert(memory).second) std::erase(line_, memory);  // asked for meanwhile: it pauses all the same
+        later_.emplace_back(std::chrono::steady_clock::now() + retry_pause, memory);
+      }
     } else if (stopping_) {
       return;
     } else if (later_.empty()) {

@@ -30,7 +30,7 @@ class ModelThread {
   void stop();
 
   void search(std::move_only_function<void()> job);
-  void encode(MemoryId memory);  // one that is in line already keeps its place
+  void encode(MemoryId memory);  // one that is in line, or pauses after a failure, keeps its place
 
  private:
   // Without this, a flood of searches would keep what was appended from ever being encoded.
@@ -44,7 +44,7 @@ class ModelThread {
   std::condition_variable changed_;
   std::deque<std::move_only_function<void()>> searches_;
   std::deque<MemoryId> line_;
-  std::unordered_set<MemoryId> in_line_;
+  std::unordered_set<MemoryId> in_line_;                                          // those of line_ and later_
   std::deque<std::pair<std::chrono::steady_clock::time_point, MemoryId>> later_;  // by time
   bool stopping_ = false;
   std::thread thread_;

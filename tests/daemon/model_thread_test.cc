@@ -80,6 +80,22 @@ TEST(ModelThread, AFailedEncodingIsTriedAgain) {
   EXPECT_EQ(second.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
 }
 
+TEST(ModelThread, AFailurePausesHoweverOftenItIsAskedFor) {
+  std::atomic<int> tries = 0;
+  std::promise<void> first;
+  ModelThread thread([&](MemoryId) {
+    if (++tries == 1) first.set_value();
+    return ModelThread::Outcome::later;
+  });
+  thread.encode(7);
+  first.get_future().wait();
+  for (int i = 0; i < 100; ++i) {
+    thread.encode(7);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_LE(tries, 2);
+}
+
 TEST(ModelThread, StopRunsTheSearchesThatWereAccepted) {
   std::atomic<int> ran = 0;
   ModelThread thread([](MemoryId) { return ModelThread::Outcome::again; });
