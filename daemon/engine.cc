@@ -135,7 +135,7 @@ class Engine::Impl {
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of those of the best that are not stored
   };
 
-  AppendBatch tokenise(AppendRequest request) const;
+  AppendBatch tokenise(AppendRequest request, int64_t now_us) const;
   void committed(Appended appended, AppendReply reply, bool wait, Done<AppendReply> done);
   void reply_when_searchable(MemoryId id, Waiter waiter);
   void release_waiters(MemoryId id, const Expected<MemoryInfo>& memory);
@@ -223,24 +223,25 @@ void Engine::Impl::append(AppendRequest request, Done<AppendReply> done) {
   AppendReply reply;
   reply.memory = request.memory;
   const bool wait = request.wait_searchable;
+  const int64_t now_us = options_.now_us();  // as it arrives, so that times follow the order of turns
   PendingAppend* place = appends_->enter(
       request.memory, bytes, [this, reply, wait, done = std::move(done)](Expected<Appended> appended) mutable {
         if (!appended) return done(std::unexpected(std::move(appended).error()));
         committed(*appended, std::move(reply), wait, std::move(done));
       });
-  boost::asio::post(tokenisers_, [this, place, request = std::move(request)]() mutable {
-    appends_->ready(place, tokenise(std::move(request)));
+  boost::asio::post(tokenisers_, [this, place, now_us, request = std::move(request)]() mutable {
+    appends_->ready(place, tokenise(std::move(request), now_us));
   });
 }
 
-AppendBatch Engine::Impl::tokenise(AppendRequest request) const {
+AppendBatch Engine::Impl::tokenise(AppendRequest request, int64_t now_us) const {
   AppendBatch batch;
-  batch.now_us = options_.now_us();
+  batch.now_us = now_us;
   batch.operation_digest = digest(request);
   batch.operation_id = std::move(request.operation_id);
   batch.memory = std::move(request.memory);
   for (auto& [turn, has_time] : request.turns) {
-    if (!has_time) turn.time_us = batch.now_us;
+    if (!has_time) turn.time_us = now_us;
     Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
     batch.turns.push_back({std::move(turn), std::move(tokens.ids), std::move(tokens.ends)});
   }

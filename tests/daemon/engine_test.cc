@@ -30,7 +30,7 @@ class EngineTest : public ::testing::Test {
     options.model = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
     options.memory_budget_bytes = 64 << 20;
     options.threads = threads;
-    options.now_us = [] { return int64_t{1'700'000'000'000'000}; };
+    options.now_us = [this] { return ++now_us_; };
     auto engine = Engine::open(std::move(options));
     ASSERT_TRUE(engine.has_value()) << engine.error().message;
     engine_ = *std::move(engine);
@@ -75,6 +75,7 @@ class EngineTest : public ::testing::Test {
   }
 
   TempDir directory_;
+  std::atomic<int64_t> now_us_ = 1'700'000'000'000'000;  // a clock that never stands still
   std::unique_ptr<Engine> engine_;
 };
 
@@ -156,7 +157,7 @@ TEST_F(EngineTest, ResultsAreTheSameAfterReopeningWithAnotherNumberOfThreads) {
   EXPECT_EQ(found, before->results.size());
 }
 
-TEST_F(EngineTest, AppendsOfOneCallerKeepTheirOrder) {
+TEST_F(EngineTest, AppendsOfOneCallerKeepTheirOrderAndTheirTimesFollowIt) {
   std::vector<std::future<Expected<AppendReply>>> replies;
   for (int i = 0; i < 200; ++i) {
     auto promise = std::make_shared<std::promise<Expected<AppendReply>>>();
@@ -171,6 +172,12 @@ TEST_F(EngineTest, AppendsOfOneCallerKeepTheirOrder) {
     ASSERT_TRUE(reply) << reply.error().message;
     EXPECT_EQ(reply->first_turn, i);
   }
+  const auto listed = answer<TurnsListReply>(
+      [&](auto done) { engine_->turns_list({.memory = "ordered", .first = 0, .limit = 1000}, std::move(done)); });
+  ASSERT_TRUE(listed) << listed.error().message;
+  ASSERT_EQ(listed->turns.size(), replies.size());
+  for (size_t i = 1; i < listed->turns.size(); ++i)
+    EXPECT_LT(listed->turns[i - 1].value.time_us, listed->turns[i].value.time_us) << i;
 }
 
 TEST_F(EngineTest, TheSameOperationAgainChangesNothing) {
