@@ -10,15 +10,17 @@
 
 #include <cerrno>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <thread>
 #include <utility>
 
 #include <spdlog/spdlog.h>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
+
+#include "base/descriptor.h"
 
 namespace recalld {
 namespace asio = boost::asio;
@@ -28,21 +30,6 @@ constexpr size_t path_bytes_max = sizeof(sockaddr_un::sun_path) - 1;
 constexpr int listen_backlog = 128;
 constexpr std::chrono::milliseconds accept_retry_interval{100};  // while the process is out of descriptors
 constexpr std::chrono::milliseconds directory_lock_wait_max{2'000};
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(other.release()) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-  int release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 sockaddr_un address_of(const std::filesystem::path& path) {
   sockaddr_un address{};
@@ -158,7 +145,10 @@ Server::~Server() {
 }
 
 void Server::start() {
-  asio::co_spawn(acceptor_.get_executor(), accept(), asio::detached);
+  asio::co_spawn(acceptor_.get_executor(), accept(), [](std::exception_ptr failure) {
+    // Memory ran out. A daemon that lives on and accepts nobody would be worse than one that ends.
+    if (failure) std::rethrow_exception(failure);
+  });
 }
 
 asio::awaitable<void> Server::accept() {
