@@ -19,7 +19,6 @@ class EncoderTest : public ::testing::Test {
   static constexpr uint64_t budget_bytes = uint64_t{32} << 20;
 
   void SetUp() override {
-    SCOPED_TRACE("seed " + std::to_string(seed));
     const auto checkpoint = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
     auto model = Ramba::open(checkpoint, Precision::automatic, Parts::lower, pool_);
     ASSERT_TRUE(model.has_value()) << model.error().message;
