@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
@@ -79,12 +80,13 @@ Expected<void> serve(const Options& options) {
 void raise_open_files_limit() {
   rlimit files{};
   if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
-  files.rlim_cur = std::min<rlim_t>(files.rlim_max, 16384);
+  files.rlim_cur = std::max(files.rlim_cur, std::min<rlim_t>(files.rlim_max, 16384));
   setrlimit(RLIMIT_NOFILE, &files);
 }
 
 int run(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
+  ::umask(0077);  // the store holds its owner's words: RocksDB, for one, makes files that everybody may read
   raise_open_files_limit();
   const auto command_line = read_options({argv, static_cast<size_t>(argc)}, process_environment());
   if (!command_line) {

@@ -1,40 +1,18 @@
 // The command line itself, as a process, against a daemon that answers what the test says.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <array>
-#include <cstdio>
 #include <fstream>
 
 #include "client/client.h"
 #include "fake_daemon.h"
+#include "tests/support/shell.h"
 
 namespace recalld::client {
 namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-struct Outcome {
-  int code = -1;
-  std::string output;  // of both streams
-};
-
-// Runs a shell command in which $RECALL is the binary.
-Outcome shell(const std::string& command) {
-  const std::string line = "RECALL='" RECALL_BINARY "'; { " + command + "\n} 2>&1";
-  Outcome outcome;
-  FILE* pipe = popen(line.c_str(), "r");
-  if (pipe == nullptr) return outcome;
-  std::array<char, 4096> buffer{};
-  for (size_t got = 0; (got = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-    outcome.output.append(buffer.data(), got);
-  }
-  const int status = pclose(pipe);
-  outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  return outcome;
-}
 
 FakeDaemon::Answer answer(const std::string& line, const Json& result) {
   return {Json{{"jsonrpc", "2.0"}, {"id", Json::parse(line)["id"]}, {"result", result}}.dump() + "\n"};

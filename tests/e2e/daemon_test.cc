@@ -3,14 +3,13 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include <array>
 #include <atomic>
-#include <cstdio>
 
 #include "client/append_stream.h"
 #include "client/client.h"
 #include "tests/support/daemon_process.h"
 #include "tests/support/raw_client.h"
+#include "tests/support/shell.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
@@ -78,24 +77,8 @@ void wait_until_encoded(Client& client) {
   FAIL() << "chunks still wait after a minute";
 }
 
-struct Outcome {
-  int code = -1;
-  std::string output;  // of both streams
-};
-
-// Runs a shell command in which $RECALL is the command line and $RECALLD_SOCKET names the daemon's socket.
 Outcome shell(const DaemonProcess& daemon, const std::string& command) {
-  const std::string line =
-      "export RECALLD_SOCKET='" + daemon.socket().string() + "'; RECALL='" RECALL_BINARY "'; { " + command + "\n} 2>&1";
-  Outcome outcome;
-  FILE* pipe = popen(line.c_str(), "r");
-  if (pipe == nullptr) return outcome;
-  std::array<char, 4096> buffer{};
-  for (size_t got = 0; (got = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;)
-    outcome.output.append(buffer.data(), got);
-  const int status = pclose(pipe);
-  outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  return outcome;
+  return recalld::shell("export RECALLD_SOCKET='" + daemon.socket().string() + "'; " + command);
 }
 
 class Daemon : public ::testing::Test {
@@ -160,7 +143,7 @@ TEST_F(Daemon, TheCommandLineAppendsSearchesAndInspects) {
   EXPECT_EQ(Json::parse(shell(daemon, "$RECALL stats --json").output).at("turns"), 61);
   EXPECT_EQ(shell(daemon, "$RECALL health").code, 0);
   const Outcome unknown = shell(daemon, "$RECALL search nowhere tide");
-  EXPECT_NE(unknown.code, 0);
+  EXPECT_EQ(unknown.code, 4);
   EXPECT_THAT(unknown.output, HasSubstr("nowhere"));
 }
 
@@ -285,6 +268,23 @@ TEST_F(Daemon, TheSocketOfAKilledDaemonIsTakenOverWithMode0600) {
   struct stat status {};
   ASSERT_EQ(::stat(daemon.socket().c_str(), &status), 0);
   EXPECT_EQ(status.st_mode & 0777, 0600u);
+}
+
+TEST_F(Daemon, WhatItStoresIsItsOwnersAlone) {
+  const mode_t umask_before = ::umask(0);
+  DaemonProcess daemon(directory());
+  ::umask(umask_before);
+  Client client = daemon.connect();
+  must(client.append(harbour_log("m", 60, 3)));
+  EXPECT_EQ(daemon.stop(), 0) << daemon.log();
+  using std::filesystem::perms;
+  const auto expect_private = [](const std::filesystem::path& path) {
+    EXPECT_EQ(std::filesystem::status(path).permissions() & (perms::group_all | perms::others_all), perms::none)
+        << path;
+  };
+  expect_private(directory() / "data");
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory() / "data"))
+    expect_private(entry.path());
 }
 
 TEST_F(Daemon, WrongUsageEndsWithStatus2AndSaysWhy) {
