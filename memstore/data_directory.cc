@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -11,10 +12,10 @@
 #include <sstream>
 #include <string>
 #include <system_error>
-#include <utility>
 
 #include "base/crc32c.h"
 #include "base/hash.h"
+#include "memstore/file_io_posix.h"
 
 namespace recalld {
 namespace {
@@ -68,19 +69,26 @@ Expected<void> write_durably(const std::filesystem::path& directory, const std::
   if (written < 0 || ::fsync(out.get()) != 0) return std::unexpected(system_error(action, errno));
   if (static_cast<size_t>(written) < text.size()) return std::unexpected(system_error(action, ENOSPC));
   if (::rename(fresh.c_str(), (directory / file).c_str()) != 0) return std::unexpected(system_error(action, errno));
+  return sync_directory(directory);
+}
 
-  const Descriptor entries(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (entries.get() == -1 || ::fsync(entries.get()) != 0) return std::unexpected(system_error(action, errno));
-  return {};
+// Makes the directory, durably, when it is not there. What is in it are users' words: nobody else may look.
+Expected<void> make_private(const std::filesystem::path& path) {
+  std::error_code problem;
+  const std::filesystem::path whole = std::filesystem::absolute(path / "", problem).parent_path();
+  if (!problem) std::filesystem::create_directories(whole.parent_path(), problem);
+  if (!problem && ::mkdir(whole.c_str(), 0700) != 0) {
+    if (errno == EEXIST) return {};
+    problem = {errno, std::generic_category()};
+  }
+  if (problem) return std::unexpected(system_error("make store " + path.string(), problem.value()));
+  return sync_directory(whole.parent_path());
 }
 
 }  // namespace
 
 Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, const RecordShape& shape) {
-  std::error_code problem;
-  std::filesystem::create_directories(path, problem);
-  if (problem) return std::unexpected(system_error("make store " + path.string(), problem.value()));
-
+  RECALLD_CHECK(make_private(path));
   Descriptor lock(::open((path / "LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (lock.get() == -1) return std::unexpected(system_error("open " + (path / "LOCK").string(), errno));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -99,6 +107,7 @@ Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, c
     if (found != stamp_of(shape)) return std::unexpected(refusal(file, found, shape));
     return directory;
   }
+  std::error_code problem;
   if (std::filesystem::exists(directory.catalog(), problem))
     return fail(ErrorKind::corrupt, "open store: " + file.string() +
                                         " is missing or cannot be read, beside a catalog; restore it from a backup");

@@ -13,9 +13,9 @@ namespace recalld {
 // Holds DATA/LOCK for as long as it lives. Move-only.
 class DataDirectory {
  public:
-  // Makes the directory and its stamp (DATA/FORMAT) when they are not there. Fails with busy when another process has
-  // the directory, with invalid_request when the stamp is of another format, record shape or model, with corrupt when
-  // it is damaged or missing beside a catalog.
+  // Makes the directory, which only its owner may enter, and its stamp (DATA/FORMAT) when they are not there. Fails
+  // with busy when another process has the directory, with invalid_request when the stamp is of another format, record
+  // shape or model, with corrupt when it is damaged or missing beside a catalog.
   static Expected<DataDirectory> open(const std::filesystem::path& path, const RecordShape& shape);
 
   std::filesystem::path catalog() const { return path_ / "catalog"; }

@@ -72,7 +72,7 @@ class FileIo {
 
   virtual Expected<void> sync(int file) = 0;  // what was written is durable on return
 
-  // Returns the space of [offset, offset + bytes); the range then reads as zeros.
+  // Returns the space of [offset, offset + bytes), where the file system can; the range then reads as zeros.
   virtual Expected<void> punch(int file, uint64_t offset, uint64_t bytes) = 0;
   virtual Expected<void> remove(const std::filesystem::path& path) = 0;  // durable on return; not_found
 

@@ -4,11 +4,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string_view>
 
 namespace recalld {
 namespace {
+
+constexpr uint64_t zeros_bytes_max = uint64_t{256} << 10;  // written at a time where a file system makes no holes
 
 // Repeats a system call that a signal interrupted.
 template <class Call>
@@ -27,11 +30,7 @@ std::unexpected<Error> failed(std::string_view action, const std::filesystem::pa
 
 // Makes the entries of the directory durable that `path` lies in.
 Expected<void> sync_parent(const std::filesystem::path& path) {
-  const std::filesystem::path parent = path.has_parent_path() ? path.parent_path() : ".";
-  const Descriptor directory(uninterrupted([&] { return ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
-  if (directory.get() == -1) return failed("open directory", parent);
-  if (uninterrupted([&] { return ::fsync(directory.get()); }) == -1) return failed("sync directory", parent);
-  return {};
+  return sync_directory(path.has_parent_path() ? path.parent_path() : ".");
 }
 
 // Reserves the space of a new file; where the file system cannot, only its size is set.
@@ -42,6 +41,13 @@ bool reserve(int descriptor, uint64_t bytes) {
 }
 
 }  // namespace
+
+Expected<void> sync_directory(const std::filesystem::path& directory) {
+  const Descriptor open(uninterrupted([&] { return ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); }));
+  if (open.get() == -1) return failed("open directory", directory);
+  if (uninterrupted([&] { return ::fsync(open.get()); }) == -1) return failed("sync directory", directory);
+  return {};
+}
 
 PosixFileIo::PosixFileIo(DirectIo direct) : direct_(direct), files_(io_files_max) {
   for (size_t i = io_files_max; i-- > 0;) free_.push_back(static_cast<int>(i));
@@ -158,8 +164,16 @@ Expected<void> PosixFileIo::punch(int handle, uint64_t offset, uint64_t bytes) {
     return ::fallocate(of.descriptor.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
                        static_cast<off_t>(bytes));
   });
-  if (punched == -1)
+  if (punched == 0) return {};
+  if (errno != EOPNOTSUPP)
     return failed("return " + std::to_string(bytes) + " bytes at " + std::to_string(offset) + " of", of.path);
+  const AlignedBuffer zeros(std::min<uint64_t>(bytes, zeros_bytes_max));
+  std::ranges::fill(zeros.bytes(), std::byte{0});
+  for (uint64_t done = 0; done < bytes; done += zeros_bytes_max) {
+    const FileWrite write{handle, offset + done,
+                          zeros.bytes().first(std::min<uint64_t>(bytes - done, zeros_bytes_max))};
+    RECALLD_CHECK(this->write({&write, 1}));
+  }
   return {};
 }
 

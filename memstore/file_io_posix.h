@@ -10,6 +10,9 @@
 
 namespace recalld {
 
+// Makes the entries of a directory durable.
+Expected<void> sync_directory(const std::filesystem::path& directory);
+
 class PosixFileIo : public FileIo {
  public:
   explicit PosixFileIo(DirectIo direct);

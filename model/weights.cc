@@ -3,11 +3,13 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <utility>
+
+#include "base/descriptor.h"
 
 namespace recalld {
 namespace {
@@ -31,24 +33,16 @@ std::string shape_text(const std::vector<size_t>& shape) {
 }
 
 Expected<ByteView> map_file(const std::filesystem::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) return std::unexpected(system_error("open " + path.string(), errno));
+  const Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (descriptor.get() < 0) return std::unexpected(system_error("open " + path.string(), errno));
   struct stat status {};
-  Expected<ByteView> mapped;
-  if (::fstat(descriptor, &status) != 0) {
-    mapped = std::unexpected(system_error("stat " + path.string(), errno));
-  } else if (!S_ISREG(status.st_mode) || status.st_size < 8) {
-    mapped = fail(ErrorKind::corrupt, path.string() + " is no safetensors file: it is shorter than its own header");
-  } else {
-    const auto bytes = static_cast<size_t>(status.st_size);
-    void* data = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (data == MAP_FAILED)
-      mapped = std::unexpected(system_error("map " + path.string(), errno));
-    else
-      mapped = ByteView(static_cast<const std::byte*>(data), bytes);
-  }
-  ::close(descriptor);
-  return mapped;
+  if (::fstat(descriptor.get(), &status) != 0) return std::unexpected(system_error("stat " + path.string(), errno));
+  if (!S_ISREG(status.st_mode) || status.st_size < 8)
+    return fail(ErrorKind::corrupt, path.string() + " is no safetensors file: it is shorter than its own header");
+  const auto bytes = static_cast<size_t>(status.st_size);
+  void* data = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, descriptor.get(), 0);
+  if (data == MAP_FAILED) return std::unexpected(system_error("map " + path.string(), errno));
+  return ByteView(static_cast<const std::byte*>(data), bytes);
 }
 
 }  // namespace

@@ -256,6 +256,23 @@ TEST_P(FileIoTest, PunchedSpaceReadsAsZerosAndIsReturned) {
   EXPECT_TRUE(is_filled(buffer.bytes().subspan(24 * io_alignment), 24 * io_alignment));
 }
 
+TEST_P(FileIoTest, AFileSystemWithoutHolesAndReservationsHoldsZerosInstead) {
+  constexpr uint64_t blocks = 200;  // more than one write of zeros
+  int file = -1;
+  with_refused_call(SYS_fallocate, EOPNOTSUPP, [&] {
+    file = create("file", (blocks + 2) * io_alignment);
+    write_blocks(file, 0, blocks + 2);
+    const auto punched = io_->punch(file, io_alignment, blocks * io_alignment);
+    EXPECT_TRUE(punched) << punched.error().message;
+  });
+  const AlignedBuffer buffer((blocks + 2) * io_alignment);
+  const FileRead read{file, 0, buffer.bytes()};
+  ASSERT_TRUE(io_->read({&read, 1}));
+  EXPECT_TRUE(is_filled(buffer.bytes().first(io_alignment), 0));
+  EXPECT_TRUE(is_zero(buffer.bytes().subspan(io_alignment, blocks * io_alignment)));
+  EXPECT_TRUE(is_filled(buffer.bytes().last(io_alignment), (blocks + 1) * io_alignment));
+}
+
 TEST_P(FileIoTest, CreatedFilesHaveTheirSizeAndAreNeverOverwritten) {
   create("file", 3 * io_alignment);
   EXPECT_EQ(std::filesystem::file_size(path("file")), 3 * io_alignment);

@@ -572,6 +572,10 @@ TEST_F(StoreOnAFaultyDiskTest, AnErasureThatWasCutOffIsGoneAtOnceAndFinishedByTh
 
 // ---- Opening
 
+TEST_F(StoreTest, NobodyElseMayLookIntoTheDirectory) {
+  EXPECT_EQ(std::filesystem::status(data()).permissions(), std::filesystem::perms::owner_all);
+}
+
 TEST_F(StoreTest, ASecondOpenIsRefusedWhileTheFirstHoldsTheDirectory) {
   const auto second = try_open(options());
   ASSERT_FALSE(second);
