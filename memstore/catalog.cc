@@ -30,23 +30,15 @@ constexpr uint64_t wal_bytes_max = uint64_t{64} << 20;
 constexpr size_t log_file_bytes_max = size_t{1} << 20;
 constexpr uint64_t manifest_bytes_max = uint64_t{4} << 20;
 
-Error error_of(const rocksdb::Status& status, std::string_view action) {
-  ErrorKind kind = ErrorKind::internal;
-  if (status.IsCorruption()) {
-    kind = ErrorKind::corrupt;
-  } else if (status.IsNoSpace()) {
-    kind = ErrorKind::full;
-  } else if (status.IsIOError()) {
-    kind = ErrorKind::io;
-  } else if (status.IsBusy() || status.IsTryAgain()) {
-    kind = ErrorKind::busy;
-  }
-  return {kind, std::string(action) + " the catalog: " + status.ToString()};
-}
-
 Expected<void> checked(const rocksdb::Status& status, std::string_view action) {
   if (status.ok()) return {};
-  return std::unexpected(error_of(status, action));
+  const std::string message = std::string(action) + " the catalog: " + status.ToString();
+  if (status.IsCorruption()) return fail(ErrorKind::corrupt, message + "; run recall verify");
+  if (status.IsNoSpace()) return fail(ErrorKind::full, message + "; make room on its disk");
+  // RocksDB takes no more writes after one that failed, until it is opened again.
+  if (status.IsIOError()) return fail(ErrorKind::io, message + "; look after its disk and restart recalld");
+  if (status.IsBusy() || status.IsTryAgain()) return fail(ErrorKind::busy, message + "; try again");
+  return fail(ErrorKind::internal, message);
 }
 
 // The smallest key after all keys that begin with `prefix`; empty when there is none.
