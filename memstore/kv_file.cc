@@ -28,18 +28,6 @@ std::optional<uint32_t> segment_number(const std::filesystem::path& path) {
   return segment;
 }
 
-// The numbers of the segments in a directory, in no order.
-Expected<std::vector<uint32_t>> segments_in(const std::filesystem::path& directory) {
-  std::vector<uint32_t> segments;
-  std::error_code error;
-  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
-       entry.increment(error)) {
-    if (const auto segment = segment_number(entry->path())) segments.push_back(*segment);
-  }
-  if (error) return std::unexpected(system_error("list " + directory.string(), error.value()));
-  return segments;
-}
-
 // A segment that is missing or too short for what the catalog says cannot be mended here.
 std::unexpected<Error> damaged(Error error) {
   if (error.kind == ErrorKind::not_found) error.kind = ErrorKind::corrupt;
@@ -83,7 +71,7 @@ Expected<std::unique_ptr<KvFile>> KvFile::open(std::filesystem::path directory, 
   assert(kv_bytes > 0);
   std::unique_ptr<KvFile> file(new KvFile(std::move(directory), kv_bytes, std::move(io), next));
   RECALLD_CHECK(file->io_->make_directory(file->directory_));
-  RECALLD_TRY(const std::vector<uint32_t> segments, segments_in(file->directory_));
+  RECALLD_TRY(const std::vector<uint32_t> segments, file->segments());
   const uint32_t first_leftover = file->next_.segment + (file->next_.slot > 0 ? 1 : 0);
   for (const uint32_t segment : segments) {
     if (segment >= first_leftover) RECALLD_CHECK(file->io_->remove(file->path(segment)));
@@ -178,6 +166,17 @@ Expected<void> KvFile::punch(const OpenSegment& segment, std::span<const KvPlace
   return io_->sync(segment.file());
 }
 
+Expected<std::vector<uint32_t>> KvFile::segments() const {
+  std::vector<uint32_t> segments;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory_, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (const auto segment = segment_number(entry->path())) segments.push_back(*segment);
+  }
+  if (error) return std::unexpected(system_error("list " + directory_.string(), error.value()));
+  return segments;
+}
+
 Expected<void> KvFile::remove(std::span<const uint32_t> segments) {
   for (const uint32_t segment : segments) {
     assert(segment != next().segment);
@@ -191,9 +190,9 @@ Expected<void> KvFile::remove(std::span<const uint32_t> segments) {
 }
 
 Expected<KvFile::Usage> KvFile::usage() const {
-  RECALLD_TRY(const std::vector<uint32_t> segments, segments_in(directory_));
+  RECALLD_TRY(const std::vector<uint32_t> numbers, segments());
   Usage usage;
-  for (const uint32_t segment : segments) {
+  for (const uint32_t segment : numbers) {
     struct stat status {};
     if (::stat(path(segment).c_str(), &status) != 0) continue;  // removed meanwhile
     ++usage.segments;

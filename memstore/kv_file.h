@@ -58,6 +58,9 @@ class KvFile {
   // its segment, is skipped, so that a caller can repeat after a crash.
   Expected<void> release(std::span<const KvPlace> places);
 
+  // The numbers of all segments that there are, in no order.
+  Expected<std::vector<uint32_t>> segments() const;
+
   // Removes whole segments, durably; never the one that next() is in. Missing ones are skipped.
   Expected<void> remove(std::span<const uint32_t> segments);
 

@@ -70,10 +70,11 @@ class Store::Impl {
   std::vector<MemoryId> unencoded(MemoryId after, size_t limit) const;
   Expected<ChunkEntry> chunk(MemoryId id, uint64_t chunk) const;
   Expected<void> fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out) const;
+  Expected<std::vector<Bf16>> landmark(MemoryId id, uint64_t chunk) const;
+  Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool);
   Expected<StoreStats> stats() const;
 
   const Journal& journal() const { return journal_; }
-  LandmarkIndex& landmarks() { return landmarks_; }
 
   // Reads from a memory that may be erased meanwhile: what is then missing or torn is no damage.
   template <class Read>
@@ -176,7 +177,13 @@ Expected<void> Store::Impl::load(std::unique_ptr<FileIo> io) {
     RECALLD_TRY(found, rows.next());
   }
 
+  // What lies from `next` on is about to be removed: it must be what no chunk names.
+  if (!live_.empty() && next <= KvPlace{live_.rbegin()->first, 0})
+    return std::unexpected(damaged_row("the next record"));
   RECALLD_TRY(kv_, KvFile::open(directory_.kv(), shape_.kv_bytes, std::move(io), next));
+  // A write of the catalog that failed may have left segments behind `next` that no chunk names either.
+  RECALLD_TRY(const std::vector<uint32_t> segments, kv_->segments());
+  for (const uint32_t segment : segments) live_.try_emplace(segment, 0);
   for (const MemoryId id : erased) {
     RECALLD_CHECK(remove_rows(id));
     RECALLD_CHECK(finish_erase(id));
@@ -258,12 +265,7 @@ Expected<std::vector<Expected<Appended>>> Store::Impl::append(std::span<const Ap
   staged.next_memory = next_memory_;
   std::vector<Expected<Appended>> replies;
   replies.reserve(batches.size());
-  for (const AppendBatch& batch : batches) {
-    replies.push_back(stage(batch, staged, rows));
-    // A disk that cannot be read says nothing about one batch; a refusal is that batch's own.
-    if (!replies.back() && replies.back().error().kind != ErrorKind::invalid_request)
-      return std::unexpected(std::move(replies.back()).error());
-  }
+  for (const AppendBatch& batch : batches) replies.push_back(stage(batch, staged, rows));
   if (staged.records.empty()) return replies;
 
   for (const auto& [id, record] : staged.records)
@@ -280,6 +282,7 @@ Expected<std::vector<Expected<Appended>>> Store::Impl::append(std::span<const Ap
   return replies;
 }
 
+// Adds nothing to the rows when it fails, so that a batch fails alone.
 Expected<Appended> Store::Impl::stage(const AppendBatch& batch, Staged& staged, Catalog::Batch& rows) const {
   if (batch.turns.empty())
     return fail(ErrorKind::invalid_request, "append to " + in_quotes(batch.memory) + ": no turns");
@@ -441,6 +444,20 @@ Expected<void> Store::Impl::fetch(MemoryId id, std::span<const uint64_t> chunks,
                                         std::to_string(entries[i].slot) + ": checksum mismatch; run recall verify");
   }
   return {};
+}
+
+Expected<std::vector<Bf16>> Store::Impl::landmark(MemoryId id, uint64_t chunk) const {
+  RECALLD_CHECK(this->chunk(id, chunk));
+  return landmarks_.landmark(id, chunk);
+}
+
+Expected<std::vector<ScoredChunk>> Store::Impl::top_k(MemoryId id, std::span<const Bf16> query, size_t k,
+                                                      WorkerPool& pool) {
+  auto best =
+      read(id, [&](const MemoryInfo& info) { return landmarks_.top_k(id, info.encoded_chunks, query, k, pool); });
+  // The scan may have cached pages of a memory that was erased, and forgotten, after it had begun.
+  if (!memory(id)) landmarks_.forget(id);
+  return best;
 }
 
 // ---- Erase: the memory is gone durably at once, then its space is returned. An open goes on with what a crash left.
@@ -642,10 +659,7 @@ Expected<ChunkEntry> Store::chunk(MemoryId id, uint64_t chunk) const {
 }
 
 Expected<std::vector<Bf16>> Store::landmark(MemoryId id, uint64_t chunk) const {
-  return impl_->read(id, [&](const MemoryInfo&) -> Expected<std::vector<Bf16>> {
-    RECALLD_CHECK(impl_->chunk(id, chunk));
-    return impl_->landmarks().landmark(id, chunk);
-  });
+  return impl_->read(id, [&](const MemoryInfo&) { return impl_->landmark(id, chunk); });
 }
 
 Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out) const {
@@ -654,8 +668,7 @@ Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteS
 
 Expected<std::vector<ScoredChunk>> Store::top_k(MemoryId id, std::span<const Bf16> query, size_t k,
                                                 WorkerPool& pool) const {
-  return impl_->read(
-      id, [&](const MemoryInfo& info) { return impl_->landmarks().top_k(id, info.encoded_chunks, query, k, pool); });
+  return impl_->top_k(id, query, k, pool);
 }
 
 Expected<StoreStats> Store::stats() const {

@@ -120,8 +120,9 @@ class Store {
   ~Store();  // writes out what is buffered
 
   // ---- The journal
-  // Commits all batches in one synced write, all or none; the reply to each, in order. A batch whose operation_id is
-  // known with another digest fails alone with invalid_request. The outer error means that nothing was written.
+  // Commits all batches in one synced write, all or none; the reply to each, in order. A batch fails alone when its
+  // operation_id is known with another digest (invalid_request) or cannot be looked up (corrupt, io). The outer error
+  // means that nothing was written.
   Expected<std::vector<Expected<Appended>>> append(std::span<const AppendBatch> batches);
 
   Expected<MemoryInfo> memory(std::string_view name) const;  // not_found

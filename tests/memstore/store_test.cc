@@ -6,12 +6,15 @@
 #include <atomic>
 #include <chrono>
 #include <fstream>
+#include <functional>
 #include <iomanip>
 #include <random>
 #include <sstream>
 #include <thread>
 
 #include "base/crc32c.h"
+#include "memstore/catalog.h"
+#include "memstore/rows.h"
 #include "memstore/turn.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/temp_dir.h"
@@ -86,6 +89,19 @@ class StoreTest : public ::testing::Test {
     auto store = try_open(options(budget_bytes));
     ASSERT_TRUE(store) << store.error().message;
     store_ = *std::move(store);
+  }
+
+  // Changes rows of the closed store behind its back, and opens it again as far as it can.
+  Expected<void> tamper(const std::function<void(Catalog::Batch&)>& change) {
+    store_.reset();
+    {
+      RECALLD_TRY(const auto catalog, Catalog::open({data() / "catalog", 4 << 20, 1 << 20}));
+      Catalog::Batch rows(*catalog);
+      change(rows);
+      RECALLD_CHECK(catalog->write(rows));
+    }
+    RECALLD_TRY(store_, try_open(options()));
+    return {};
   }
 
   std::filesystem::path data() const { return directory_.path() / "data"; }
@@ -219,6 +235,22 @@ TEST_F(StoreTest, AnOperationSentTwiceIsCarriedOutOnceAlsoWithinOneGroupAndAfter
   EXPECT_EQ(again.end_token, replies->at(0)->end_token);
   EXPECT_EQ(store_->memory("m")->turns, 2u);
   EXPECT_FALSE(append(batch("other", {new_turn("once")}, "id 1", "what")).repeated);
+}
+
+TEST_F(StoreTest, AnOperationThatCannotBeReadFailsItsOwnBatchAlone) {
+  const MemoryId id = append(batch("a", {new_turn("first")}, "op", "what")).id;
+  const auto opened = tamper([&](auto& rows) { rows.put(Family::operations, operation_key(id, "op"), "damaged"); });
+  ASSERT_TRUE(opened) << opened.error().message;
+  const std::vector<AppendBatch> group{batch("b", {new_turn("other")}), batch("a", {new_turn("again")}, "op", "what"),
+                                       batch("a", {new_turn("second")})};
+  const auto replies = store_->append(group);
+  ASSERT_TRUE(replies) << replies.error().message;
+  EXPECT_TRUE(replies->at(0));
+  ASSERT_FALSE(replies->at(1));
+  EXPECT_EQ(replies->at(1).error().kind, ErrorKind::corrupt);
+  ASSERT_TRUE(replies->at(2));
+  EXPECT_EQ(replies->at(2)->first_turn, 1u);
+  EXPECT_EQ(store_->memory("a")->turns, 2u);
 }
 
 TEST_F(StoreTest, MemoriesAreListedByNameInPages) {
@@ -627,6 +659,28 @@ TEST_F(StoreTest, ADirectoryWithoutOurStampIsRefusedClearly) {
   EXPECT_EQ(opened.error().kind, ErrorKind::corrupt);
 }
 
+TEST_F(StoreTest, SegmentsThatNoChunkNamesAreRemovedOnOpening) {
+  const MemoryId id = fill("m", 3);
+  const auto segment = [&](uint32_t number) { return data() / "kv" / segment_name(number); };
+  for (const uint32_t number : {1, 2, 3, 4}) std::ofstream(segment(number)) << "left behind";
+  const auto opened = tamper([](auto& rows) {
+    rows.put(Family::counters, next_place_key, recalld::encode(KvPlace{.segment = 3, .slot = 2}));
+  });
+  ASSERT_TRUE(opened) << opened.error().message;
+  for (const uint32_t number : {1, 2, 4}) EXPECT_FALSE(std::filesystem::exists(segment(number))) << number;
+  EXPECT_TRUE(std::filesystem::exists(segment(3)));  // the next record goes there
+  std::vector<std::byte> kv(kv_bytes);
+  EXPECT_TRUE(store_->fetch(id, std::vector<uint64_t>{2}, kv));
+}
+
+TEST_F(StoreTest, ACatalogThatForgotWhereTheNextRecordGoesCostsNoSegment) {
+  fill("m", 3);
+  const auto opened = tamper([](auto& rows) { rows.remove(Family::counters, next_place_key); });
+  ASSERT_FALSE(opened);
+  EXPECT_EQ(opened.error().kind, ErrorKind::corrupt);
+  EXPECT_TRUE(std::filesystem::exists(data() / "kv" / segment_name(0)));
+}
+
 TEST_F(StoreTest, ABudgetUnderEightMiBIsRefused) {
   store_.reset();
   const auto opened = try_open(options((8 << 20) - 1));
@@ -643,7 +697,7 @@ TEST_F(StoreTest, AHundredThousandTurnsAreAppendedAndReadBackQuickly) {
   const MemoryId id = store_->memory("m")->id;
   EXPECT_EQ(store_->tokens(id, 0, tokens)->size(), tokens);
   for (uint64_t token = 0; token < tokens; token += 3001) EXPECT_EQ(passage(id, token, token + 1).size(), 4u);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));  // 2 s on an idle machine
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::minutes(1));  // 2 s on an idle machine
 }
 
 // ---- Together
@@ -652,6 +706,7 @@ TEST_F(StoreTest, AppendsPutsSearchesAndErasuresGoOnAtOnce) {
   std::atomic<bool> stop = false;
   const MemoryId steady = fill("steady", 600);
   const auto expected = top_k(steady, 10);
+  const uint64_t cached_bytes = store_->stats()->landmark_cache_bytes;
   std::vector<std::thread> threads;
   threads.emplace_back([&] {
     for (int i = 0; !stop; ++i) append(batch("m" + std::to_string(i % 3), {turn_of_tokens(150)}));
@@ -696,6 +751,8 @@ TEST_F(StoreTest, AppendsPutsSearchesAndErasuresGoOnAtOnce) {
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();
+  for (const char* name : {"m0", "m1", "m2"}) static_cast<void>(store_->erase(name));
+  EXPECT_EQ(store_->stats()->landmark_cache_bytes, cached_bytes);  // nothing of what is gone
   open();
   EXPECT_EQ(top_k(steady, 10), expected);
 }
