@@ -81,8 +81,7 @@ Expected<Client> connect(const Globals& globals, bool wait_for_ever = false) {
 
 // Calls one method and prints its result: as it is with --json, else as report() words it.
 template <class Reply>
-int call_and_report(const Globals& globals, std::string_view method, Json params,
-                    const std::function<std::string(const Reply&, const Style&)>& to_text) {
+int call_and_report(const Globals& globals, std::string_view method, Json params = Json::object()) {
   auto client = connect(globals);
   if (!client) return fail_with(client.error(), exit_no_daemon);
   const auto result = client->call(method, std::move(params));
@@ -90,7 +89,7 @@ int call_and_report(const Globals& globals, std::string_view method, Json params
   if (globals.json) return print_line(*result);
   const auto reply = decode<Reply>(*result);
   if (!reply) return fail_with(reply.error());
-  return print(to_text(*reply, Style::of_standard_output()));
+  return print(report(*reply, Style::of_standard_output()));
 }
 
 // ---- append
@@ -298,8 +297,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
         if (!arguments->request.query.empty()) arguments->request.query += ' ';
         arguments->request.query += word;
       }
-      return call_and_report<SearchReply>(globals, "search", params(arguments->request),
-                                          [](const auto& reply, const Style& style) { return report(reply, style); });
+      return call_and_report<SearchReply>(globals, "search", params(arguments->request));
     };
   });
 }
@@ -327,10 +325,7 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* get = command->add_subcommand("get", "Show one memory");
   get->add_option("MEMORY", *name)->required();
   get->callback([&globals, &run, name] {
-    run = [&globals, name] {
-      return call_and_report<Memory>(globals, "memories.get", {{"memory", *name}},
-                                     [](const auto& reply, const Style& style) { return report(reply, style); });
-    };
+    run = [&globals, name] { return call_and_report<Memory>(globals, "memories.get", {{"memory", *name}}); };
   });
 
   CLI::App* erase = command->add_subcommand("delete", "Delete one memory, for good");
@@ -374,27 +369,20 @@ void add_chunks(CLI::App& app, const Globals& globals, Run& run) {
                            [](const Json& page, bool) { return page_text<ChunksReply>(page); });
       }
       return call_and_report<Chunk>(globals, "chunks.get",
-                                    {{"memory", arguments->list.memory}, {"chunk", *arguments->chunk}},
-                                    [](const auto& reply, const Style& style) { return report(reply, style); });
+                                    {{"memory", arguments->list.memory}, {"chunk", *arguments->chunk}});
     };
   });
 }
 
 void add_inspection(CLI::App& app, const Globals& globals, Run& run) {
   app.add_subcommand("stats", "Print the daemon's figures")->callback([&globals, &run] {
-    run = [&globals] { return call_and_report<Json>(globals, "stats", Json::object(), report_object); };
+    run = [&globals] { return call_and_report<Json>(globals, "stats"); };
   });
   app.add_subcommand("health", "Say whether the daemon is ready and how much waits")->callback([&globals, &run] {
-    run = [&globals] {
-      return call_and_report<Health>(globals, "health", Json::object(),
-                                     [](const auto& reply, const Style& style) { return report(reply, style); });
-    };
+    run = [&globals] { return call_and_report<Health>(globals, "health"); };
   });
   app.add_subcommand("version", "Print the daemon's version and model")->callback([&globals, &run] {
-    run = [&globals] {
-      return call_and_report<Version>(globals, "version", Json::object(),
-                                      [](const auto& reply, const Style& style) { return report(reply, style); });
-    };
+    run = [&globals] { return call_and_report<Version>(globals, "version"); };
   });
 }
 

@@ -290,7 +290,7 @@ std::string report(const AppendStream::Total& total, std::string_view memory, do
   return out + ".\n";
 }
 
-std::string report_object(const Json& object, const Style& style) {
+std::string report(const Json& object, const Style& style) {
   std::vector<std::pair<std::string, std::string>> rows;
   flatten(object, "", rows);
   return rows_text(rows, style);

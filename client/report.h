@@ -30,6 +30,6 @@ std::string report(const Health& health, const Style& style);
 std::string report(const AppendStream::Total& total, std::string_view memory, double seconds);
 
 // Any JSON object as aligned lines "name  value"; sizes in bytes also readably.
-std::string report_object(const Json& object, const Style& style);
+std::string report(const Json& object, const Style& style);
 
 }  // namespace recalld::client

@@ -93,7 +93,7 @@ TEST(Report, TokensAreNeverCutByTheEndOfALine) {
 }
 
 TEST(Report, ObjectIsFlattenedWithReadableSizes) {
-  const std::string text = report_object({{"store", {{"kv_bytes_on_disk", 16'384}}}, {"device", "cpu"}}, Style{});
+  const std::string text = report(Json{{"store", {{"kv_bytes_on_disk", 16'384}}}, {"device", "cpu"}}, Style{});
   EXPECT_THAT(text, HasSubstr("store.kv_bytes_on_disk  16,384 (16.0 KiB)"));
   EXPECT_THAT(text, HasSubstr("device                  cpu"));
 }
