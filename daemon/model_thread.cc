@@ -48,7 +48,7 @@ void ModelThread::run() {
     if (!searches_.empty() && (searches_in_a_row < searches_in_a_row_max || !encode_next)) {
       auto job = std::move(searches_.front());
       searches_.pop_front();
-      ++searches_in_a_row;
+      searches_in_a_row = encode_next ? searches_in_a_row + 1 : 0;
       lock.unlock();
       job();
       lock.lock();
