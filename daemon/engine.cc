@@ -176,8 +176,17 @@ class Engine::Impl {
 Expected<void> Engine::Impl::open() {
   RECALLD_TRY(model_, Ramba::open(options_.model, options_.precision, Parts::lower, *pool_));
   const Config& config = model_->config();
+  if (!config.has_tokenizer)
+    return fail(ErrorKind::invalid_request, "open model " + options_.model.string() +
+                                                ": its config.json names no SentencePiece tokenizer, without which "
+                                                "no text can be read; give another checkpoint with --model");
   RECALLD_TRY(tokenizer_,
               Tokenizer::open(options_.model / "tokenizer.model", config.recall_token_id, config.newline_token_id));
+  if (tokenizer_->vocab_size() > config.vocab_size)
+    return fail(ErrorKind::invalid_request,
+                "open model " + options_.model.string() + ": its tokenizer has " +
+                    std::to_string(tokenizer_->vocab_size()) + " pieces, its config.json says vocab_size " +
+                    std::to_string(config.vocab_size) + "; give a checkpoint whose files belong together with --model");
 
   // The budget: an eighth for recurrent states, an eighth for appends on their way, the rest for the store.
   const uint64_t state_bytes_max = options_.memory_budget_bytes / 8;

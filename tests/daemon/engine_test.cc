@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <future>
+#include <sstream>
 
 #include "tests/support/temp_dir.h"
 
@@ -78,6 +81,34 @@ class EngineTest : public ::testing::Test {
   std::atomic<int64_t> now_us_ = 1'700'000'000'000'000;  // a clock that never stands still
   std::unique_ptr<Engine> engine_;
 };
+
+TEST(EngineOpen, RefusesACheckpointWhoseTokenizerIsMissingOrAnothers) {
+  const std::filesystem::path source = RECALLD_SOURCE_DIR;
+  const TempDir directory;
+  const std::filesystem::path model = directory.path() / "model";
+  std::filesystem::copy(source / "tests/golden/variant", model);
+  const auto refusal = [&] {
+    EngineOptions options;
+    options.data = directory.path() / "data";
+    options.model = model;
+    const auto engine = Engine::open(std::move(options));
+    return engine ? Error{ErrorKind::internal, "opened"} : engine.error();
+  };
+  EXPECT_EQ(refusal().kind, ErrorKind::invalid_request);
+  EXPECT_THAT(refusal().message, HasSubstr("names no SentencePiece tokenizer"));
+
+  std::filesystem::copy(source / "model/default/tokenizer.model", model);
+  std::stringstream text;
+  text << std::ifstream(model / "config.json").rdbuf();
+  std::string config = text.str();
+  const std::string none = R"("tokenizer": "none")";
+  ASSERT_NE(config.find(none), std::string::npos);
+  config.replace(config.find(none), none.size(),
+                 R"("tokenizer": "sentencepiece", "recall_token_id": 3, "newline_token_id": 6)");
+  std::ofstream(model / "config.json") << config;
+  EXPECT_EQ(refusal().kind, ErrorKind::invalid_request);
+  EXPECT_THAT(refusal().message, HasSubstr("8192 pieces"));
+}
 
 TEST_F(EngineTest, FindsAFactAmongManyTurnsAndSaysWhereItStands) {
   auto log = harbour_log(200);
