@@ -16,6 +16,9 @@ constexpr std::string_view space_mark = "\xe2\x96\x81";  // U+2581, SentencePiec
 // The library's time and memory grow faster than the length of a text: it gets about this much at a time.
 constexpr size_t block_bytes = 2048;
 
+// Where no space comes after that (encoded bytes, rows of blanks), this much: the library takes some 200 times as much.
+constexpr size_t word_bytes_max = size_t{64} << 10;
+
 // The library does not tell which pieces are user-defined, so their types are read from the model's own bytes: a
 // protobuf ModelProto, whose field 1 is a piece and whose field 3 in turn is the piece's type.
 class ProtoFields {
@@ -141,9 +144,11 @@ void Tokenizer::Impl::encode(std::string_view text, Tokens& out) const {
     while (next_break != broken_at.end() && *next_break <= begin) ++next_break;
     const size_t limit = next_break == broken_at.end() ? text.size() : *next_break;
     size_t end = std::min(begin + block_bytes, limit);
-    while (end < limit && !space_cut(text, end)) ++end;
+    const size_t end_max = std::min(begin + word_bytes_max, limit);
+    while (end < end_max && !space_cut(text, end)) ++end;
+    while (end < limit && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) ++end;  // not inside a character
     encode_block(text, begin, end, lead, out);
-    lead = end < limit ? Lead::space : Lead::none;
+    lead = end < limit && space_cut(text, end) ? Lead::space : Lead::none;
     begin = end;
   }
 }

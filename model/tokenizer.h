@@ -30,7 +30,7 @@ class Tokenizer {
 
   // `text` is valid UTF-8, NUL bytes included. Special-token strings in it (<|recall|> and its like) become the pieces
   // of their characters, never the special id; a newline becomes the newline piece. Long text is encoded in blocks
-  // whose ids equal those of the whole.
+  // whose ids equal those of the whole, but for a word of more than 64 KiB, which is cut there.
   Tokens encode(std::string_view text) const;
 
   // A turn of the stream: encode(prefix + content) and then the newline piece; ends count from the first byte of

@@ -127,6 +127,18 @@ TEST(Tokenizer, GivesTheIdsOfTheLibraryForLongText) {
   }
 }
 
+TEST(Tokenizer, AWordThatIsTooLongIsCutBetweenCharacters) {
+  for (const std::string character : {"a", "\xe4\xbd\xa0", "\xf0\x9f\xa7\xbf", " "}) {
+    std::string text = "before ";
+    for (int i = 0; i < 150'000; ++i) text += character;
+    text += "<|recall|> after";
+    const Tokens tokens = tokenizer().encode(text);
+    expect_ends_cut_whole_characters(text, tokens);
+    EXPECT_TRUE(tokenizer().decode(tokens.ids) == text);
+    EXPECT_EQ(std::ranges::count(tokens.ids, tokenizer().recall_id()), 0);
+  }
+}
+
 TEST(Tokenizer, EveryTokenKnowsItsBytes) {
   const std::string text = "Anna met\n  Boris";
   const Tokens tokens = tokenizer().encode(text);
