@@ -3,8 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>

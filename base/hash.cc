@@ -2,11 +2,13 @@
 
 #include <xxhash.h>
 
+#include <cstring>
+
 namespace recalld {
 
-Hash128 hash128(ByteView bytes, uint64_t seed) {
+Hash128 hash128(ByteView bytes) {
   XXH128_canonical_t canonical;
-  XXH128_canonicalFromHash(&canonical, XXH3_128bits_withSeed(bytes.data(), bytes.size(), seed));
+  XXH128_canonicalFromHash(&canonical, XXH3_128bits(bytes.data(), bytes.size()));
   Hash128 hash;
   std::memcpy(hash.data(), canonical.digest, hash.size());
   return hash;

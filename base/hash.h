@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <cstdint>
 #include <string>
 
 #include "base/bytes.h"
@@ -12,7 +11,7 @@ namespace recalld {
 // 16 bytes in the library's canonical (big-endian) order, the same on every machine.
 using Hash128 = std::array<std::byte, 16>;
 
-Hash128 hash128(ByteView bytes, uint64_t seed = 0);
+Hash128 hash128(ByteView bytes);
 std::string hex(const Hash128& hash);
 
 }  // namespace recalld

@@ -35,8 +35,9 @@ class TopK {
 // Dot products of one query with n landmarks, in THE one order of fp32 summation that defines a landmark score:
 // partial p (0..31) adds the products of elements p, p + 32, p + 64, ... in that order, starting from 0; then the
 // partials are added pairwise, neighbours first: s[p] = s[p] + s[p + w] for w = 1, 2, 4, 8, 16 at p a multiple of 2w.
-// A product of two bf16 numbers is exact in fp32, so a fused and a separate multiplication give the same bits, and so
-// does every instruction set. Subnormal products and sums are kept.
+// A product of two bf16 numbers is exact in fp32 unless it leaves fp32's range, from which landmarks of unit RMS stay
+// far away: a fused and a separate multiplication give the same bits, and so does every instruction set. Subnormal
+// products and sums are kept.
 // query: [dim] bf16 · landmarks: [n, dim] bf16 · out: [n] · dim a positive multiple of 32
 void landmark_dots_cpu(std::span<const Bf16> query, const Bf16* landmarks, size_t n, float* out);
 

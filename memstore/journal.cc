@@ -1,6 +1,7 @@
 #include "memstore/journal.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 

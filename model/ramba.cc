@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -207,8 +208,9 @@ std::string Ramba::to_bytes(const RecurrentState& state) {
 }
 
 RecurrentState Ramba::lower_state_from_bytes(ByteView bytes) const {
+  assert(bytes.size() == lower_state_bytes());
   RecurrentState state = lower_zero_state();
-  std::memcpy(state.values.data(), bytes.data(), std::min(bytes.size(), lower_state_bytes()));
+  std::memcpy(state.values.data(), bytes.data(), bytes.size());
   return state;
 }
 

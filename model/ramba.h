@@ -1,7 +1,7 @@
 // RAMba: Mamba-2 with Hierarchical Sparse Attention (arXiv 2504.16795; chunk encoder with CLS token and bypassing
 // residual path: arXiv 2510.17196). The front door of the model: lower half, chunk encoder, query, upper half.
 //
-// A memory's tokens go through lower() chunk by chunk; encode_chunk() turns 64 hidden states into what is stored.
+// A memory's tokens go through lower() chunk by chunk; encode_chunks() turns 64 hidden states each into what is stored.
 // Both give the same bits however the tokens were cut into calls and however many threads work: every product has a
 // fixed shape of 64 (or 65) rows and is computed by one thread.
 #pragma once
@@ -77,11 +77,12 @@ class Ramba {
   RecurrentState lower_state_from_bytes(ByteView bytes) const;
 
   // ---- Searching
-  // The last of `tokens` (newline, question, <|recall|>) as a query, read from a zero state.
+  // The last of `tokens` (newline, question, <|recall|>; not empty) as a query, read from a zero state.
   struct Query {
-    std::vector<Bf16>
-        landmark;              // [landmark_dim] retrieval embedding with the landmarks' gain folded in, rounded to bf16
-    std::vector<float> heads;  // [heads, head_dim] queries of the first HSA layer; empty without upper layers
+    // [landmark_dim] The retrieval embedding with the landmarks' gain folded in, rounded to bf16.
+    std::vector<Bf16> landmark;
+    // [heads, head_dim] Queries of the first HSA layer; empty without upper layers.
+    std::vector<float> heads;
   };
   Query query(std::span<const uint32_t> tokens);
 
