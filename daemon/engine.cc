@@ -165,6 +165,7 @@ class Engine::Impl {
   mutable std::mutex problem_mutex_;
   std::string problem_;  // why the encoding of problem_memory_ stands still
   MemoryId problem_memory_ = 0;
+  uint64_t problem_chunks_ = 0;  // how many it had encoded then
 
   // In order of use: a request passes from each of these to the next.
   boost::asio::thread_pool tokenisers_{std::max(1u, std::thread::hardware_concurrency())};
@@ -322,19 +323,22 @@ ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
   }
   const bool gone = !chunks && chunks.error().kind == ErrorKind::not_found;
   const bool failed = !chunks && !gone;
+  const Expected<MemoryInfo> memory = store_->memory(id);
   {
     const std::lock_guard lock(problem_mutex_);
     if (failed && problem_ != chunks.error().message) {
       problem_ = chunks.error().message;
       problem_memory_ = id;
+      problem_chunks_ = memory ? memory->encoded_chunks : 0;
       spdlog::error("encode memory {}: {} (tried again until it works)", id, problem_);
-    } else if (!failed && problem_memory_ == id) {
-      problem_.clear();
+    } else if (!failed && problem_memory_ == id &&
+               (!memory || *chunks == 0 || memory->encoded_chunks > problem_chunks_)) {
+      problem_.clear();  // not sooner: chunks on their way to the store may fail there again
     }
   }
   if (failed) return ModelThread::Outcome::later;
   if (gone) encoder_->forget(id);
-  release_waiters(id, store_->memory(id));
+  release_waiters(id, memory);
   return chunks && *chunks > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
 }
 

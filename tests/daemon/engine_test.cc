@@ -271,6 +271,27 @@ TEST_F(EngineTest, ChunksShowTextTokensLocationAndNorm) {
             ErrorKind::not_found);
 }
 
+TEST_F(EngineTest, HealthNamesAProblemUntilEncodingGoesOn) {
+  const auto health = [&] { return answer<HealthReply>([&](auto done) { engine_->health(std::move(done)); }).value(); };
+  const auto wait_for = [&](bool problem) {
+    for (int i = 0; i < 2000 && health().problem.empty() == problem; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    return health().problem.empty() != problem;
+  };
+  const auto in_the_way = directory_.path() / "data/kv/000000.seg";  // of the first segment
+  std::filesystem::create_directory(in_the_way);
+  ASSERT_TRUE(append(request("harbour", harbour_log(100))));
+  ASSERT_TRUE(wait_for(true));
+  for (int i = 0; i < 150; ++i) {  // through at least one more try
+    ASSERT_THAT(health().problem, HasSubstr("000000.seg"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  std::filesystem::remove(in_the_way);
+  EXPECT_TRUE(wait_for(false));
+  EXPECT_TRUE(append_searchable("harbour", {"end"}));
+  EXPECT_EQ(health().waiting_chunks, 0u);
+}
+
 TEST_F(EngineTest, ManyCallersAtOnceAreAllServed) {
   std::vector<std::thread> callers;
   std::atomic<int> failures = 0;
