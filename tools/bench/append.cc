@@ -18,7 +18,7 @@
 using namespace recalld;
 using namespace recalld::bench;
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   const uint64_t tokens = argc > 1 ? std::stoull(argv[1]) : uint64_t{1} << 20;
   const std::string budget = argc > 2 ? argv[2] : "256MiB";
   const std::string precision = argc > 3 ? argv[3] : "auto";
@@ -63,4 +63,7 @@ int main(int argc, char** argv) {
   daemon.stop();
   std::filesystem::remove_all(directory);
   return peak <= idle_bytes + budget_bytes ? 0 : 1;
+} catch (const GaveUp& reason) {
+  std::fprintf(stderr, "append: %s\n", reason.what());
+  return 1;
 }

@@ -38,7 +38,10 @@ DaemonProcess::DaemonProcess(const std::filesystem::path& binary, const std::fil
       pid_ = -1;
       give_up("start recalld", "it exited; its message stands above");
     }
-    if (Clock::now() - start > std::chrono::minutes(2)) give_up("start recalld", "no answer within two minutes");
+    if (Clock::now() - start > std::chrono::minutes(2)) {
+      stop();
+      give_up("start recalld", "no answer within two minutes");
+    }
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   seconds_to_first_answer_ = std::chrono::duration<double>(Clock::now() - start).count();
@@ -67,7 +70,7 @@ void DaemonProcess::stop() {
 }
 
 client::Client DaemonProcess::connect() const {
-  return must(client::Client::connect(socket_), "connect");
+  return must(client::Client::connect(socket_, {.reply_timeout = std::chrono::milliseconds(0)}), "connect");
 }
 
 uint64_t DaemonProcess::resident_bytes() const {
@@ -90,8 +93,7 @@ std::filesystem::path built_recalld() {
 }
 
 void give_up(const char* what, const std::string& why) {
-  std::fprintf(stderr, "%s: %s\n", what, why.c_str());
-  std::exit(1);
+  throw GaveUp(std::string(what) + ": " + why);
 }
 
 }  // namespace recalld::bench

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,7 +22,7 @@ class DaemonProcess {
   DaemonProcess(const std::filesystem::path& binary, const std::filesystem::path& data, std::vector<std::string> flags);
   ~DaemonProcess();  // SIGTERM, then waits
 
-  client::Client connect() const;  // exits with a message when it fails: a benchmark has nothing else to do then
+  client::Client connect() const;  // waits for replies as long as they take
   double seconds_to_first_answer() const { return seconds_to_first_answer_; }
 
   uint64_t resident_bytes() const;                               // VmRSS now
@@ -40,7 +41,10 @@ class DaemonProcess {
 // The recalld that was built beside the running program.
 std::filesystem::path built_recalld();
 
-// Prints why and exits: a benchmark has no caller to hand an error to.
+// Throws GaveUp, which a benchmark's main prints: by then the daemons that were started have been stopped.
+struct GaveUp : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 [[noreturn]] void give_up(const char* what, const std::string& why);
 
 // Unwraps, or gives up.

@@ -106,7 +106,7 @@ void measure_scan(const std::filesystem::path& data, const std::filesystem::path
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   const uint64_t chunks = argc > 1 ? std::stoull(argv[1]) : 16 << 10;
   const bool keep = argc > 2;
   const std::filesystem::path data =
@@ -137,4 +137,7 @@ int main(int argc, char** argv) {
   measure_scan(data, model_directory);
   if (!keep) std::filesystem::remove_all(data);
   return 0;
+} catch (const GaveUp& reason) {
+  std::fprintf(stderr, "search: %s\n", reason.what());
+  return 1;
 }
