@@ -3,24 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 
 #include "kernels/cpu_isa.h"
 #include "kernels/encoder_attention.h"
 #include "kernels/hsa_attention.h"
 #include "kernels/swiglu.h"
+#include "tests/support/random_floats.h"
 #include "tests/support/tensor_near.h"
 
 namespace recalld {
 namespace {
-
-std::vector<float> normal(size_t count, uint32_t seed, float scale = 1) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> distribution(0, scale);
-  std::vector<float> values(count);
-  for (float& value : values) value = distribution(random);
-  return values;
-}
 
 std::vector<float> widen(const std::vector<Bf16>& values) {
   std::vector<float> wide;
@@ -31,8 +23,8 @@ std::vector<float> widen(const std::vector<Bf16>& values) {
 TEST(EncoderAttention, EqualsPlainLoopsInBothPrecisionsWithAndWithoutBias) {
   for (const EncoderAttentionShape shape :
        {EncoderAttentionShape{65, 6, 64}, EncoderAttentionShape{64, 1, 32}, EncoderAttentionShape{17, 3, 96}}) {
-    const auto qkv = normal(shape.rows * 3 * shape.width(), 1, 2), bias = normal(3 * shape.width(), 2);
-    const auto q_norm = normal(shape.head_dim, 3), k_norm = normal(shape.head_dim, 4);
+    const auto qkv = random_floats(shape.rows * 3 * shape.width(), 1, 2), bias = random_floats(3 * shape.width(), 2);
+    const auto q_norm = random_floats(shape.head_dim, 3), k_norm = random_floats(shape.head_dim, 4);
     for (const float* with_bias : {static_cast<const float*>(nullptr), bias.data()}) {
       const EncoderAttentionWeights weights{with_bias, q_norm.data(), k_norm.data(), 1e-5f};
       std::vector<float> expected(shape.rows * shape.width()), got(expected.size());
@@ -49,7 +41,7 @@ TEST(EncoderAttention, EqualsPlainLoopsInBothPrecisionsWithAndWithoutBias) {
 
 TEST(EncoderAttention, LeavesNothingOfALargerShapeBehind) {
   const EncoderAttentionShape large{65, 2, 64}, small{65, 2, 32};
-  const auto x = normal(65 * 3 * large.width(), 5), norm = normal(64, 6);
+  const auto x = random_floats(65 * 3 * large.width(), 5), norm = random_floats(64, 6);
   const EncoderAttentionWeights weights{nullptr, norm.data(), norm.data(), 1e-5f};
   const EncoderAttention narrow = EncoderAttention::make(ProductType::f32, small, 10000);
   std::vector<float> before(65 * small.width()), after(before.size()), out(65 * large.width());
@@ -61,7 +53,7 @@ TEST(EncoderAttention, LeavesNothingOfALargerShapeBehind) {
 
 TEST(Swiglu, MultipliesTheGateIntoTheOtherHalf) {
   const size_t rows = 3, width = 48;
-  const auto x = normal(rows * 2 * width, 7, 3);
+  const auto x = random_floats(rows * 2 * width, 7, 3);
   std::vector<float> expected, got(rows * width);
   for (size_t row = 0; row < rows; ++row) {
     for (size_t i = 0; i < width; ++i) {
@@ -79,7 +71,7 @@ TEST(Swiglu, MultipliesTheGateIntoTheOtherHalf) {
 TEST(HsaAttention, WeighsASoftmaxInsideEachChunk) {
   // Two heads share a KV head that lies beside another one.
   const HsaShape shape{.heads = 2, .head_dim = 16, .tokens = 4, .stride = 32};
-  const auto q = normal(2 * 16, 8), k = normal(2 * 4 * 32, 9), v = normal(2 * 4 * 32, 10);
+  const auto q = random_floats(2 * 16, 8), k = random_floats(2 * 4 * 32, 9), v = random_floats(2 * 4 * 32, 10);
   const HsaChunk chunks[] = {{k.data() + 16, v.data() + 16, 0.75f},
                              {k.data() + 4 * 32 + 16, v.data() + 4 * 32 + 16, 0.25f}};
   std::vector<float> expected(2 * 16), got(expected.size());

@@ -8,23 +8,17 @@
 #include <limits>
 #include <random>
 
+#include "tests/support/random_floats.h"
+
 namespace recalld {
 namespace {
-
-std::vector<Bf16> random_bf16(size_t n, uint32_t seed, float scale) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<Bf16> out(n);
-  for (Bf16& value : out) value = to_bf16(normal(random));
-  return out;
-}
 
 TEST(LandmarkTopK, FastDotsHaveTheBitsOfTheReference) {
   for (const size_t dim : {32, 64, 96, 256, 320, 1024}) {
     for (const size_t n : {0, 1, 2, 7, 100}) {
       for (const float scale : {1.0f, 1e-15f, 1e18f}) {
-        const auto query = random_bf16(dim, 1, scale);
-        const auto landmarks = random_bf16(dim * n, 2, 1.0f);
+        const auto query = rounded(random_floats(dim, 1, scale));
+        const auto landmarks = rounded(random_floats(dim * n, 2));
         std::vector<float> fast(n), reference(n);
         landmark_dots_cpu(query, landmarks.data(), n, fast.data());
         landmark_dots_reference(query, landmarks.data(), n, reference.data());

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <thread>
 #include <vector>
 
@@ -11,23 +10,10 @@
 #include "kernels/cpu_isa.h"
 #include "kernels/matmul.h"
 #include "kernels/rmsnorm.h"
+#include "tests/support/random_floats.h"
 
 namespace recalld {
 namespace {
-
-std::vector<float> random_floats(size_t n, uint32_t seed, float scale = 1) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<float> values(n);
-  for (float& x : values) x = normal(random);
-  return values;
-}
-
-std::vector<Bf16> rounded(const std::vector<float>& values) {
-  std::vector<Bf16> result;
-  for (const float x : values) result.push_back(to_bf16(x));
-  return result;
-}
 
 double silu(double x) {
   return x / (1 + std::exp(-x));

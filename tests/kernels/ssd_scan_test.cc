@@ -7,18 +7,11 @@
 #include <vector>
 
 #include "kernels/cpu_isa.h"
+#include "tests/support/random_floats.h"
+#include "tests/support/tensor_near.h"
 
 namespace recalld {
 namespace {
-
-double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
-    size += std::pow(static_cast<double>(b[i]), 2);
-  }
-  return std::sqrt(difference / size);
-}
 
 struct Inputs {
   SsdShape shape;
@@ -55,8 +48,8 @@ TEST(SsdScan, ProductsAgreeWithTheRecurrence) {
           .run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
       ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(),
                          y_reference.data());
-      EXPECT_LT(relative_error(y, y_reference), 1e-5);
-      EXPECT_LT(relative_error(state, state_reference), 1e-5);
+      EXPECT_TRUE(tensor_near(y, y_reference, 1e-5));
+      EXPECT_TRUE(tensor_near(state, state_reference, 1e-5));
     }
   }
 }
@@ -67,14 +60,13 @@ TEST(SsdScan, Bf16ProductsStayWithinTheirRounding) {
     Inputs in(shape, 2, 0.5f);
     auto state = in.state, state_reference = in.state;
     std::vector<float> y(shape.heads * ssd_block * shape.head_dim), y_reference(y.size());
-    std::vector<Bf16> xbc(in.xbc.size());
-    for (size_t i = 0; i < xbc.size(); ++i) xbc[i] = to_bf16(in.xbc[i]);
+    const std::vector<Bf16> xbc = rounded(in.xbc);
     SsdScan::make(ProductType::bf16, shape)
         .run(xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data());
     ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(),
                        y_reference.data());
-    EXPECT_LT(relative_error(y, y_reference), 5e-3);
-    EXPECT_LT(relative_error(state, state_reference), 5e-3);
+    EXPECT_TRUE(tensor_near(y, y_reference, 5e-3));
+    EXPECT_TRUE(tensor_near(state, state_reference, 5e-3));
   }
 }
 

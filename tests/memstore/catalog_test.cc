@@ -6,6 +6,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "tests/support/files_with.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
@@ -45,16 +46,8 @@ class CatalogTest : public ::testing::Test {
     return keys;
   }
 
-  // Every file of the directory that holds these words.
-  std::vector<std::filesystem::path> files_with(std::string_view words) {
-    std::vector<std::filesystem::path> files;
-    for (const auto& file : std::filesystem::recursive_directory_iterator(directory_.path())) {
-      if (!file.is_regular_file()) continue;
-      std::ostringstream text;
-      text << std::ifstream(file.path(), std::ios::binary).rdbuf();
-      if (text.str().find(words) != std::string::npos) files.push_back(file.path());
-    }
-    return files;
+  std::vector<std::filesystem::path> files_with(std::string_view words) const {
+    return recalld::files_with(directory_.path(), words);
   }
 
   TempDir directory_;

@@ -17,6 +17,7 @@
 #include "memstore/rows.h"
 #include "memstore/turn.h"
 #include "tests/support/faulty_file_io.h"
+#include "tests/support/files_with.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
@@ -499,20 +500,10 @@ TEST_F(StoreTest, NoByteOfAnErasedMemoryIsLeftInTheDirectory) {
   append(batch("kept", {new_turn("the kept ferry timetable")}));
   append(batch("secret-harbour", {new_turn("the pilot's passphrase is gannet-41")}, "op-plover", "what"));
   ASSERT_TRUE(encode(store_->memory("kept")->id));
-  const auto holds = [&](const std::string& words) {
-    for (const auto& file : std::filesystem::recursive_directory_iterator(data())) {
-      if (!file.is_regular_file()) continue;
-      std::ifstream in(file.path(), std::ios::binary);
-      std::ostringstream text;
-      text << in.rdbuf();
-      if (text.str().find(words) != std::string::npos) return true;
-    }
-    return false;
-  };
-  ASSERT_TRUE(holds("gannet-41"));
+  ASSERT_FALSE(files_with(data(), "gannet-41").empty());
   ASSERT_TRUE(store_->erase("secret-harbour"));
   for (const char* words : {"gannet-41", "passphrase", "secret-harbour", "op-plover"})
-    EXPECT_FALSE(holds(words)) << words;
+    EXPECT_THAT(files_with(data(), words), ElementsAre()) << words;
   EXPECT_EQ(passage(store_->memory("kept")->id, 0, 2), "User: th");
 }
 
