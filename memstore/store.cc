@@ -1,5 +1,7 @@
 #include "memstore/store.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cassert>
 #include <map>
@@ -184,9 +186,13 @@ Expected<void> Store::Impl::load(std::unique_ptr<FileIo> io) {
   // A write of the catalog that failed may have left segments behind `next` that no chunk names either.
   RECALLD_TRY(const std::vector<uint32_t> segments, kv_->segments());
   for (const uint32_t segment : segments) live_.try_emplace(segment, 0);
+  // Damage to what is gone already must not keep the other memories from being opened.
   for (const MemoryId id : erased) {
-    RECALLD_CHECK(remove_rows(id));
-    RECALLD_CHECK(finish_erase(id));
+    Expected<void> removed = remove_rows(id);
+    if (removed) removed = finish_erase(id);
+    if (!removed)
+      spdlog::error("remove what is left of erased memory {}: {} (tried again at the next start)", id,
+                    removed.error().message);
   }
   return remove_empty_segments();
 }

@@ -593,6 +593,28 @@ TEST_F(StoreOnAFaultyDiskTest, AnErasureThatWasCutOffIsGoneAtOnceAndFinishedByTh
   EXPECT_EQ(store_->memories("", "", 9)->memories.size(), 1u);
 }
 
+TEST_F(StoreTest, AnErasureThatCannotBeFinishedKeepsNoOtherMemoryFromBeingOpened) {
+  const MemoryId id = fill("m", 3);
+  append(batch("kept", {new_turn("the ferry leaves at nine")}));
+  store_.reset();
+  const auto segment = data() / "kv" / segment_name(0);
+  std::filesystem::rename(segment, directory_.path() / "aside");
+  std::filesystem::create_directory(segment);  // cannot be opened as a file
+  const auto erase = [&](auto& rows) {
+    for (const char kind : {journal_kind, encoding_kind}) rows.remove(Family::memories, memory_key(id, kind));
+    rows.put(Family::memories, memory_key(id, erased_kind), "");
+  };
+  const auto opened = tamper(erase);
+  ASSERT_TRUE(opened) << opened.error().message;
+  EXPECT_EQ(passage(store_->memory("kept")->id, 0, 2), "User: th");
+  EXPECT_EQ(store_->memory("m").error().kind, ErrorKind::not_found);
+  store_.reset();
+  std::filesystem::remove(segment);
+  std::filesystem::rename(directory_.path() / "aside", segment);
+  open();
+  EXPECT_LE(store_->stats()->kv_bytes_on_disk, kv_segment_bytes - 3 * 4096);  // the next open has finished it
+}
+
 // ---- Opening
 
 TEST_F(StoreTest, NobodyElseMayLookIntoTheDirectory) {
