@@ -77,6 +77,7 @@ void AppendQueue::run() {
     lock.unlock();
 
     std::vector<AppendBatch> batches;
+    batches.reserve(group.size());
     for (auto& append : group) batches.push_back(std::move(append->batch));
     auto outcomes = commit_(batches);
     batches = {};

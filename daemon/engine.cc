@@ -336,7 +336,10 @@ ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
       problem_.clear();  // not sooner: chunks on their way to the store may fail there again
     }
   }
-  if (failed) return ModelThread::Outcome::later;
+  if (failed) {
+    release_waiters(id, std::unexpected(Error(chunks.error()).within("the turns are durable, but not encoded yet")));
+    return ModelThread::Outcome::later;
+  }
   if (gone) encoder_->forget(id);
   release_waiters(id, memory);
   return chunks && *chunks > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;

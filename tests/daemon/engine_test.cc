@@ -271,7 +271,7 @@ TEST_F(EngineTest, ChunksShowTextTokensLocationAndNorm) {
             ErrorKind::not_found);
 }
 
-TEST_F(EngineTest, HealthNamesAProblemUntilEncodingGoesOn) {
+TEST_F(EngineTest, AFailureToEncodeIsToldToWhoWaitsAndByHealthUntilItGoesOn) {
   const auto health = [&] { return answer<HealthReply>([&](auto done) { engine_->health(std::move(done)); }).value(); };
   const auto wait_for = [&](bool problem) {
     for (int i = 0; i < 2000 && health().problem.empty() == problem; ++i)
@@ -286,9 +286,15 @@ TEST_F(EngineTest, HealthNamesAProblemUntilEncodingGoesOn) {
     ASSERT_THAT(health().problem, HasSubstr("000000.seg"));
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
+  const auto waited = append_searchable("harbour", {"still there"});
+  ASSERT_FALSE(waited);
+  EXPECT_THAT(waited.error().message, HasSubstr("the turns are durable, but not encoded yet: "));
+
   std::filesystem::remove(in_the_way);
   EXPECT_TRUE(wait_for(false));
-  EXPECT_TRUE(append_searchable("harbour", {"end"}));
+  const auto last = append_searchable("harbour", {"end"});
+  ASSERT_TRUE(last) << last.error().message;
+  EXPECT_EQ(last->last_turn, 101u);
   EXPECT_EQ(health().waiting_chunks, 0u);
 }
 
