@@ -39,7 +39,7 @@ Connection::Connection(Socket socket, const LineService& service, ConnectionLimi
 
 void Connection::start() {
   const Self self = shared_from_this();
-  const auto on_end = [self](std::exception_ptr failure) {
+  const auto on_end = [self](const std::exception_ptr& failure) {
     if (failure) self->close();  // memory ran out in a coroutine
   };
   asio::co_spawn(socket_.get_executor(), read_lines(self), on_end);

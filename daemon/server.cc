@@ -145,7 +145,7 @@ Server::~Server() {
 }
 
 void Server::start() {
-  asio::co_spawn(acceptor_.get_executor(), accept(), [](std::exception_ptr failure) {
+  asio::co_spawn(acceptor_.get_executor(), accept(), [](const std::exception_ptr& failure) {
     // Memory ran out. A daemon that lives on and accepts nobody would be worse than one that ends.
     if (failure) std::rethrow_exception(failure);
   });
