@@ -20,8 +20,4 @@ void gated_rmsnorm_cpu(const float* y, const float* z, size_t z_stride, const fl
 void gated_rmsnorm_cpu(const float* y, const float* z, size_t z_stride, const float* weight, size_t rows, size_t heads,
                        size_t head_dim, float eps, Bf16* out);
 
-// n % 16 == 0
-void to_bf16_cpu(const float* x, size_t n, Bf16* y);
-void add_cpu(const float* x, size_t n, float* y);  // y += x
-
 }  // namespace recalld

@@ -72,15 +72,6 @@ void gated_bf16(const float* y, const float* z, size_t stride, const float* w, s
                 size_t head_dim, float eps, float* gated, Bf16* out) {
   gated_rmsnorm(y, z, stride, w, rows, heads, head_dim, eps, gated, out);
 }
-void convert(const float* x, size_t n, Bf16* y) {
-  const Floats d;
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) store(d, hn::LoadU(d, x + i), y + i);
-}
-void add(const float* x, size_t n, float* y) {
-  const Floats d;
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) hn::StoreU(hn::Add(hn::LoadU(d, y + i), hn::LoadU(d, x + i)), d, y + i);
-}
-
 }  // namespace recalld::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -91,8 +82,6 @@ HWY_EXPORT(rmsnorm_f32);
 HWY_EXPORT(rmsnorm_bf16);
 HWY_EXPORT(gated_f32);
 HWY_EXPORT(gated_bf16);
-HWY_EXPORT(convert);
-HWY_EXPORT(add);
 
 namespace {
 
@@ -124,14 +113,5 @@ void gated_rmsnorm_cpu(const float* y, const float* z, size_t z_stride, const fl
   const auto gated = HWY_DYNAMIC_DISPATCH(gated_bf16);
   gated(y, z, z_stride, weight, rows, heads, head_dim, eps, gated_row(heads * head_dim), out);
 }
-void to_bf16_cpu(const float* x, size_t n, Bf16* y) {
-  cpu_isa();
-  HWY_DYNAMIC_DISPATCH(convert)(x, n, y);
-}
-void add_cpu(const float* x, size_t n, float* y) {
-  cpu_isa();
-  HWY_DYNAMIC_DISPATCH(add)(x, n, y);
-}
-
 }  // namespace recalld
 #endif  // HWY_ONCE

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu_isa.h"
+#include "kernels/elementwise.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/ssd_scan_cpu.cc"
@@ -93,12 +94,6 @@ HWY_INLINE void scale_rows(const float* factor, const T* x, size_t x_stride, siz
   }
 }
 
-template <class T>
-HWY_INLINE void to_operand(const float* x, size_t n, T* out) {
-  const Floats d;
-  for (size_t i = 0; i < n; i += hn::Lanes(d)) store(d, hn::LoadU(d, x + i), out + i);
-}
-
 // state = left · state + added, one head. Both: [rows] of width, `stride` apart
 void update(float left, const float* added, size_t rows, size_t width, size_t stride, float* state) {
   const Floats d;
@@ -120,12 +115,6 @@ void scale_rows_f32(const float* factor, const float* x, size_t x_stride, size_t
 void scale_rows_bf16(const float* factor, const Bf16* x, size_t x_stride, size_t width, size_t out_stride, Bf16* out) {
   scale_rows(factor, x, x_stride, width, out_stride, out);
 }
-void to_operand_f32(const float* x, size_t n, float* out) {
-  to_operand(x, n, out);
-}
-void to_operand_bf16(const float* x, size_t n, Bf16* out) {
-  to_operand(x, n, out);
-}
 
 }  // namespace recalld::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -139,8 +128,6 @@ HWY_EXPORT(mix_bf16);
 HWY_EXPORT(add_before);
 HWY_EXPORT(scale_rows_f32);
 HWY_EXPORT(scale_rows_bf16);
-HWY_EXPORT(to_operand_f32);
-HWY_EXPORT(to_operand_bf16);
 HWY_EXPORT(update);
 
 namespace {
@@ -158,10 +145,10 @@ void scale_rows(const float* factor, const Bf16* x, size_t x_stride, size_t widt
   HWY_DYNAMIC_DISPATCH(scale_rows_bf16)(factor, x, x_stride, width, out_stride, out);
 }
 void to_operand(const float* x, size_t n, float* out) {
-  HWY_DYNAMIC_DISPATCH(to_operand_f32)(x, n, out);
+  std::memcpy(out, x, n * sizeof(float));
 }
 void to_operand(const float* x, size_t n, Bf16* out) {
-  HWY_DYNAMIC_DISPATCH(to_operand_bf16)(x, n, out);
+  to_bf16_cpu(x, n, out);
 }
 
 constexpr size_t group_heads_max = 4;

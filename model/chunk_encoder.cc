@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/elementwise.h"
 #include "kernels/rmsnorm.h"
 
 namespace recalld {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/elementwise.h"
 #include "kernels/rmsnorm.h"
 #include "model/projection.h"
 

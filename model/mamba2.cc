@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/conv1d_silu.h"
+#include "kernels/elementwise.h"
 #include "kernels/rmsnorm.h"
 
 namespace recalld {

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "kernels/rmsnorm.h"
+#include "kernels/elementwise.h"
 
 namespace recalld {
 
