@@ -71,8 +71,13 @@ Expected<std::optional<TurnReader::Item>> TurnReader::next() {
                   " of the line is not valid UTF-8; convert the file first, for example with iconv -t UTF-8");
   }
   if (options_.format == InputFormat::automatic) {
-    const bool object = Json::parse(line, nullptr, /*allow_exceptions=*/false).is_object();
-    options_.format = object ? InputFormat::json_lines : InputFormat::text;
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (json.is_array() || line == "[" || line == "{") {
+      return refuse(
+          "this looks like one JSON document; make it one object a line, for example with jq -c '.[]', or give "
+          "--format text");
+    }
+    options_.format = json.is_object() ? InputFormat::json_lines : InputFormat::text;
   }
   RECALLD_TRY(Turn turn, options_.format == InputFormat::text ? turn_from_text(line) : turn_from_json(line));
   RECALLD_CHECK(check(turn));

@@ -17,7 +17,7 @@ enum class InputFormat { automatic, text, json_lines };
 class TurnReader {
  public:
   struct Options {
-    InputFormat format = InputFormat::automatic;  // automatic: JSON lines when the first turn's line is a JSON object
+    InputFormat format = InputFormat::automatic;  // automatic: by the first turn's line, see next()
     std::string role = "user";                    // of turns that name none
     std::optional<std::string> name{};
   };
@@ -30,7 +30,8 @@ class TurnReader {
   // Reads from `path`, or from standard input when it is "-".
   static Expected<TurnReader> open(const std::string& path, Options options);
 
-  // The next turn; nothing at the end.
+  // The next turn; nothing at the end. With the automatic format the first turn's line decides: a JSON object begins
+  // JSON lines; a JSON array or a single bracket begins a JSON document, which is refused; anything else is text.
   Expected<std::optional<Item>> next();
 
   // What errors call the source: its path, or "standard input".

@@ -93,6 +93,15 @@ TEST_F(TurnReaderTest, TextThatBeginsWithABraceIsText) {
   EXPECT_THAT(contents("{not json\n"), ElementsAre("{not json"));
 }
 
+TEST_F(TurnReaderTest, JsonDocumentIsNotTakenForText) {
+  for (const std::string document :
+       {"[{\"content\":\"x\"}]\n", "[\n {\"content\":\"x\"}\n]\n", "{\n \"content\":\"x\"\n}\n"}) {
+    EXPECT_THAT(error(document), HasSubstr("chat.txt:1: this looks like one JSON document")) << document;
+    EXPECT_EQ(error(document, {.format = InputFormat::text}), "no error") << document;
+  }
+  EXPECT_THAT(contents("[10:15] good morning\n"), ElementsAre("[10:15] good morning"));
+}
+
 TEST_F(TurnReaderTest, ErrorsNameFileLineAndField) {
   EXPECT_THAT(error("good\nbad \xff byte\n"), HasSubstr("chat.txt:2: byte 5"));
   const std::string good = "{\"content\":\"x\"}\n";
