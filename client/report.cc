@@ -70,8 +70,10 @@ std::string provenance(const std::vector<SearchReply::Source>& turns) {
   constexpr size_t speakers_max = 4;
   for (size_t i = 0; i < std::min(speakers.size(), speakers_max); ++i) out += (i == 0 ? " · " : ", ") + speakers[i];
   if (speakers.size() > speakers_max) out += ", …";
-  const std::string from = readable_time(turns.front().time);
-  const std::string to = readable_time(turns.back().time);
+  // A turn may tell of an earlier time than the one before it. Times in UTC sort as text.
+  const auto [earliest, latest] = std::ranges::minmax(turns, {}, &SearchReply::Source::time);
+  const std::string from = readable_time(earliest.time);
+  const std::string to = readable_time(latest.time);
   return out + " · " + (from == to ? from : from + " to " + to);
 }
 

@@ -61,6 +61,15 @@ TEST(Report, MatchesOfAnUnexpectedShapeAreShownAsFarAsTheyGo) {
   EXPECT_THAT(report(reply, Style{}), HasSubstr("head x reads"));
 }
 
+TEST(Report, TimesOfAResultRunFromTheEarliestToTheLatest) {
+  SearchReply reply;
+  reply.results.resize(1);
+  reply.results[0].turns = {{0, "user", std::nullopt, "2026-03-02T08:00:00Z"},
+                            {1, "user", std::nullopt, "2026-01-02T08:00:00Z"},
+                            {2, "user", std::nullopt, "2026-02-02T08:00:00Z"}};
+  EXPECT_THAT(report(reply, Style{}), HasSubstr("2026-01-02 08:00 to 2026-03-02 08:00\n"));
+}
+
 TEST(Report, NothingFoundSaysSo) {
   EXPECT_THAT(report(SearchReply{}, Style{}), HasSubstr("Nothing found"));
 }
