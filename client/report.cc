@@ -238,7 +238,7 @@ std::string report(const Chunk& chunk, const Style& style) {
   std::string out =
       rows_text({{"chunk", std::to_string(chunk.chunk)},
                  {"tokens", token_range(chunk.tokens).substr(7)},
-                 {"turns", turn_range(chunk.first_turn, chunk.last_turn)},
+                 {"turns", std::to_string(chunk.first_turn) + "-" + std::to_string(chunk.last_turn)},
                  {"KV", "segment " + std::to_string(chunk.kv_segment) + ", slot " + std::to_string(chunk.kv_slot) +
                             (chunk.kv_bytes ? ", " + readable_bytes(*chunk.kv_bytes) + " verified" : "")},
                  {"CRC32C", printable(chunk.kv_crc32c)},

@@ -90,7 +90,7 @@ TEST(Report, ChunkShowsPlaceNormAndTokens) {
   const std::string text = report(chunk, Style{});
   EXPECT_THAT(text, HasSubstr("segment 3, slot 44, 16.0 KiB"));
   EXPECT_THAT(text, HasSubstr("15.500000"));
-  EXPECT_THAT(text, HasSubstr("turns 5-6"));
+  EXPECT_THAT(text, HasSubstr("turns          5-6\n"));
   EXPECT_THAT(text, HasSubstr("'some'=17 ' text\\n'=18"));
 }
 
