@@ -287,7 +287,8 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("MEMORY", arguments->request.memory)->required();
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
   command->add_option("--limit", arguments->request.limit, "At most so many chunks")->check(count_check);
-  command->add_option("--max-tokens", arguments->request.max_tokens, "At most so many tokens in all")
+  command
+      ->add_option("--max-tokens", arguments->request.max_tokens, "At most so many tokens in all; a chunk has up to 64")
       ->check(count_check);
   command->add_option("--mode", arguments->request.mode, "How to rank: landmark");
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
