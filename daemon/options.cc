@@ -131,7 +131,8 @@ fs::path default_socket(const Environment& environment, const fs::path& data) {
 // Beside the executable of a build tree, or in the prefix that an installed one belongs to.
 Expected<fs::path> default_model(const Environment& environment) {
   const fs::path directory = environment.executable.parent_path();
-  const std::array candidates{directory / "share/recalld/default", directory.parent_path() / "share/recalld/default"};
+  const std::array candidates{directory / "share/recalld-models/default",
+                              directory.parent_path() / "share/recalld-models/default"};
   for (const fs::path& candidate : candidates) {
     std::error_code error;
     if (fs::is_directory(candidate, error)) return candidate;

@@ -18,7 +18,7 @@ using ::testing::HasSubstr;
 class OptionsTest : public ::testing::Test {
  protected:
   OptionsTest() {
-    std::filesystem::create_directories(home() / "build/share/recalld/default");
+    std::filesystem::create_directories(home() / "build/share/recalld-models/default");
     variables_["HOME"] = home().string();
   }
 
@@ -37,7 +37,7 @@ class OptionsTest : public ::testing::Test {
       const auto found = variables_.find(name);
       return found == variables_.end() ? std::string() : found->second;
     };
-    return read_options(arguments, {.variable = variable, .executable = home() / "build/recalld"});
+    return read_options(arguments, {.variable = variable, .executable = home() / executable_});
   }
   Options options(std::vector<std::string> flags) const {
     auto line = read(std::move(flags));
@@ -53,13 +53,14 @@ class OptionsTest : public ::testing::Test {
 
   TempDir directory_;
   std::map<std::string, std::string> variables_;
+  std::filesystem::path executable_ = "build/recalld";
 };
 
 TEST_F(OptionsTest, DefaultsLieInTheHomeDirectory) {
   const Options defaults = options({});
   EXPECT_EQ(defaults.data, home() / ".local/share/recalld");
   EXPECT_EQ(defaults.socket, home() / ".local/share/recalld/recalld.sock");
-  EXPECT_EQ(defaults.model, home() / "build/share/recalld/default");
+  EXPECT_EQ(defaults.model, home() / "build/share/recalld-models/default");
   EXPECT_EQ(defaults.memory_budget_bytes, memory_budget_bytes_default);
   EXPECT_EQ(defaults.threads, 0u);
   EXPECT_EQ(defaults.precision, Precision::automatic);
@@ -88,10 +89,18 @@ TEST_F(OptionsTest, WithoutAHomeTheDataDirectoryMustBeGiven) {
 
 TEST_F(OptionsTest, AnInstalledDaemonFindsItsCheckpointInItsPrefix) {
   std::filesystem::rename(home() / "build/share", home() / "share");
-  EXPECT_EQ(options({}).model, home() / "share/recalld/default");
+  EXPECT_EQ(options({}).model, home() / "share/recalld-models/default");
   std::filesystem::remove_all(home() / "share");
   EXPECT_THAT(mistake({}),
               AllOf(HasSubstr("no checkpoint in " + (home() / "build/share").string()), HasSubstr("--model")));
+}
+
+TEST_F(OptionsTest, CheckpointInstalledBelowTheHomeDirectoryLiesOutsideTheStore) {
+  std::filesystem::create_directories(home() / ".local");
+  std::filesystem::rename(home() / "build/share", home() / ".local/share");
+  executable_ = ".local/bin/recalld";
+  EXPECT_EQ(options({}).model, home() / ".local/share/recalld-models/default");
+  EXPECT_EQ(options({}).data, home() / ".local/share/recalld");
 }
 
 TEST_F(OptionsTest, EveryFlagIsRead) {
