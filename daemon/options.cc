@@ -86,6 +86,8 @@ Expected<Settings> read_file(const fs::path& file) {
       return file_error(file, key.source(), "unknown key \"" + std::string(key.str()) + "\"; there are " + known);
     }
     if (const auto text_value = node.value_exact<std::string>()) {
+      if (field->is_path && text_value->starts_with('~'))
+        return file_error(file, node.source(), std::string(field->name) + ": write the path out; no shell reads the ~");
       // A path in the file counts from where the file lies, not from where the daemon was started.
       settings.*field->value =
           field->is_path && !text_value->empty() ? (file.parent_path() / *text_value).string() : *text_value;

@@ -147,6 +147,7 @@ TEST_F(OptionsTest, MistakesInTheFileNameTheLineAndTheKey) {
   EXPECT_THAT(at_line("\nthreads = 1\ncolour = \"red\"\n"),
               AllOf(HasSubstr(file + ":3"), HasSubstr("unknown key \"colour\"; there are data, ")));
   EXPECT_THAT(at_line("data = 7\n"), HasSubstr(file + ":1: data: expected a string"));
+  EXPECT_THAT(at_line("data = \"~/store\"\n"), HasSubstr(file + ":1: data: write the path out"));
   EXPECT_THAT(at_line("\nthreads = [1]\n"), HasSubstr(file + ":2: threads: expected a string or a whole number"));
   EXPECT_THAT(at_line("threads = \n"), HasSubstr(file + ":1: "));
   EXPECT_THAT(at_line("threads = -1\n"), HasSubstr("threads: expected a whole number from 0 to 1024, got \"-1\""));
