@@ -12,7 +12,12 @@ Encoder::Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_
       tokenizer_(tokenizer),
       streams_(state_bytes_max / std::max<size_t>(1, stream_bytes()),
                [this](const Stream& stream) { checkpoint(stream); }),
-      hidden_(segment_chunks * chunk_tokens * model.config().hidden_size) {}
+      hidden_(segment_chunks * chunk_tokens * model.config().hidden_size) {
+  // The model takes its working memory when it first runs: here, so that later only what is stored takes more, and
+  // nobody's first request waits for it.
+  RecurrentState state = model_.lower_zero_state();
+  encode(state, std::vector<uint32_t>(segment_chunks * chunk_tokens, tokenizer_.newline_id()));
+}
 
 size_t Encoder::stream_bytes() const {
   const size_t tail_chunk_bytes = model_.kv_bytes() + model_.landmark_dim() * sizeof(Bf16);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include <malloc.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -84,10 +85,17 @@ void raise_open_files_limit() {
   setrlimit(RLIMIT_NOFILE, &files);
 }
 
+// The heap gives large blocks back as soon as they are freed. Left alone, it raises this bound to the largest block
+// that was ever freed, and keeps what is smaller.
+void return_large_blocks() {
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);
+}
+
 int run(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   ::umask(0077);  // the store holds its owner's words: RocksDB, for one, makes files that everybody may read
   raise_open_files_limit();
+  return_large_blocks();
   const auto command_line = read_options({argv, static_cast<size_t>(argc)}, process_environment());
   if (!command_line) {
     std::fprintf(stderr, "recalld: %s\n", command_line.error().message.c_str());
