@@ -122,6 +122,38 @@ TEST_F(EncoderTest, ADiskThatFailsIsReportedAndTheSameChunksAreStoredOnceItWorks
   EXPECT_TRUE(encodings(*store_, memory) == encodings(*clean, twin));
 }
 
+TEST_F(EncoderTest, OneTokenAtATimeLeavesTheSameBitsAsAllAtOnce) {
+  // Turns of one token each, so that every append is the smallest there is.
+  const auto turn_of = [](uint32_t id) {
+    NewTurn turn{{.role = Role::user, .name = {}, .content = "x", .time_us = 0, .metadata = {}}, {id}, {}};
+    turn.ends.push_back(static_cast<uint32_t>(stream_text(turn.turn).size()));
+    return turn;
+  };
+  AppendBatch whole;
+  whole.memory = "diary";
+  const auto clean = open_store("clean");
+  const auto clean_encoder = open_encoder(*clean);
+  for (uint32_t i = 0; i < 3 * chunk_tokens + 5; ++i) {
+    whole.turns.push_back(turn_of(100 + i * 37 % 5000));
+    AppendBatch one;
+    one.memory = "diary";
+    one.turns.push_back(whole.turns.back());
+    const auto appended = clean->append(std::array{one});
+    ASSERT_TRUE(appended.has_value() && (*appended)[0].has_value());
+    const MemoryId id = (*appended)[0]->id;
+    if (i % 3 == 0) {  // a search between appends encodes the open chunk for itself
+      clean_encoder->settle(id);
+      EXPECT_TRUE(clean_encoder->tail(*clean->memory(id)).has_value());
+    }
+    EXPECT_TRUE(encode_all(*clean_encoder, id).empty());
+  }
+  ASSERT_TRUE((*store_->append(std::array{whole}))[0].has_value());
+  const MemoryInfo at_once = *store_->memory("diary"), by_one = *clean->memory("diary");
+  EXPECT_TRUE(encode_all(*encoder_, at_once.id).empty());
+  ASSERT_EQ(by_one.complete_chunks(), 3u);
+  EXPECT_TRUE(encodings(*clean, by_one) == encodings(*store_, at_once));
+}
+
 TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
   const MemoryInfo memory = append(*store_, 240);
   ASSERT_EQ(encoder_->encode_segment(memory.id).value_or(0), Encoder::segment_chunks);
