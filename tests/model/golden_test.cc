@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <numeric>
@@ -60,6 +61,15 @@ class Golden : public ::testing::TestWithParam<Precision> {
     auto values = golden_->all_floats(name);
     EXPECT_TRUE(values.has_value()) << (values ? "" : values.error().message);
     return values ? *std::move(values) : std::vector<float>();
+  }
+  // Compares with the golden tensor of this name, and prints how far they are apart.
+  ::testing::AssertionResult near(std::span<const float> got, const std::string& name) const {
+    const std::vector<float> expected = floats(name);
+    const auto result = tensor_near(got, expected, tolerance());
+    if (got.size() == expected.size())
+      std::printf("%-24s relative error %.1e, at most %.0e\n", name.c_str(), relative_error(got, expected),
+                  tolerance());
+    return result;
   }
   std::vector<int32_t> ints(const std::string& name) const {
     auto values = golden_->all_ints(name);
@@ -175,7 +185,7 @@ class GoldenStarter : public Golden {
 };
 
 TEST_P(GoldenStarter, LowerHalf) {
-  EXPECT_TRUE(tensor_near(every(forward_.lower_hidden, 16, width()), floats("lower_hidden"), tolerance()));
+  EXPECT_TRUE(near(every(forward_.lower_hidden, 16, width()), "lower_hidden"));
 }
 
 TEST_P(GoldenStarter, RecurrentStates) {
@@ -183,13 +193,13 @@ TEST_P(GoldenStarter, RecurrentStates) {
   const size_t channels = config.num_heads * config.head_dim + 2 * config.state_size;
   const size_t conv = (config.conv_kernel - 1) * channels, state = config.state_size, dim = config.head_dim;
   const auto values = std::span(forward_.lower_state.values);
-  EXPECT_TRUE(tensor_near(values.first(conv), floats("conv_state.0"), tolerance()));
+  EXPECT_TRUE(near(values.first(conv), "conv_state.0"));
   // Ours is [state, heads, head_dim], the golden one [heads, head_dim, state].
   const size_t inner = config.num_heads * dim;
   std::vector<float> transposed(inner * state);
   for (size_t n = 0; n < state; ++n)
     for (size_t i = 0; i < inner; ++i) transposed[i * state + n] = values[conv + n * inner + i];
-  EXPECT_TRUE(tensor_near(transposed, floats("ssm_state.0"), tolerance()));
+  EXPECT_TRUE(near(transposed, "ssm_state.0"));
 }
 
 TEST_P(GoldenStarter, ChunkEncoder) {
@@ -198,14 +208,14 @@ TEST_P(GoldenStarter, ChunkEncoder) {
     const auto one = landmark(chunk, 0);
     landmarks.insert(landmarks.end(), one.begin(), one.end());
   }
-  EXPECT_TRUE(tensor_near(landmarks, floats("landmarks"), tolerance()));
-  EXPECT_TRUE(tensor_near(forward_.chunks[3].k, floats("chunk_k.3"), tolerance()));
-  EXPECT_TRUE(tensor_near(forward_.chunks[3].v, floats("chunk_v.3"), tolerance()));
+  EXPECT_TRUE(near(landmarks, "landmarks"));
+  EXPECT_TRUE(near(forward_.chunks[3].k, "chunk_k.3"));
+  EXPECT_TRUE(near(forward_.chunks[3].v, "chunk_v.3"));
 }
 
 TEST_P(GoldenStarter, ChunksAndTheirWeights) {
   const auto& retrieved = forward_.retrieved[0];
-  EXPECT_TRUE(tensor_near(retrieved[1023].scores, floats("retrieval_scores.1023"), tolerance()));
+  EXPECT_TRUE(near(retrieved[1023].scores, "retrieval_scores.1023"));
   const auto selected = ints("selected_chunks");
   const size_t tokens[] = {0, 63, 64, 300, 1023}, k = model_->config().chunk_topk;
   ASSERT_EQ(selected.size(), std::size(tokens) * k);
@@ -218,14 +228,14 @@ TEST_P(GoldenStarter, ChunksAndTheirWeights) {
   std::vector<float> dense(forward_.chunks.size());
   for (size_t i = 0; i < retrieved[1023].chosen.size(); ++i)
     dense[retrieved[1023].chosen[i]] = retrieved[1023].weights[i];
-  EXPECT_TRUE(tensor_near(dense, floats("chunk_weights.1023"), tolerance()));
+  EXPECT_TRUE(near(dense, "chunk_weights.1023"));
 }
 
 TEST_P(GoldenStarter, UpperHalfAndLogits) {
-  EXPECT_TRUE(tensor_near(every(forward_.final_hidden, 16, width()), floats("final_hidden"), tolerance()));
+  EXPECT_TRUE(near(every(forward_.final_hidden, 16, width()), "final_hidden"));
   const std::vector<float> logits = model_->logits(forward_.final_hidden);
   const size_t vocab = model_->config().vocab_size;
-  EXPECT_TRUE(tensor_near(std::span(logits).last(vocab), floats("logits.1023"), tolerance()));
+  EXPECT_TRUE(near(std::span(logits).last(vocab), "logits.1023"));
 
   const auto tokens = ids("input_ids");
   std::vector<float> nll;
@@ -236,19 +246,19 @@ TEST_P(GoldenStarter, UpperHalfAndLogits) {
     for (const float logit : row) sum += std::exp(static_cast<double>(logit - top));
     nll.push_back(top + static_cast<float>(std::log(sum)) - row[tokens[t + 1]]);
   }
-  EXPECT_TRUE(tensor_near(nll, floats("nll"), tolerance()));
+  EXPECT_TRUE(near(nll, "nll"));
 }
 
 TEST_P(GoldenStarter, Query) {
   const auto hidden = model_->lower_from_zero(ids("query_ids"));
   const auto embedding = model_->retrieval_embedding(std::span(hidden).last(width()), 0);
-  EXPECT_TRUE(tensor_near(embedding, floats("query_embedding"), tolerance()));
+  EXPECT_TRUE(near(embedding, "query_embedding"));
   std::vector<float> scores;
   for (size_t chunk = 0; chunk < forward_.chunks.size(); ++chunk) {
     const auto l = landmark(chunk, 0);
     scores.push_back(std::inner_product(l.begin(), l.end(), embedding.begin(), 0.0f) * model_->score_scale());
   }
-  EXPECT_TRUE(tensor_near(scores, floats("query_scores"), tolerance()));
+  EXPECT_TRUE(near(scores, "query_scores"));
 
   // What a search uses: rounded to bf16, the gain folded in, against stored landmarks.
   const auto query = model_->query(ids("query_ids"));
@@ -274,13 +284,13 @@ class GoldenVariant : public Golden {
 };
 
 TEST_P(GoldenVariant, LowerHalfAndChunkEncoder) {
-  EXPECT_TRUE(tensor_near(forward_.lower_hidden, floats("lower_hidden"), tolerance()));
+  EXPECT_TRUE(near(forward_.lower_hidden, "lower_hidden"));
   std::vector<float> landmarks;
   for (const EncodedChunk& chunk : forward_.chunks)
     landmarks.insert(landmarks.end(), chunk.landmark.begin(), chunk.landmark.end());
-  EXPECT_TRUE(tensor_near(landmarks, floats("landmarks"), tolerance()));
-  EXPECT_TRUE(tensor_near(forward_.chunks[3].k, floats("chunk_k.3"), tolerance()));
-  EXPECT_TRUE(tensor_near(forward_.chunks[3].v, floats("chunk_v.3"), tolerance()));
+  EXPECT_TRUE(near(landmarks, "landmarks"));
+  EXPECT_TRUE(near(forward_.chunks[3].k, "chunk_k.3"));
+  EXPECT_TRUE(near(forward_.chunks[3].v, "chunk_v.3"));
 }
 
 TEST_P(GoldenVariant, EachKvHeadRetrievesForItself) {
@@ -310,9 +320,9 @@ TEST_P(GoldenVariant, EachKvHeadRetrievesForItself) {
 }
 
 TEST_P(GoldenVariant, UpperGroupsAndUntiedHead) {
-  EXPECT_TRUE(tensor_near(forward_.final_hidden, floats("final_hidden"), tolerance()));
+  EXPECT_TRUE(near(forward_.final_hidden, "final_hidden"));
   const auto logits = model_->logits(std::span(forward_.final_hidden).last(8 * width()));
-  EXPECT_TRUE(tensor_near(logits, floats("logits"), tolerance()));
+  EXPECT_TRUE(near(logits, "logits"));
 }
 
 INSTANTIATE_TEST_SUITE_P(, GoldenVariant, ::testing::Values(Precision::f32, Precision::bf16), precision_name);
