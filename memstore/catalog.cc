@@ -186,6 +186,11 @@ void Catalog::Batch::remove_all(Family family, std::string_view prefix) {
       .PermitUncheckedError();
 }
 
+void Catalog::Batch::remove_range(Family family, std::string_view from, std::string_view to) {
+  changes_->DeleteRange(catalog_->database_->family(family), {from.data(), from.size()}, {to.data(), to.size()})
+      .PermitUncheckedError();
+}
+
 Expected<void> Catalog::write(const Batch& batch) {
   rocksdb::WriteOptions options;
   options.sync = true;
@@ -265,20 +270,32 @@ std::string_view Catalog::Cursor::key() const {
 
 // ---- Space
 
-Expected<void> Catalog::reclaim(std::string_view prefix) {
+Catalog::Range Catalog::all_of(Family family, std::string_view prefix) {
+  return {family, std::string(prefix), end_of(prefix), true};
+}
+
+Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
   auto& db = *database_->db;
   RECALLD_CHECK(checked(db.Flush(rocksdb::FlushOptions(), database_->families), "flush"));
-  const std::string to = end_of(prefix);
-  const rocksdb::Slice from_slice(prefix.data(), prefix.size()), to_slice(to);
   rocksdb::CompactRangeOptions options;
   options.exclusive_manual_compaction = false;
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
-  for (auto* family : database_->families) {
+  uint64_t bytes = 0;
+  for (const Range& range : ranges) {
+    auto* const family = database_->family(range.family);
+    const rocksdb::Slice from(range.from), to(range.to);
+    rocksdb::ColumnFamilyMetaData tables;
+    db.GetColumnFamilyMetaData(family, &tables);
+    for (const auto& level : tables.levels) {
+      for (const auto& table : level.files)
+        if (table.smallestkey < range.to && table.largestkey >= range.from) bytes += table.size;
+    }
     // Files that hold nothing else go at once; what is left is rewritten.
-    RECALLD_CHECK(checked(rocksdb::DeleteFilesInRange(&db, family, &from_slice, &to_slice, false), "reclaim files of"));
-    RECALLD_CHECK(checked(db.CompactRange(options, family, &from_slice, &to_slice), "compact"));
+    if (range.empty)
+      RECALLD_CHECK(checked(rocksdb::DeleteFilesInRange(&db, family, &from, &to, false), "reclaim files of"));
+    RECALLD_CHECK(checked(db.CompactRange(options, family, &from, &to), "compact"));
   }
-  return {};
+  return bytes;
 }
 
 Catalog::Usage Catalog::usage() const {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -45,7 +46,8 @@ class Catalog {
     Batch(Batch&&) noexcept;
     void put(Family family, std::string_view key, std::string_view value);
     void remove(Family family, std::string_view key);
-    void remove_all(Family family, std::string_view prefix);  // every key that begins so
+    void remove_all(Family family, std::string_view prefix);                       // every key that begins so
+    void remove_range(Family family, std::string_view from, std::string_view to);  // keys from `from` to before `to`
     bool empty() const;
 
    private:
@@ -88,9 +90,18 @@ class Catalog {
   };
   Cursor cursor(Family family, std::string_view prefix) const;
 
-  // Rewrites what still holds removed rows with this prefix, in all families: their bytes are gone from the tables and
-  // from the write-ahead log on return.
-  Expected<void> reclaim(std::string_view prefix);
+  // Keys of one family, from `from` to before `to`.
+  struct Range {
+    Family family = Family::counters;
+    std::string from;
+    std::string to;
+    bool empty = false;  // no row is left in it
+  };
+  static Range all_of(Family family, std::string_view prefix);  // of which no row is left
+
+  // Rewrites what still holds removed rows of these ranges: their bytes are gone from the tables and from the
+  // write-ahead log on return. Returns how many bytes of tables were rewritten or dropped.
+  Expected<uint64_t> reclaim(std::span<const Range> ranges);
 
   struct Usage {
     uint64_t bytes_on_disk = 0;

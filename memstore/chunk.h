@@ -12,6 +12,9 @@
 namespace recalld {
 
 using MemoryId = uint64_t;  // never used again after a memory is deleted
+// Under which chunks, landmarks and states lie: a memory's own number, and one more for each further generation of its
+// encodings. Memories and streams are numbered together, so that no two share a number.
+using StreamId = uint64_t;
 
 inline constexpr uint32_t chunk_tokens = 64;  // tokens of a chunk, of every model that we run
 

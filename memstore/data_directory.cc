@@ -21,7 +21,7 @@ namespace recalld {
 namespace {
 
 constexpr std::string_view magic = "recalld store\n";
-constexpr std::string_view format_line = "format 1\n";
+constexpr std::string_view format_line = "format 2\n";
 
 std::string stamp_of(const RecordShape& shape) {
   std::string text(magic);
@@ -51,7 +51,7 @@ Error refusal(const std::filesystem::path& file, std::string_view found, const R
     return from == std::string_view::npos ? "" : std::string(found.substr(from, found.find('\n', from) - from));
   };
   if (!found.substr(magic.size()).starts_with(format_line))
-    return {ErrorKind::invalid_request, action + "says " + line("format ") + ", this recalld reads format 1: use the " +
+    return {ErrorKind::invalid_request, action + "says " + line("format ") + ", this recalld reads format 2: use the " +
                                             "version that wrote the store, or choose another directory with --data"};
   return {ErrorKind::invalid_request,
           action + "was stamped by another model (" + line("model ") + ", yours is " + hex(shape.model) +

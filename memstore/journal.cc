@@ -15,19 +15,19 @@ namespace {
 
 struct TurnRow {
   Turn turn;  // content: its first piece
-  uint64_t first_token = 0;
+  uint64_t first_position = 0;
   uint64_t tokens = 0;
   uint64_t content_bytes = 0;
 };
 
-std::string encode_turn(const Turn& turn, uint64_t first_token, uint64_t tokens) {
+std::string encode_turn(const Turn& turn, uint64_t first_position, uint64_t tokens) {
   std::string bytes;
   ByteWriter out(bytes);
   out.u8(static_cast<uint8_t>(turn.role));
   out.u8(turn.name.has_value());
   if (turn.name) out.text(*turn.name);
   out.u64(static_cast<uint64_t>(turn.time_us));
-  out.varint(first_token);
+  out.varint(first_position);
   out.varint(tokens);
   out.text(turn.metadata);
   out.varint(turn.content.size());
@@ -42,7 +42,7 @@ std::optional<TurnRow> decode_turn(std::string_view bytes) {
   row.turn.role = static_cast<Role>(role);
   if (in.u8() != 0) row.turn.name = in.text();
   row.turn.time_us = static_cast<int64_t>(in.u64());
-  row.first_token = in.varint();
+  row.first_position = in.varint();
   row.tokens = in.varint();
   row.turn.metadata = in.text();
   row.content_bytes = in.varint();
@@ -54,14 +54,14 @@ std::optional<TurnRow> decode_turn(std::string_view bytes) {
 // ---- Rows of `tokens`
 
 struct TokenRun {
-  uint64_t first_token = 0;
+  uint64_t first_position = 0;
   uint64_t turn = 0;
   uint64_t first_byte = 0;  // in the turn's stream text
   uint64_t count = 0;
   std::string_view ids;      // count × u32
   std::string_view lengths;  // count × varint
 
-  uint64_t end_token() const { return first_token + count; }
+  uint64_t end_position() const { return first_position + count; }
 
   void copy_ids(uint64_t from, uint64_t end, uint32_t* out) const {
     static_assert(std::endian::native == std::endian::little, "ids are copied as they lie on disk");
@@ -98,7 +98,7 @@ std::string encode_run(uint64_t turn, uint64_t first_byte, std::span<const uint3
 std::optional<TokenRun> decode_run(std::string_view key, std::string_view bytes) {
   ByteReader in(bytes);
   TokenRun run;
-  run.first_token = number_of(key);
+  run.first_position = number_of(key);
   run.turn = in.varint();
   run.first_byte = in.varint();
   run.count = in.varint();
@@ -113,19 +113,41 @@ Error damaged(std::string_view what, MemoryId id, uint64_t number) {
                                   std::to_string(id) + ": its row is missing or no such row; run recall verify"};
 }
 
-// Walks the runs of a memory from the one that holds token `first` on, and calls use(run) until it returns false.
-template <class Use>
-Expected<void> for_each_run(const Catalog& catalog, MemoryId id, uint64_t first, Use use) {
+// Walks the runs of a memory from the one that holds token `first` on, and calls use(run, token), with the number of
+// the run's first token that is meant, until it returns false. Tokens that are being forgotten have no run any more:
+// forgotten(token) is told where they begin, and ends the walk by returning false.
+template <class Use, class Forgotten>
+Expected<void> for_each_run(const Catalog& catalog, MemoryId id, const Gaps& gaps, const Gaps& journal_gaps,
+                            uint64_t first, uint64_t end, Use use, Forgotten forgotten) {
   Catalog::Cursor rows = catalog.cursor(Family::tokens, row_key(id));
-  RECALLD_TRY(bool found, rows.seek_before(row_key(id, first)));
-  for (uint64_t expected = first;;) {
-    const auto run = found ? decode_run(rows.key(), rows.value()) : std::nullopt;
-    if (!run || run->first_token > expected || run->end_token() <= expected)
-      return std::unexpected(damaged("token", id, expected));
-    if (!use(*run)) return {};
-    expected = run->end_token();
-    RECALLD_TRY(found, rows.next());
+  RECALLD_TRY(bool found, rows.seek_before(row_key(id, gaps.position_of(first))));
+  if (!found) {
+    RECALLD_TRY(found, rows.first());
   }
+  for (uint64_t token = first; token < end;) {
+    const uint64_t position = gaps.position_of(token);
+    auto run = found ? decode_run(rows.key(), rows.value()) : std::nullopt;
+    if (found && !run) return std::unexpected(damaged("token", id, token));
+    if (run && run->end_position() <= position) {  // only the first one can be: it stands before what is forgotten
+      RECALLD_TRY(found, rows.next());
+      run = found ? decode_run(rows.key(), rows.value()) : std::nullopt;
+      if (found && !run) return std::unexpected(damaged("token", id, token));
+    }
+    if (run && run->first_position <= position) {
+      if (!use(*run, token)) return {};
+      token = gaps.token_of(run->end_position());
+      RECALLD_TRY(found, rows.next());
+      continue;
+    }
+    // Nothing between here and the next run may be there still.
+    const uint64_t until =
+        run ? std::min(run->first_position, gaps.position_of(end - 1) + 1) : gaps.position_of(end - 1) + 1;
+    if (journal_gaps.token_of(position) != journal_gaps.token_of(until))
+      return std::unexpected(damaged("token", id, token));
+    if (!forgotten(token)) return {};
+    token = gaps.token_of(until);
+  }
+  return {};
 }
 
 // Whether no character begins at this byte.
@@ -150,21 +172,24 @@ void Journal::stage(MemoryId id, const Operation& operation, Catalog::Batch& bat
 }
 
 void Journal::stage(MemoryId id, std::span<const NewTurn> turns, JournalRecord& memory, Catalog::Batch& batch) {
-  for (const auto& [turn, ids, ends] : turns) {
-    batch.put(Family::turns, row_key(id, memory.turns), encode_turn(turn, memory.tokens, ids.size()));
+  for (const NewTurn& next : turns) {
+    const auto& [turn, ids, ends, number] = next;
+    memory.next_turn = number.value_or(memory.next_turn);
+    batch.put(Family::turns, row_key(id, memory.next_turn), encode_turn(turn, memory.next_position, ids.size()));
     const std::string_view content = turn.content;
     for (size_t from = content_piece_bytes, piece = 1; from < content.size(); from += content_piece_bytes, ++piece) {
-      batch.put(Family::turns, row_key(id, memory.turns, static_cast<uint32_t>(piece)),
+      batch.put(Family::turns, row_key(id, memory.next_turn, static_cast<uint32_t>(piece)),
                 content.substr(from, content_piece_bytes));
     }
     for (size_t from = 0; from < ids.size(); from += token_run_max) {
       const size_t count = std::min(token_run_max, ids.size() - from);
-      batch.put(Family::tokens, row_key(id, memory.tokens + from),
-                encode_run(memory.turns, from == 0 ? 0 : ends[from - 1], std::span(ids).subspan(from, count),
+      batch.put(Family::tokens, row_key(id, memory.next_position + from),
+                encode_run(memory.next_turn, from == 0 ? 0 : ends[from - 1], std::span(ids).subspan(from, count),
                            std::span(ends).subspan(from, count)));
     }
+    ++memory.next_turn;
     ++memory.turns;
-    memory.tokens += ids.size();
+    memory.next_position += ids.size();
     memory.content_bytes += content.size();
   }
 }
@@ -191,15 +216,30 @@ Expected<std::optional<Journal::Operation>> Journal::operation(MemoryId id, std:
   return operation;
 }
 
-Expected<std::vector<StoredTurn>> Journal::turns(MemoryId id, uint64_t first, uint64_t end, size_t limit,
+Expected<std::vector<StoredTurn>> Journal::turns(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps,
+                                                 uint64_t first, uint64_t end, uint64_t end_position, size_t limit,
                                                  size_t bytes_max) const {
   std::vector<StoredTurn> turns;
   Catalog::Cursor rows = catalog_.cursor(Family::turns, row_key(id));
-  RECALLD_TRY(bool found, rows.seek(row_key(id, first)));
   size_t bytes = 0;
+  // Numbers that are left out must be those of forgotten turns: no token that counts may lie between two neighbours.
+  std::optional<uint64_t> position;  // where the next turn's tokens begin
+  if (first == 0) position = 0;
+  RECALLD_TRY(bool found, rows.seek(row_key(id, first)));
   for (uint64_t number = first; number < end && turns.size() < limit && bytes <= bytes_max; ++number) {
-    auto row = found && rows.key() == row_key(id, number) ? decode_turn(rows.value()) : std::nullopt;
-    if (!row) return std::unexpected(damaged("turn", id, number));
+    if (!found) {
+      if (position && journal_gaps.token_of(*position) != journal_gaps.token_of(end_position))
+        return std::unexpected(damaged("turn", id, number));
+      break;
+    }
+    auto row = rows.key().size() == row_key(id, number).size() ? decode_turn(rows.value()) : std::nullopt;
+    const uint64_t there = number_of(rows.key());
+    if (!row) return std::unexpected(damaged("turn", id, there));
+    if (position && journal_gaps.token_of(*position) != journal_gaps.token_of(row->first_position))
+      return std::unexpected(damaged("turn", id, number));
+    if (there >= end) break;
+    number = there;
+    position = row->first_position + row->tokens;
     RECALLD_TRY(found, rows.next());
     for (uint32_t piece = 1; row->turn.content.size() < row->content_bytes; ++piece) {
       if (!found || rows.key() != row_key(id, number, piece)) return std::unexpected(damaged("turn", id, number));
@@ -207,57 +247,80 @@ Expected<std::vector<StoredTurn>> Journal::turns(MemoryId id, uint64_t first, ui
       RECALLD_TRY(found, rows.next());
     }
     bytes += row->turn.content.size();
-    turns.push_back({number, std::move(row->turn), row->first_token, row->tokens});
+    const uint64_t first_token = gaps.token_of(row->first_position);
+    turns.push_back({number, std::move(row->turn), first_token, row->tokens});
   }
   return turns;
 }
 
-Expected<std::vector<uint32_t>> Journal::tokens(MemoryId id, uint64_t first, uint64_t end) const {
+Expected<std::vector<uint32_t>> Journal::tokens(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
+                                                uint64_t end) const {
   std::vector<uint32_t> ids(end - first);
-  if (ids.empty()) return ids;
-  uint64_t at = first;
-  RECALLD_CHECK(for_each_run(catalog_, id, first, [&](const TokenRun& run) {
-    const uint64_t until = std::min(end, run.end_token());
-    run.copy_ids(at - run.first_token, until - run.first_token, ids.data() + (at - first));
-    at = until;
-    return at < end;
-  }));
+  bool forgotten = false;
+  RECALLD_CHECK(for_each_run(
+      catalog_, id, gaps, journal_gaps, first, end,
+      [&](const TokenRun& run, uint64_t token) {
+        const uint64_t from = gaps.position_of(token) - run.first_position;
+        const uint64_t until = std::min(run.count, from + (end - token));
+        run.copy_ids(from, until, ids.data() + (token - first));
+        return true;
+      },
+      [&](uint64_t) {
+        forgotten = true;
+        return false;
+      }));
+  if (forgotten)
+    return fail(ErrorKind::busy, "read tokens " + std::to_string(first) + " to " + std::to_string(end) + " of memory " +
+                                     std::to_string(id) +
+                                     ": some of them are being forgotten; ask again when that is done");
   return ids;
 }
 
-Expected<std::optional<uint64_t>> Journal::last_turn_within(MemoryId id, uint64_t end) const {
-  std::optional<TokenRun> last;
-  bool whole = false;
+Expected<std::optional<uint64_t>> Journal::last_turn_within(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps,
+                                                            uint64_t end) const {
+  const uint64_t position = gaps.position_of(end - 1);
   Catalog::Cursor rows = catalog_.cursor(Family::tokens, row_key(id));
-  RECALLD_TRY(bool found, rows.seek_before(row_key(id, end - 1)));
-  if (found) last = decode_run(rows.key(), rows.value());
-  if (!last || last->end_token() < end) return std::unexpected(damaged("token", id, end - 1));
+  RECALLD_TRY(bool found, rows.seek_before(row_key(id, position)));
+  const uint64_t expected = journal_gaps.token_of(position + 1);  // of the journal's tokens up to there
+  if (!found && expected == 0) return std::nullopt;
+  auto last = found ? decode_run(rows.key(), rows.value()) : std::nullopt;
+  if (!last || journal_gaps.token_of(last->end_position()) < expected)
+    return std::unexpected(damaged("token", id, end - 1));
   const uint64_t turn = last->turn;
-  if (last->end_token() == end) {
+  if (last->end_position() <= position + 1) {
     RECALLD_TRY(found, rows.next());
     const auto following = found ? decode_run(rows.key(), rows.value()) : std::nullopt;
-    whole = !following || following->turn != turn;
+    if (!following || following->turn != turn) return turn;
   }
-  if (whole) return turn;
-  return turn == 0 ? std::nullopt : std::optional(turn - 1);
+  // The turn goes on behind `end`: the one before it is meant.
+  RECALLD_TRY(const auto row, catalog_.get(Family::turns, row_key(id, turn)));
+  const auto whole = row ? decode_turn(*row) : std::nullopt;
+  if (!whole) return std::unexpected(damaged("turn", id, turn));
+  if (whole->first_position == 0) return std::nullopt;
+  RECALLD_TRY(found, rows.seek_before(row_key(id, whole->first_position - 1)));
+  last = found ? decode_run(rows.key(), rows.value()) : std::nullopt;
+  if (found && !last) return std::unexpected(damaged("token", id, end - 1));
+  return last ? std::optional(last->turn) : std::nullopt;
 }
 
-Expected<Passage> Journal::passage(MemoryId id, uint64_t first, uint64_t end) const {
+Expected<Passage> Journal::passage(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
+                                   uint64_t end) const {
   struct Cut {
     uint64_t turn = 0;
     uint64_t from = 0;  // bytes of the turn's stream text
     uint64_t to = 0;
   };
   std::vector<Cut> cuts;  // one a turn
-  uint64_t at = first;
-  RECALLD_CHECK(for_each_run(catalog_, id, first, [&](const TokenRun& run) {
-    const uint64_t until = std::min(end, run.end_token());
-    const auto [from, to] = run.byte_range(at - run.first_token, until - run.first_token);
-    if (cuts.empty() || cuts.back().turn != run.turn) cuts.push_back({run.turn, from, to});
-    cuts.back().to = to;
-    at = until;
-    return at < end;
-  }));
+  RECALLD_CHECK(for_each_run(
+      catalog_, id, gaps, journal_gaps, first, end,
+      [&](const TokenRun& run, uint64_t token) {
+        const uint64_t in_run = gaps.position_of(token) - run.first_position;
+        const auto [from, to] = run.byte_range(in_run, std::min(run.count, in_run + (end - token)));
+        if (cuts.empty() || cuts.back().turn != run.turn) cuts.push_back({run.turn, from, to});
+        cuts.back().to = to;
+        return true;
+      },
+      [](uint64_t) { return true; }));
 
   Passage passage{.first_token = first, .end_token = end, .text = {}, .turns = {}};
   for (const Cut& cut : cuts) {
@@ -304,6 +367,42 @@ Expected<Passage> Journal::passage(MemoryId id, uint64_t first, uint64_t end) co
     passage.turns.push_back({cut.turn, row->turn.role, std::move(row->turn.name), row->turn.time_us});
   }
   return passage;
+}
+
+// ---- Removing
+
+Expected<Journal::Removal> Journal::find(MemoryId id, std::span<const TurnRange> ranges) const {
+  Removal removal;
+  Catalog::Cursor rows = catalog_.cursor(Family::turns, row_key(id));
+  for (const TurnRange& range : ranges) {
+    RECALLD_TRY(bool found, rows.seek(row_key(id, range.first)));
+    while (found) {
+      const uint64_t number = number_of(rows.key());
+      if (number > range.last) break;
+      const auto row = decode_turn(rows.value());
+      if (!row) return std::unexpected(damaged("turn", id, number));
+      const bool follows = !removal.turns.empty() && removal.turns.back().last + 1 == number &&
+                           removal.gaps.back().end() == row->first_position;
+      if (follows) {
+        removal.turns.back().last = number;
+        removal.gaps.back().tokens += row->tokens;
+      } else {
+        removal.turns.push_back({number, number});
+        removal.gaps.push_back({row->first_position, row->tokens});
+      }
+      ++removal.turn_count;
+      removal.content_bytes += row->content_bytes;
+      RECALLD_TRY(found, rows.seek(row_key(id, number + 1)));
+    }
+  }
+  return removal;
+}
+
+void Journal::stage(MemoryId id, const Removal& removal, Catalog::Batch& batch) {
+  for (const TurnRange& range : removal.turns)
+    batch.remove_range(Family::turns, row_key(id, range.first), row_key(id, range.last + 1));
+  for (const Gaps::Gap& gap : removal.gaps)
+    batch.remove_range(Family::tokens, row_key(id, gap.position), row_key(id, gap.end()));
 }
 
 }  // namespace recalld

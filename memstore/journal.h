@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "memstore/catalog.h"
+#include "memstore/layout.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
 
@@ -36,15 +37,36 @@ class Journal {
   // Adds the rows of turns that follow the memory's last one to the batch, and counts them in `memory`.
   static void stage(MemoryId id, std::span<const NewTurn> turns, JournalRecord& memory, Catalog::Batch& batch);
 
-  // Turns [first, end), at most `limit`, and no further one once their content passes `bytes_max`.
-  Expected<std::vector<StoredTurn>> turns(MemoryId id, uint64_t first, uint64_t end, size_t limit,
-                                          size_t bytes_max) const;
+  // In what follows `gaps` says which tokens are counted: those of one generation of the encodings. `journal_gaps` says
+  // what is left out of the journal by now: the same, or more while turns of that generation are being forgotten.
 
-  Expected<std::vector<uint32_t>> tokens(MemoryId id, uint64_t first, uint64_t end) const;
-  Expected<Passage> passage(MemoryId id, uint64_t first, uint64_t end) const;
+  // Turns [first, end), at most `limit`, and no further one once their content passes `bytes_max`.
+  // `end_position` is where the tokens of turn `end` would begin.
+  Expected<std::vector<StoredTurn>> turns(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
+                                          uint64_t end, uint64_t end_position, size_t limit, size_t bytes_max) const;
+
+  // Tokens [first, end). Fails with busy when some of them are being forgotten.
+  Expected<std::vector<uint32_t>> tokens(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
+                                         uint64_t end) const;
+
+  // The text of tokens [first, end), without those that are being forgotten.
+  Expected<Passage> passage(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
+                            uint64_t end) const;
 
   // The last turn that ends at token `end` or before; nothing when there is none. 1 <= end.
-  Expected<std::optional<uint64_t>> last_turn_within(MemoryId id, uint64_t end) const;
+  Expected<std::optional<uint64_t>> last_turn_within(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps,
+                                                     uint64_t end) const;
+
+  // What removing turns takes away.
+  struct Removal {
+    std::vector<TurnRange> turns;  // that there were, by number
+    std::vector<Gaps::Gap> gaps;   // their tokens, one gap a range
+    uint64_t turn_count = 0;
+    uint64_t content_bytes = 0;
+  };
+  // Finds those of `ranges` (by number, apart from each other) that there are.
+  Expected<Removal> find(MemoryId id, std::span<const TurnRange> ranges) const;
+  static void stage(MemoryId id, const Removal& removal, Catalog::Batch& batch);
 
  private:
   const Catalog& catalog_;

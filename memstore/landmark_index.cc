@@ -20,7 +20,7 @@ LandmarkIndex::LandmarkIndex(const Catalog& catalog, uint32_t dim, uint64_t cach
 
 // ---- On disk: whole pages, and the last one in small rows
 
-Expected<void> LandmarkIndex::stage(MemoryId id, uint64_t first, std::span<const Bf16> landmarks,
+Expected<void> LandmarkIndex::stage(StreamId id, uint64_t first, std::span<const Bf16> landmarks,
                                     Catalog::Batch& batch) const {
   std::string_view bytes = as_text(std::as_bytes(landmarks));
   while (!bytes.empty()) {
@@ -40,8 +40,8 @@ Expected<void> LandmarkIndex::stage(MemoryId id, uint64_t first, std::span<const
         RECALLD_TRY(found, rows.next());
       }
       if (whole.size() != place * landmark_bytes())
-        return fail(ErrorKind::corrupt, "store landmarks of memory " + std::to_string(id) + ": page " +
-                                            std::to_string(page) + " is incomplete; run recall verify");
+        return fail(ErrorKind::corrupt, "store landmarks of stream " + std::to_string(id) + ": page " +
+                                            std::to_string(page) + " is incomplete; run recall verify --repair");
       batch.put(Family::landmarks, row_key(id, page), whole += part);
     }
     first += count;
@@ -51,7 +51,7 @@ Expected<void> LandmarkIndex::stage(MemoryId id, uint64_t first, std::span<const
 }
 
 // Reads what there is of a page, at most all of it.
-Expected<LandmarkIndex::Page> LandmarkIndex::load(MemoryId id, uint64_t page) const {
+Expected<LandmarkIndex::Page> LandmarkIndex::load(StreamId id, uint64_t page) const {
   Page loaded;
   std::string small_rows;
   Catalog::Cursor rows = catalog_.cursor(Family::landmarks, row_key(id, page));
@@ -74,7 +74,7 @@ Expected<LandmarkIndex::Page> LandmarkIndex::load(MemoryId id, uint64_t page) co
   return loaded;
 }
 
-Expected<std::vector<Bf16>> LandmarkIndex::landmark(MemoryId id, uint64_t chunk) const {
+Expected<std::vector<Bf16>> LandmarkIndex::landmark(StreamId id, uint64_t chunk) const {
   const uint64_t number = chunk / page_landmarks_;
   const size_t place = chunk % page_landmarks_;
   Page page;
@@ -87,8 +87,8 @@ Expected<std::vector<Bf16>> LandmarkIndex::landmark(MemoryId id, uint64_t chunk)
     RECALLD_TRY(page, load(id, number));
   }
   if (page.filled <= place)
-    return fail(ErrorKind::corrupt, "read the landmark of chunk " + std::to_string(chunk) + " of memory " +
-                                        std::to_string(id) + ": it is missing; run recall verify");
+    return fail(ErrorKind::corrupt, "read the landmark of chunk " + std::to_string(chunk) + " of stream " +
+                                        std::to_string(id) + ": it is missing; run recall verify --repair");
   std::vector<Bf16> landmark(dim_);
   std::memcpy(landmark.data(), page.data->bytes().data() + place * landmark_bytes(), landmark_bytes());
   return landmark;
@@ -98,7 +98,7 @@ Expected<std::vector<Bf16>> LandmarkIndex::landmark(MemoryId id, uint64_t chunk)
 
 // Frees pages of the memories that were used least recently, but none of `id` itself: a scan over more than fits would
 // throw out each page just before it needs it again.
-bool LandmarkIndex::make_room(MemoryId id, uint64_t bytes) {
+bool LandmarkIndex::make_room(StreamId id, uint64_t bytes) {
   while (cached_bytes_ + bytes > cache_bytes_max_) {
     auto oldest = cached_.end();
     for (auto memory = cached_.begin(); memory != cached_.end(); ++memory) {
@@ -112,7 +112,7 @@ bool LandmarkIndex::make_room(MemoryId id, uint64_t bytes) {
   return true;
 }
 
-void LandmarkIndex::keep(MemoryId id, uint64_t number, Page page) {
+void LandmarkIndex::keep(StreamId id, uint64_t number, Page page) {
   const std::lock_guard lock(mutex_);
   const auto memory = cached_.find(id);
   if (memory == cached_.end()) return;  // forgotten meanwhile
@@ -127,9 +127,9 @@ void LandmarkIndex::keep(MemoryId id, uint64_t number, Page page) {
   pages[number] = std::move(page);
 }
 
-void LandmarkIndex::publish(MemoryId id, uint64_t first, std::span<const Bf16> landmarks) {
+void LandmarkIndex::publish(StreamId id, uint64_t first, std::span<const Bf16> landmarks) {
   const std::lock_guard lock(mutex_);
-  CachedMemory& memory = cached_[id];
+  CachedStream& memory = cached_[id];
   memory.last_use = ++uses_;
   ByteView bytes = std::as_bytes(landmarks);
   while (!bytes.empty()) {
@@ -163,7 +163,7 @@ void LandmarkIndex::publish(MemoryId id, uint64_t first, std::span<const Bf16> l
   }
 }
 
-void LandmarkIndex::forget(MemoryId id) {
+void LandmarkIndex::forget(StreamId id) {
   const std::lock_guard lock(mutex_);
   const auto memory = cached_.find(id);
   if (memory == cached_.end()) return;
@@ -178,15 +178,24 @@ uint64_t LandmarkIndex::cached_bytes() const {
 
 // ---- The scan
 
-Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(MemoryId id, uint64_t n, std::span<const Bf16> query, size_t k,
-                                                        WorkerPool& pool) {
+Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> extents, uint64_t n,
+                                                        std::span<const Bf16> query, size_t k, WorkerPool& pool) {
   if (n == 0 || k == 0) return std::vector<ScoredChunk>();
   std::vector<Page> pages((n + page_landmarks_ - 1) / page_landmarks_);
+  std::vector<StreamId> streams(pages.size());
   {
     const std::lock_guard lock(mutex_);
-    CachedMemory& memory = cached_[id];
-    memory.last_use = ++uses_;
-    std::copy_n(memory.pages.begin(), std::min(memory.pages.size(), pages.size()), pages.begin());
+    for (size_t i = 0; i < extents.size(); ++i) {
+      CachedStream& cached = cached_[extents[i].stream];
+      cached.last_use = ++uses_;
+      const size_t end = i + 1 < extents.size()
+                             ? std::min<size_t>(pages.size(), extents[i + 1].first_chunk / page_landmarks_)
+                             : pages.size();
+      for (size_t page = extents[i].first_chunk / page_landmarks_; page < end; ++page) {
+        streams[page] = extents[i].stream;
+        if (page < cached.pages.size()) pages[page] = cached.pages[page];
+      }
+    }
   }
 
   struct Worker {
@@ -202,16 +211,16 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(MemoryId id, uint64_t n,
     const size_t count = std::min<uint64_t>(page_landmarks_, n - first);
     Page page = std::move(pages[number]);
     if (page.filled < count) {
-      auto loaded = load(id, number);
+      auto loaded = load(streams[number], number);
       if (!loaded || loaded->filled < count) {
-        mine.error = loaded
-                         ? Error{ErrorKind::corrupt, "scan landmarks of memory " + std::to_string(id) + ": page " +
-                                                         std::to_string(number) + " is incomplete; run recall verify"}
-                         : std::move(loaded).error();
+        mine.error = loaded ? Error{ErrorKind::corrupt, "scan landmarks of stream " + std::to_string(streams[number]) +
+                                                            ": page " + std::to_string(number) +
+                                                            " is incomplete; run recall verify --repair"}
+                            : std::move(loaded).error();
         return;
       }
       page = *std::move(loaded);
-      keep(id, number, page);
+      keep(streams[number], number, page);
     }
     const auto* landmarks = reinterpret_cast<const Bf16*>(page.data->bytes().data());
     landmark_dots_cpu(query, landmarks, count, mine.dots.data());

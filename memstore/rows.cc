@@ -35,6 +35,23 @@ std::string memory_key(MemoryId id, char kind) {
   return row_key(id) += kind;
 }
 
+std::string name_key(std::string_view name) {
+  const Hash128 hash = hash128(as_bytes(name));
+  return memory_key(0, name_kind) += as_text(hash);
+}
+
+std::string waiting_key(MemoryId id) {
+  std::string key = memory_key(0, waiting_kind);
+  ByteWriter(key).key64(id);
+  return key;
+}
+
+std::string erasure_key(uint64_t number) {
+  std::string key = memory_key(0, erasure_kind);
+  ByteWriter(key).key64(number);
+  return key;
+}
+
 std::string operation_key(MemoryId id, std::string_view operation_id) {
   const Hash128 hash = hash128(as_bytes(operation_id));
   return row_key(id) += as_text(hash);
@@ -66,8 +83,9 @@ std::string JournalRecord::encode() const {
   out.text(name);
   out.u64(static_cast<uint64_t>(created_us));
   out.u64(static_cast<uint64_t>(updated_us));
+  out.varint(next_turn);
+  out.varint(next_position);
   out.varint(turns);
-  out.varint(tokens);
   out.varint(content_bytes);
   return bytes;
 }
@@ -78,8 +96,9 @@ std::optional<JournalRecord> JournalRecord::decode(std::string_view bytes) {
   record.name = in.text();
   record.created_us = static_cast<int64_t>(in.u64());
   record.updated_us = static_cast<int64_t>(in.u64());
+  record.next_turn = in.varint();
+  record.next_position = in.varint();
   record.turns = in.varint();
-  record.tokens = in.varint();
   record.content_bytes = in.varint();
   return in.done() ? std::optional(std::move(record)) : std::nullopt;
 }
@@ -88,6 +107,7 @@ std::string EncodingRecord::encode() const {
   std::string bytes;
   ByteWriter out(bytes);
   out.varint(generation);
+  out.varint(edition);
   out.varint(chunks);
   out.varint(state_chunks);
   return bytes;
@@ -97,9 +117,56 @@ std::optional<EncodingRecord> EncodingRecord::decode(std::string_view bytes) {
   ByteReader in(bytes);
   EncodingRecord record;
   record.generation = in.varint();
+  record.edition = in.varint();
   record.chunks = in.varint();
   record.state_chunks = in.varint();
   return in.done() ? std::optional(record) : std::nullopt;
+}
+
+std::string ErasureRecord::encode() const {
+  std::string bytes;
+  ByteWriter out(bytes);
+  out.varint(memory);
+  out.varint(stream);
+  out.varint(first_chunk);
+  out.u8(whole_memory);
+  out.varint(first_turn);
+  out.varint(end_turn);
+  out.varint(first_position);
+  out.varint(end_position);
+  return bytes;
+}
+
+std::optional<ErasureRecord> ErasureRecord::decode(std::string_view bytes) {
+  ByteReader in(bytes);
+  ErasureRecord record;
+  record.memory = in.varint();
+  record.stream = in.varint();
+  record.first_chunk = in.varint();
+  record.whole_memory = in.u8() != 0;
+  record.first_turn = in.varint();
+  record.end_turn = in.varint();
+  record.first_position = in.varint();
+  record.end_position = in.varint();
+  return in.done() ? std::optional(record) : std::nullopt;
+}
+
+std::string JournalTotals::encode() const {
+  std::string bytes;
+  ByteWriter out(bytes);
+  out.varint(memories);
+  out.varint(turns);
+  out.varint(tokens);
+  return bytes;
+}
+
+std::optional<JournalTotals> JournalTotals::decode(std::string_view bytes) {
+  ByteReader in(bytes);
+  JournalTotals totals;
+  totals.memories = in.varint();
+  totals.turns = in.varint();
+  totals.tokens = in.varint();
+  return in.done() ? std::optional(totals) : std::nullopt;
 }
 
 std::string encode(const ChunkEntry& entry) {

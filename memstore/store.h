@@ -35,8 +35,9 @@ struct StoreOptions {
 // ends never falls and its last element is the length of the text.
 struct NewTurn {
   Turn turn;
-  std::vector<uint32_t> ids;   // token ids
-  std::vector<uint32_t> ends;  // [ids.size()] byte offsets
+  std::vector<uint32_t> ids;            // token ids
+  std::vector<uint32_t> ends;           // [ids.size()] byte offsets
+  std::optional<uint64_t> number = {};  // that the turn gets: at least the memory's next_turn, which it is when unset
 };
 
 struct AppendBatch {
@@ -56,15 +57,32 @@ struct Appended {
   bool repeated = false;   // the operation_id had been seen: this is the first reply, nothing was written
 };
 
+// One generation of a memory's encodings, as the encoder works on it.
+struct StreamInfo {
+  MemoryId memory = 0;
+  StreamId stream = 0;
+  uint64_t edition = 0;  // grows when turns of it that are not encoded yet are forgotten
+  uint64_t tokens = 0;
+  uint64_t chunks = 0;  // encoded
+
+  uint64_t complete_chunks() const { return tokens / chunk_tokens; }
+  uint64_t waiting_chunks() const { return complete_chunks() - chunks; }
+};
+
 struct MemoryInfo {
   MemoryId id = 0;
   std::string name;
-  uint64_t turns = 0;           // turns appended
-  uint64_t tokens = 0;          // tokens appended
+  uint64_t turns = 0;           // turns that there are
+  uint64_t next_turn = 0;       // the number that the next appended turn gets
+  uint64_t tokens = 0;          // of the generation that is searched
   uint64_t encoded_chunks = 0;  // chunks that have a landmark and K/V on disk
   uint64_t content_bytes = 0;   // bytes of all contents
   int64_t created_us = 0;
   int64_t updated_us = 0;  // of the last append
+  StreamInfo serving;      // the generation that is searched
+  // While forgotten turns are still in what is searched: the generation without them that is being encoded beside it.
+  std::optional<StreamInfo> next;
+  uint64_t next_first_chunk = 0;  // where that one began
 
   uint64_t complete_chunks() const { return tokens / chunk_tokens; }
   uint64_t waiting_chunks() const { return complete_chunks() - encoded_chunks; }
@@ -95,6 +113,40 @@ struct Passage {
 struct StateCheckpoint {
   uint64_t chunks = 0;
   std::string bytes;  // [state_bytes]
+};
+
+// What forgetting takes away.
+struct Forgotten {
+  MemoryId id = 0;
+  std::vector<TurnRange> turns{};  // that there were
+  uint64_t turn_count = 0;
+  uint64_t tokens = 0;
+  uint64_t content_bytes = 0;
+  uint64_t chunks = 0;      // encoded ones that hold any of the turns or come after one that does
+  bool rebuilding = false;  // they are encoded anew: MemoryInfo::next
+};
+
+// From where the bytes of forgotten turns and deleted memories were erased.
+struct Erasure {
+  struct Segment {
+    uint32_t segment = 0;
+    uint64_t records = 0;
+    uint64_t bytes = 0;
+  };
+  std::vector<Segment> segments;
+  uint64_t catalog_bytes = 0;  // of tables that were rewritten or dropped
+};
+
+// Something on disk that is not what was written.
+struct Problem {
+  MemoryId id = 0;     // 0: of no memory, or of one that cannot be told
+  std::string memory;  // its name
+  std::string part;    // turn, tokens, operation, memory, chunk, kv, landmark, state, table, segment
+  uint64_t first = 0;  // the number of the turn, token or chunk
+  uint64_t last = 0;   // and of the last one of a range
+  std::string message;
+  bool repairable = false;  // it can be made again from the journal
+  bool repaired = false;
 };
 
 struct StoreStats {
@@ -138,8 +190,10 @@ class Store {
   // Turns from number `first` on, at most `limit`, and no further one once their content passes `bytes_max`.
   Expected<std::vector<StoredTurn>> turns(MemoryId id, uint64_t first, size_t limit, size_t bytes_max) const;
 
-  // Token ids [first, first + count) of the memory's stream; fewer at its end.
-  Expected<std::vector<uint32_t>> tokens(MemoryId id, uint64_t first, size_t count) const;
+  // Token ids [first, first + count) of a generation; fewer at its end. Fails with busy when the generation is not what
+  // it was, or when some of these tokens are being forgotten.
+  Expected<std::vector<uint32_t>> tokens(const StreamInfo& of, uint64_t first, size_t count) const;
+  Expected<std::vector<uint32_t>> tokens(MemoryId id, uint64_t first, size_t count) const;  // of the serving one
 
   // The text of tokens [first, end) with its turns. first < end <= tokens of the memory.
   Expected<Passage> passage(MemoryId id, uint64_t first, uint64_t end) const;
@@ -147,24 +201,52 @@ class Store {
   // The last turn that lies wholly within the first `tokens` tokens; nothing when there is none.
   Expected<std::optional<uint64_t>> last_turn_within(MemoryId id, uint64_t tokens) const;
 
-  // Removes a memory: its turns vanish at once and durably, its space is returned before the call does. When that fails
-  // half-way the memory is gone all the same, and the next open returns the rest of its space.
+  // ---- Forgetting
+  // What forget() would take away.
+  Expected<Forgotten> find_turns(MemoryId id, std::span<const TurnRange> turns) const;
+
+  // Forgets turns: they are gone, durably, from every read when it returns; those that there are not are skipped. What
+  // encoded chunks know of them stays behind until the generation without them is encoded and swap() has been called,
+  // and their bytes until erase_forgotten().
+  Expected<Forgotten> forget(MemoryId id, std::span<const TurnRange> turns);
+
+  // Lets the next generation serve, if there is one and it has caught up with what it replaces, or `at_once`: then what
+  // it lacks waits to be encoded. Whether it did.
+  Expected<bool> swap(MemoryId id, bool at_once = false);
+
+  // Removes a memory, durably: it is gone from every read when it returns. Its bytes stay until erase_forgotten().
+  Expected<MemoryInfo> remove(std::string_view name);
+
+  // Erases the bytes of what was forgotten in this memory, or of the memory when it was removed: K/V, rows and logs.
+  // What fails is tried again by the next call, after the next open too.
+  Expected<Erasure> erase_forgotten(MemoryId id);
+
+  // Memories of which erase_forgotten() has something to do.
+  Expected<std::vector<MemoryId>> to_erase() const;
+
+  // remove() and erase_forgotten().
   Expected<void> erase(std::string_view name);
 
   // ---- Encodings
-  // Stores chunks first_chunk, first_chunk + 1, ... (first_chunk is the memory's encoded_chunks) and, when given, the
-  // state after the last of them. Order: K/V written and synced, then entries, landmarks and state in one write batch.
-  // Fails with not_found when the memory was erased meanwhile; nothing is left behind then.
+  // Stores the chunks that follow those which `to` says are encoded and, when given, the state after the last of them.
+  // Order: K/V written and synced, then entries, landmarks and state in one write batch. Fails with not_found when the
+  // memory was removed meanwhile, with busy when the generation is not what it was; nothing is left behind then.
+  Expected<void> put(const StreamInfo& to, std::span<const EncodedChunkView> chunks,
+                     std::optional<ByteView> state_after);
+  // The same for the serving generation, whose next chunk is first_chunk.
   Expected<void> put(MemoryId id, uint64_t first_chunk, std::span<const EncodedChunkView> chunks,
                      std::optional<ByteView> state_after);
 
-  // Keeps `state` as the newest checkpoint of the memory (on eviction and on a clean stop).
-  Expected<void> put_state(MemoryId id, uint64_t chunks, ByteView state);
+  // Keeps `state` as the newest checkpoint of the generation (on eviction and on a clean stop).
+  Expected<void> put_state(const StreamInfo& of, uint64_t chunks, ByteView state);
+  Expected<void> put_state(MemoryId id, uint64_t chunks, ByteView state);  // of the serving one
 
   // The newest checkpoint that covers at most `chunks_max` chunks; nothing when there is none.
-  Expected<std::optional<StateCheckpoint>> state(MemoryId id, uint64_t chunks_max) const;
+  Expected<std::optional<StateCheckpoint>> state(const StreamInfo& of, uint64_t chunks_max) const;
+  Expected<std::optional<StateCheckpoint>> state(MemoryId id, uint64_t chunks_max) const;  // of the serving one
 
-  // Memories with complete chunks that wait for put(), by id, from `after` (exclusive) on, at most `limit`.
+  // Memories with complete chunks that wait for put(), or with a next generation, by id, from `after` (exclusive) on,
+  // at most `limit`.
   Expected<std::vector<MemoryId>> unencoded(MemoryId after, size_t limit) const;
 
   Expected<ChunkEntry> chunk(MemoryId id, uint64_t chunk) const;            // not_found

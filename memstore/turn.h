@@ -22,6 +22,13 @@ struct Turn {
   std::string metadata;             // a flat JSON object as text, or empty
 };
 
+// Turns first to last of a memory, both included.
+struct TurnRange {
+  uint64_t first = 0;
+  uint64_t last = 0;
+  bool operator==(const TurnRange&) const = default;
+};
+
 // What stands before the content in the token stream: "NAME: ", NAME being the turn's name or its role's speaker.
 std::string turn_prefix(const Turn& turn);
 

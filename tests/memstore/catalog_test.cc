@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <fstream>
 #include <sstream>
 
@@ -114,11 +115,29 @@ TEST_F(CatalogTest, NoByteOfRemovedRowsIsLeftAfterReclaiming) {
   Catalog::Batch batch(*catalog_);
   for (const Family family : {Family::turns, Family::states}) batch.remove_all(family, "a");
   ASSERT_TRUE(catalog_->write(batch));
-  const auto reclaimed = catalog_->reclaim("a");
+  const auto reclaimed =
+      catalog_->reclaim(std::array{Catalog::all_of(Family::turns, "a"), Catalog::all_of(Family::states, "a")});
   ASSERT_TRUE(reclaimed) << reclaimed.error().message;
   EXPECT_THAT(files_with("heron"), ElementsAre());
   EXPECT_THAT(files_with("curlew"), ElementsAre());
   EXPECT_EQ(get(Family::turns, "b1"), "the kept row of a bittern");
+}
+
+TEST_F(CatalogTest, NoByteOfRowsRemovedAmongOthersIsLeftAfterReclaiming) {
+  for (const char* key : {"a1", "a2", "a3"}) put(Family::turns, key, std::string("the stork of ") + key);
+  open();
+  put(Family::turns, "a4", "the stork of a4");
+  Catalog::Batch batch(*catalog_);
+  batch.remove_range(Family::turns, "a2", "a3");
+  batch.remove_range(Family::turns, "a4", "a5");
+  ASSERT_TRUE(catalog_->write(batch));
+  const auto reclaimed = catalog_->reclaim(std::array{Catalog::Range{Family::turns, "a2", "a5", false}});
+  ASSERT_TRUE(reclaimed) << reclaimed.error().message;
+  EXPECT_GT(*reclaimed, 0u);
+  EXPECT_THAT(files_with("stork of a2"), ElementsAre());
+  EXPECT_THAT(files_with("stork of a4"), ElementsAre());
+  EXPECT_EQ(get(Family::turns, "a1"), "the stork of a1");
+  EXPECT_EQ(get(Family::turns, "a3"), "the stork of a3");
 }
 
 TEST_F(CatalogTest, ADamagedRowIsAnErrorThatSaysSo) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <random>
 
 #include "memstore/rows.h"
@@ -47,7 +48,7 @@ class LandmarkIndexTest : public ::testing::Test {
   std::vector<std::pair<uint64_t, float>> top_k(LandmarkIndex& index, MemoryId id, size_t n, size_t k,
                                                 size_t threads = 2) {
     WorkerPool pool(threads);
-    const auto best = index.top_k(id, n, query_, k, pool);
+    const auto best = index.top_k(std::array{Extent{0, id}}, n, query_, k, pool);
     if (!best) throw std::runtime_error(best.error().message);
     return pairs(*best);
   }
@@ -144,10 +145,10 @@ TEST_F(LandmarkIndexTest, AMissingPageIsCorruptAndNamed) {
   batch.remove(Family::landmarks, row_key(4, 1));
   ASSERT_TRUE(catalog_->write(batch));
   WorkerPool pool(2);
-  const auto best = index.top_k(4, 3 * page_landmarks, query_, 5, pool);
+  const auto best = index.top_k(std::array{Extent{0, 4}}, 3 * page_landmarks, query_, 5, pool);
   ASSERT_FALSE(best);
   EXPECT_EQ(best.error().kind, ErrorKind::corrupt);
-  EXPECT_THAT(best.error().message, HasSubstr("memory 4"));
+  EXPECT_THAT(best.error().message, HasSubstr("stream 4"));
   EXPECT_THAT(best.error().message, HasSubstr("page 1"));
   EXPECT_EQ(index.landmark(4, page_landmarks).error().kind, ErrorKind::corrupt);
   EXPECT_TRUE(index.landmark(4, page_landmarks - 1));

@@ -1,0 +1,95 @@
+// The encodings of all memories: where each chunk lies, its K/V and landmark, and the recurrent states, in streams.
+// Which stream holds which chunks of a memory is said by the layout of a generation (layout.h).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/error.h"
+#include "memstore/catalog.h"
+#include "memstore/kv_file.h"
+#include "memstore/landmark_index.h"
+#include "memstore/memory_table.h"
+#include "memstore/store.h"
+
+namespace recalld {
+
+// Any thread may call the functions that are const and top_k(); the others are called by one thread at a time.
+class Encodings {
+ public:
+  // `catalog` outlives it.
+  Encodings(const Catalog& catalog, const RecordShape& shape, uint64_t landmark_cache_bytes);
+
+  // Reads which segments are in use and opens them; removes those that the catalog does not name.
+  Expected<void> open(const std::filesystem::path& directory, std::unique_ptr<FileIo> io);
+
+  // Chunks of a page of landmarks: extents begin at multiples of it.
+  uint64_t page_chunks() const { return landmarks_.page_chunks(); }
+
+  // ---- Reading what a generation holds
+  Expected<ChunkEntry> chunk(MemoryId id, const Generation& of, uint64_t chunk) const;  // not_found
+  Expected<std::vector<Bf16>> landmark(MemoryId id, const Generation& of, uint64_t chunk) const;
+  Expected<void> fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out) const;
+  Expected<std::vector<ScoredChunk>> top_k(const Generation& of, std::span<const Bf16> query, size_t k,
+                                           WorkerPool& pool);
+  Expected<std::optional<StateCheckpoint>> state(const Generation& of, uint64_t chunks_max) const;
+
+  // ---- Adding chunks to a generation: write() their K/V, durably; stage() everything that names it in the caller's
+  // batch; written() once that is durable.
+  struct Written {
+    std::span<const EncodedChunkView> chunks;
+    std::vector<KvPlace> places;
+    std::map<uint32_t, uint32_t> live;  // of the segments touched
+    std::vector<Bf16> landmarks;
+    StreamId stream = 0;
+    uint64_t first_chunk = 0;
+  };
+  Expected<Written> write(std::span<const EncodedChunkView> chunks);
+  // Counts the chunks, and the state after them when there is one, in `to`.
+  Expected<void> stage(MemoryId id, Generation& to, Written& written, std::optional<ByteView> state_after,
+                       Catalog::Batch& rows) const;
+  void written(const Written& written);
+
+  // Makes this the newest state of the generation and drops the one before it, unless that is one of those kept.
+  void stage_state(Generation& to, uint64_t chunks, ByteView state, Catalog::Batch& rows) const;
+
+  // Drops a state that was the newest of a generation which serves no more, unless it is one of those kept.
+  void stage_old_state(const Generation& of, uint64_t chunks, Catalog::Batch& rows) const;
+
+  // ---- Erasing the chunks of a stream from first_chunk on, which no layout names any more.
+  struct Erased {
+    struct Segment {
+      uint64_t records = 0;
+      uint64_t bytes = 0;
+    };
+    std::map<uint32_t, Segment> segments;
+    uint64_t catalog_bytes = 0;  // of tables that were rewritten or dropped
+  };
+  void forget(StreamId stream) { landmarks_.forget(stream); }  // drops what is cached of it
+
+  // Gives back the K/V of the next chunks and removes their entries; false when there were none left.
+  Expected<bool> erase_some(StreamId stream, uint64_t first_chunk, Catalog& catalog, Erased& erased);
+  // Adds the removal of the landmarks and states, and the ranges in which rows were removed.
+  void stage_erasure(StreamId stream, uint64_t first_chunk, Catalog::Batch& rows,
+                     std::vector<Catalog::Range>& ranges) const;
+  // Removes segments that no chunk names, but for the one that is being filled.
+  Expected<void> remove_empty_segments(Catalog& catalog);
+
+  Expected<KvFile::Usage> kv_usage() const { return kv_->usage(); }
+  uint64_t landmark_cache_bytes() const { return landmarks_.cached_bytes(); }
+  std::string describe_io() const { return kv_->describe(); }
+  const RecordShape& shape() const { return shape_; }
+
+ private:
+  const Catalog& catalog_;
+  const RecordShape shape_;
+  LandmarkIndex landmarks_;
+  std::unique_ptr<KvFile> kv_;
+  std::map<uint32_t, uint32_t> live_;  // records in each segment that a chunk names
+};
+
+}  // namespace recalld

@@ -1,0 +1,88 @@
+// What the store is made of; for store.cc and store_forget.cc only.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "memstore/catalog.h"
+#include "memstore/data_directory.h"
+#include "memstore/encodings.h"
+#include "memstore/journal.h"
+#include "memstore/memory_table.h"
+#include "memstore/rows.h"
+#include "memstore/store.h"
+
+namespace recalld {
+
+// Locks, in the order in which a thread takes them: reclaiming, forgetting, encoding, journal, totals. All but the last
+// are held across the disk, each by its own kind of write. Readers take none: they see what is durable, as rows.
+class Store::Impl {
+ public:
+  Impl(DataDirectory data, const RecordShape& shape, std::unique_ptr<Catalog> rows, uint64_t landmark_bytes)
+      : directory(std::move(data)),
+        catalog(std::move(rows)),
+        table(*catalog),
+        journal(*catalog),
+        encodings(*catalog, shape, landmark_bytes) {}
+
+  Expected<void> load(std::unique_ptr<FileIo> io);
+
+  // Reads from a memory that may be changed or removed meanwhile: what is then missing or torn is no damage.
+  template <class Read>
+  auto read(MemoryId id, Read read_from) const -> decltype(read_from(std::declval<const MemoryRecord&>())) {
+    RECALLD_TRY(MemoryRecord record, table.record(id));
+    while (true) {
+      auto result = read_from(record);
+      if (result) return result;
+      RECALLD_TRY(MemoryRecord now, table.record(id));
+      if (now.serving.stream() == record.serving.stream() && now.gaps() == record.gaps()) return result;
+      record = std::move(now);
+    }
+  }
+
+  static MemoryInfo info(const MemoryRecord& record);
+
+  // The generation that `of` is, in the record; busy when there is none such any more.
+  static Expected<const Generation*> find(const MemoryRecord& record, const StreamInfo& of);
+
+  // The changes of one group commit, before they are written.
+  struct Staged {
+    std::map<std::string, MemoryId, std::less<>> made;  // new memories
+    std::map<MemoryId, JournalRecord> records;
+    std::map<std::string, Journal::Operation> operations;  // by key
+    JournalTotals totals;
+    uint64_t next_id = 0;
+  };
+  Expected<Appended> stage(const AppendBatch& batch, Staged& staged, Catalog::Batch& rows) const;
+  Expected<void> drop_markers(const Staged& staged, Catalog::Batch& rows);
+
+  void stage_erasure(const ErasureRecord& record, Catalog::Batch& rows) {
+    rows.put(Family::memories, erasure_key(next_id++), record.encode());
+  }
+  Expected<void> erase(const ErasureRecord& record, Encodings::Erased& erased, std::vector<Catalog::Range>& ranges);
+
+  const DataDirectory directory;  // holds the lock: goes last
+  const std::unique_ptr<Catalog> catalog;
+  const MemoryTable table;
+  const Journal journal;
+  Encodings encodings;
+
+  std::mutex reclaiming;  // one erasure or backup at a time
+  std::mutex forgetting;  // one change of what is forgotten at a time
+
+  std::mutex encoding_mutex;    // one write of encodings at a time: guards the rows of generations
+  uint64_t encoded_chunks = 0;  // of all serving generations; guarded by encoding_mutex and totals_mutex for writing
+
+  std::mutex journal_mutex;  // one append or removal at a time: guards the rows of journals and what follows
+  uint64_t next_id = 1;      // of memories, streams and erasures
+  JournalTotals totals;      // with totals_mutex for writing
+
+  mutable std::mutex totals_mutex;
+  std::set<MemoryId> drained;  // memories that may have lost what waited: their markers can go; guarded by totals_mutex
+};
+
+}  // namespace recalld
