@@ -30,16 +30,40 @@ uint64_t Encoder::state_bytes() const {
 
 Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
   // Another memory's segment that failed is that memory's to encode again, yet a disk that fails is everybody's.
-  if (write_ && write_->after.id != id) {
-    if (auto stored = finish_write(); !stored && stored.error().kind != ErrorKind::not_found)
+  if (write_ && write_->after.of.memory != id) {
+    if (auto stored = finish_write();
+        !stored && stored.error().kind != ErrorKind::not_found && stored.error().kind != ErrorKind::busy)
       return std::unexpected(std::move(stored).error());
   }
-  RECALLD_TRY(const MemoryInfo memory, store_.memory(id));
+  RECALLD_TRY(MemoryInfo memory, store_.memory(id));
+  if (!memory.next) return encode_next(memory.serving);
+
+  const StreamId serving = memory.serving.stream;
+  RECALLD_TRY(const bool swapped, store_.swap(id, no_room_for_ == memory.next->stream));
+  if (swapped) {
+    settle(id);
+    streams_.erase(serving);
+    RECALLD_TRY(memory, store_.memory(id));
+    return encode_next(memory.serving);
+  }
+  if (++turns_ % serving_share == 0) {
+    // Where tokens of it are being forgotten, what serves cannot be continued, and waits for its successor.
+    auto count = encode_next(memory.serving);
+    if (count ? *count > 0 : count.error().kind != ErrorKind::busy) return count;
+  }
+  auto count = encode_next(*memory.next);
+  if (!count && count.error().kind == ErrorKind::full) no_room_for_ = memory.next->stream;
+  return count;
+}
+
+Expected<uint64_t> Encoder::encode_next(const StreamInfo& of) {
+  if (write_ && (write_->after.of.stream != of.stream || write_->after.of.edition != of.edition))
+    RECALLD_CHECK(finish_write());
   const Stream* at = write_ ? &write_->after : nullptr;
   if (!at) {
-    RECALLD_TRY(at, stream(memory));
+    RECALLD_TRY(at, stream(of));
   }
-  const uint64_t waiting = memory.complete_chunks() - at->chunks;
+  const uint64_t waiting = of.complete_chunks() - std::min(at->chunks, of.complete_chunks());
   if (waiting == 0) {
     RECALLD_CHECK(finish_write());
     return 0;
@@ -48,12 +72,13 @@ Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
   // A segment ends where a checkpoint is due, so that states are kept at the same chunks whatever the appends were.
   const uint64_t to_checkpoint = checkpoint_chunks - at->chunks % checkpoint_chunks;
   const uint64_t count = std::min({waiting, segment_chunks, to_checkpoint});
-  RECALLD_TRY(const auto tokens, store_.tokens(id, at->chunks * chunk_tokens, count * chunk_tokens));
+  RECALLD_TRY(const auto tokens, store_.tokens(of, at->chunks * chunk_tokens, count * chunk_tokens));
 
   // From here on the state runs ahead of the store: it stays out of the cache until the store has caught up.
-  const uint64_t first_chunk = at->chunks;
-  Stream next{.id = id,
-              .chunks = first_chunk + count,
+  StreamInfo to = of;
+  to.chunks = at->chunks;
+  Stream next{.of = of,
+              .chunks = at->chunks + count,
               .checkpointed_chunks = at->checkpointed_chunks,
               .state = at->state,
               .tail = {}};
@@ -64,17 +89,16 @@ Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
     next.checkpointed_chunks = next.chunks;
   }
   RECALLD_CHECK(finish_write());
-  streams_.erase(id);
-  auto stored =
-      std::async(std::launch::async, [this, id, first_chunk, encoded = std::move(encoded), state = std::move(state)] {
-        return store(id, first_chunk, encoded, state);
-      });
+  streams_.erase(of.stream);
+  auto stored = std::async(std::launch::async, [this, to, encoded = std::move(encoded), state = std::move(state)] {
+    return store(to, encoded, state);
+  });
   write_.emplace(std::move(next), std::move(stored));
   return count;
 }
 
 bool Encoder::settle(MemoryId id) {
-  if (!write_ || write_->after.id != id) return false;
+  if (!write_ || write_->after.of.memory != id) return false;
   static_cast<void>(finish_write());  // if it failed, the chunks wait still, and the next try tells why
   return true;
 }
@@ -89,7 +113,7 @@ Expected<void> Encoder::finish_write() {
 }
 
 // Runs beside the model thread.
-Expected<void> Encoder::store(MemoryId id, uint64_t first_chunk, const std::vector<EncodedChunk>& chunks,
+Expected<void> Encoder::store(const StreamInfo& to, const std::vector<EncodedChunk>& chunks,
                               const std::optional<std::string>& state) const {
   const size_t kv_bytes = model_.kv_bytes();
   AlignedBuffer kv((chunks.size() * kv_bytes + io_alignment - 1) / io_alignment * io_alignment);
@@ -101,7 +125,7 @@ Expected<void> Encoder::store(MemoryId id, uint64_t first_chunk, const std::vect
     landmarks.push_back(model_.pack_landmark(chunks[i]));
     views.push_back({landmarks.back(), record});
   }
-  return store_.put(id, first_chunk, views, state ? std::optional(as_bytes(*state)) : std::nullopt);
+  return store_.put(to, views, state ? std::optional(as_bytes(*state)) : std::nullopt);
 }
 
 Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
@@ -111,14 +135,21 @@ Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
   const uint64_t end_token = whole ? memory.tokens : first_token + waiting * chunk_tokens;
   if (end_token == first_token) return nullptr;
 
-  RECALLD_TRY(Stream * stream, this->stream(memory));
-  if (stream->tail && stream->tail->first_chunk == memory.encoded_chunks && stream->tail->end_token == end_token)
+  const Expected<Stream*> found = this->stream(memory.serving);
+  if (!found && found.error().kind == ErrorKind::busy) return nullptr;
+  RECALLD_TRY(Stream * stream, found);
+  if (stream->tail && stream->tail->first_chunk == memory.encoded_chunks && stream->tail->end_token == end_token &&
+      stream->tail->edition == memory.serving.edition)
     return &*stream->tail;
 
-  RECALLD_TRY(auto tokens, store_.tokens(memory.id, first_token, end_token - first_token));
+  RECALLD_TRY(auto tokens, store_.tokens(memory.serving, first_token, end_token - first_token));
   const uint64_t count = (tokens.size() + chunk_tokens - 1) / chunk_tokens;
   tokens.resize(count * chunk_tokens, tokenizer_.newline_id());
-  Tail tail{.first_chunk = memory.encoded_chunks, .end_token = end_token, .landmarks = {}, .kv = {}};
+  Tail tail{.first_chunk = memory.encoded_chunks,
+            .end_token = end_token,
+            .edition = memory.serving.edition,
+            .landmarks = {},
+            .kv = {}};
   tail.kv.resize(count * model_.kv_bytes());
   RecurrentState state = stream->state;
   uint64_t done = 0;
@@ -138,7 +169,7 @@ Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
 
 void Encoder::forget(MemoryId id) {
   settle(id);
-  streams_.erase(id);
+  streams_.erase_memory(id);
 }
 
 void Encoder::checkpoint_all() {
@@ -146,16 +177,19 @@ void Encoder::checkpoint_all() {
   streams_.evict_all();
 }
 
-// The memory's stream at its encoded end: from RAM, or from the newest checkpoint and the tokens after it.
-Expected<Stream*> Encoder::stream(const MemoryInfo& memory) {
-  if (Stream* cached = streams_.find(memory.id); cached && cached->chunks == memory.encoded_chunks) return cached;
-  RECALLD_TRY(const auto kept, store_.state(memory.id, memory.encoded_chunks));
-  Stream stream{.id = memory.id, .chunks = 0, .checkpointed_chunks = 0, .state = model_.lower_zero_state(), .tail = {}};
+// The generation's stream at its encoded end: from RAM, or from the newest checkpoint and the tokens after it.
+Expected<Stream*> Encoder::stream(const StreamInfo& of) {
+  if (Stream* cached = streams_.find(of.stream); cached && cached->chunks == of.chunks) {
+    cached->of = of;
+    return cached;
+  }
+  RECALLD_TRY(const auto kept, store_.state(of, of.chunks));
+  Stream stream{.of = of, .chunks = 0, .checkpointed_chunks = 0, .state = model_.lower_zero_state(), .tail = {}};
   if (kept) {
     stream.chunks = stream.checkpointed_chunks = kept->chunks;
     stream.state = model_.lower_state_from_bytes(as_bytes(kept->bytes));
   }
-  RECALLD_CHECK(advance(stream, memory.encoded_chunks));
+  RECALLD_CHECK(advance(stream, of.chunks));
   return &streams_.insert(std::move(stream));
 }
 
@@ -163,7 +197,7 @@ Expected<Stream*> Encoder::stream(const MemoryInfo& memory) {
 Expected<void> Encoder::advance(Stream& stream, uint64_t to_chunk) {
   while (stream.chunks < to_chunk) {
     const uint64_t count = std::min(segment_chunks, to_chunk - stream.chunks);
-    RECALLD_TRY(const auto tokens, store_.tokens(stream.id, stream.chunks * chunk_tokens, count * chunk_tokens));
+    RECALLD_TRY(const auto tokens, store_.tokens(stream.of, stream.chunks * chunk_tokens, count * chunk_tokens));
     model_.lower(stream.state, tokens, std::span(hidden_).first(tokens.size() * model_.config().hidden_size));
     stream.chunks += count;
   }
@@ -179,9 +213,9 @@ std::vector<EncodedChunk> Encoder::encode(RecurrentState& state, std::span<const
 void Encoder::checkpoint(const Stream& stream) {
   if (stream.chunks == stream.checkpointed_chunks) return;
   const std::string bytes = Ramba::to_bytes(stream.state);
-  if (auto kept = store_.put_state(stream.id, stream.chunks, as_bytes(bytes));
-      !kept && kept.error().kind != ErrorKind::not_found)
-    spdlog::warn("keep the state of memory {} at chunk {}: {} (its tokens are read again next time)", stream.id,
+  const auto kept = store_.put_state(stream.of, stream.chunks, as_bytes(bytes));
+  if (!kept && kept.error().kind != ErrorKind::not_found && kept.error().kind != ErrorKind::busy)
+    spdlog::warn("keep the state of memory {} at chunk {}: {} (its tokens are read again next time)", stream.of.memory,
                  stream.chunks, kept.error().message);
 }
 

@@ -18,6 +18,8 @@ class Encoder {
  public:
   // Chunks that go through the model at once: long enough for its loops, short enough for a search to wait behind.
   static constexpr uint64_t segment_chunks = 16;
+  // One call in so many goes to what serves while a generation is made to take its place.
+  static constexpr uint64_t serving_share = 4;
   // Chunks between two checkpoints of the recurrent state.
   static constexpr uint64_t checkpoint_chunks = 64;
 
@@ -26,14 +28,18 @@ class Encoder {
 
   // Encodes the memory's next waiting chunks, at most segment_chunks, and leaves it to another thread to store them
   // while the next segment is encoded. Returns how many; 0: none wait and all are stored. The error of a store that
-  // failed comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile.
+  // failed comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile; busy: turns
+  // of it were forgotten meanwhile, and the next call goes on from there.
+  // While turns of encoded chunks are forgotten, the generation without them gets most of the calls, and serves as soon
+  // as it has caught up, or at once when there is no room for both.
   Expected<uint64_t> encode_segment(MemoryId id);
 
   // Waits until what was encoded of this memory is stored; false when nothing was being stored.
   bool settle(MemoryId id);
 
   // The waiting chunks (at most segment_chunks) and, when no more than those wait, the open chunk padded with newline
-  // pieces: encoded on a copy of the state, kept until the memory changes. nullptr when there are none.
+  // pieces: encoded on a copy of the state, kept until the memory changes. nullptr when there are none, or when the
+  // state cannot be had because tokens before them are being forgotten.
   Expected<const Tail*> tail(const MemoryInfo& memory);
 
   void forget(MemoryId id);  // drops what RAM holds of a deleted memory
@@ -48,10 +54,11 @@ class Encoder {
     std::future<Expected<void>> stored;
   };
 
+  Expected<uint64_t> encode_next(const StreamInfo& of);
   Expected<void> finish_write();
-  Expected<void> store(MemoryId id, uint64_t first_chunk, const std::vector<EncodedChunk>& chunks,
+  Expected<void> store(const StreamInfo& to, const std::vector<EncodedChunk>& chunks,
                        const std::optional<std::string>& state) const;
-  Expected<Stream*> stream(const MemoryInfo& memory);
+  Expected<Stream*> stream(const StreamInfo& of);
   Expected<void> advance(Stream& stream, uint64_t to_chunk);
   std::vector<EncodedChunk> encode(RecurrentState& state, std::span<const uint32_t> tokens);
   void checkpoint(const Stream& stream);
@@ -63,6 +70,8 @@ class Encoder {
   StreamCache streams_;
   std::vector<float> hidden_;  // [segment_chunks * 64, hidden_size]
   std::optional<Write> write_;
+  uint64_t turns_ = 0;        // calls that had two generations to choose from
+  StreamId no_room_for_ = 0;  // the generation beside another of which the last segment could not be stored
 };
 
 }  // namespace recalld

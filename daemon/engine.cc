@@ -20,6 +20,8 @@
 
 #include "daemon/append_queue.h"
 #include "daemon/encoder.h"
+#include "daemon/forgetter.h"
+#include "daemon/jobs.h"
 #include "daemon/model_thread.h"
 #include "daemon/version.h"
 
@@ -103,12 +105,18 @@ class Engine::Impl {
   Expected<MemoryView> view(MemoryInfo info) const;
   Expected<MemoriesListReply> memories_list(const MemoriesListRequest& request) const;
   Expected<MemoryView> memories_get(const std::string& memory) const;
-  Expected<MemoryInfo> memories_delete(const std::string& memory);
   Expected<TurnsListReply> turns_list(const TurnsListRequest& request) const;
   Expected<ChunksListReply> chunks_list(const ChunksListRequest& request) const;
   Expected<ChunkDetail> chunks_get(const std::string& memory, uint64_t chunk) const;
   Expected<StatsReply> stats() const;
   Expected<HealthReply> health() const;
+
+  // Runs `begin`, which calls `done` itself, on a read worker.
+  template <class Begin>
+  void start(Begin begin) {
+    boost::asio::post(readers_, std::move(begin));
+  }
+  Forgetter& forgetter() { return *forgetter_; }
 
   Hash128 model_hash() const { return model_->hash(); }
   bool overloaded() const { return appends_->waiting_bytes() > options_.memory_budget_bytes / 8; }
@@ -124,6 +132,7 @@ class Engine::Impl {
     std::vector<uint32_t> tokens;
     Clock::time_point start;
     Done<SearchReply> done;
+    int attempts = 0;
   };
   // A search between the model thread (ranking) and a read worker (text).
   struct Ranking {
@@ -142,7 +151,9 @@ class Engine::Impl {
   Expected<std::optional<uint64_t>> searchable_through(const MemoryInfo& memory) const;
 
   ModelThread::Outcome encode(MemoryId id);
+  void rank_and_collect(Query query);
   Expected<Ranking> rank(const Query& query);
+  bool still_holds(const Ranking& ranking) const;
   Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking) const;
   Expected<SearchReply::Why> explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const;
   Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
@@ -172,6 +183,9 @@ class Engine::Impl {
   std::unique_ptr<AppendQueue> appends_;
   std::unique_ptr<ModelThread> model_thread_;
   boost::asio::thread_pool readers_{2};
+  boost::asio::thread_pool upkeep_{1};
+  Jobs jobs_;
+  std::unique_ptr<Forgetter> forgetter_;  // between the read workers, the model thread and the upkeep thread
 };
 
 Expected<void> Engine::Impl::open() {
@@ -203,8 +217,11 @@ Expected<void> Engine::Impl::open() {
   model_thread_ = std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); });
   appends_ =
       std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
+  forgetter_ = std::make_unique<Forgetter>(
+      *store_, jobs_, upkeep_, [this](MemoryId id) { model_thread_->encode(id); }, options_.now_us);
 
-  // What a crash or a stop left unencoded goes on now.
+  // What a crash or a stop left unencoded or not erased goes on now.
+  RECALLD_CHECK(forgetter_->resume());
   constexpr size_t page = 1000;
   for (MemoryId after = 0;;) {
     RECALLD_TRY(const auto ids, store_->unencoded(after, page));
@@ -219,6 +236,8 @@ Engine::Impl::~Impl() {
   appends_.reset();                          // commits what was accepted
   if (model_thread_) model_thread_->stop();  // ranks the searches that were accepted
   readers_.join();                           // answers them
+  if (forgetter_) forgetter_->stop();
+  upkeep_.join();
   for (auto& [id, waiters] : waiters_)
     for (Waiter& waiter : waiters)
       waiter.done(fail(ErrorKind::busy, "append to " + waiter.reply.memory +
@@ -262,6 +281,7 @@ void Engine::Impl::committed(Appended appended, AppendReply reply, bool wait, Do
   reply.first_turn = appended.first_turn;
   reply.last_turn = appended.last_turn;
   reply.tokens = appended.tokens;
+  reply.repeated = appended.repeated;
   model_thread_->encode(appended.id);
   if (wait)
     return reply_when_searchable(appended.id, {appended.end_token / chunk_tokens, std::move(reply), std::move(done)});
@@ -289,7 +309,8 @@ void Engine::Impl::release_waiters(MemoryId id, const Expected<MemoryInfo>& memo
     if (found == waiters_.end()) return;
     auto& waiting = found->second;
     const auto kept = std::stable_partition(waiting.begin(), waiting.end(), [&](const Waiter& waiter) {
-      return memory && memory->encoded_chunks < waiter.chunks;
+      // Forgetting closes up the numbers of chunks: what was waited for may never have its number.
+      return memory && memory->encoded_chunks < waiter.chunks && memory->waiting_chunks() > 0;
     });
     std::move(kept, waiting.end(), std::back_inserter(released));
     waiting.erase(kept, waiting.end());
@@ -322,8 +343,10 @@ ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
     encode_us_ += static_cast<uint64_t>(milliseconds_since(start) * 1000);
   }
   const bool gone = !chunks && chunks.error().kind == ErrorKind::not_found;
-  const bool failed = !chunks && !gone;
+  const bool overtaken = !chunks && chunks.error().kind == ErrorKind::busy;  // by forgetting
+  const bool failed = !chunks && !gone && !overtaken;
   const Expected<MemoryInfo> memory = store_->memory(id);
+  if (memory && forgetter_) forgetter_->encoded(*memory);
   {
     const std::lock_guard lock(problem_mutex_);
     if (failed && problem_ != chunks.error().message) {
@@ -332,7 +355,7 @@ ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
       problem_chunks_ = memory ? memory->encoded_chunks : 0;
       spdlog::error("encode memory {}: {} (tried again until it works)", id, problem_);
     } else if (!failed && problem_memory_ == id &&
-               (!memory || *chunks == 0 || memory->encoded_chunks > problem_chunks_)) {
+               (!memory || (chunks && *chunks == 0) || memory->encoded_chunks > problem_chunks_)) {
       problem_.clear();  // not sooner: chunks on their way to the store may fail there again
     }
   }
@@ -342,7 +365,7 @@ ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
   }
   if (gone) encoder_->forget(id);
   release_waiters(id, memory);
-  return chunks && *chunks > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
+  return overtaken || (chunks && *chunks > 0) ? ModelThread::Outcome::again : ModelThread::Outcome::done;
 }
 
 // ---- Search: query, top-k over the stored landmarks and the tail, text
@@ -351,17 +374,34 @@ void Engine::Impl::search(SearchRequest request, Done<SearchReply> done) {
   Query query{std::move(request), {}, Clock::now(), std::move(done)};
   boost::asio::post(tokenisers_, [this, query = std::move(query)]() mutable {
     query.tokens = tokenizer_->encode_query(query.request.query);
-    model_thread_->search([this, query = std::move(query)]() mutable {
-      Expected<Ranking> ranking = rank(query);
-      boost::asio::post(readers_, [this, query = std::move(query), ranking = std::move(ranking)]() mutable {
-        if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
-        Expected<SearchReply> reply = collect(query.request, *ranking);
-        if (reply) reply->took_ms = milliseconds_since(query.start);
-        ++searches_;
-        query.done(std::move(reply));
-      });
+    rank_and_collect(std::move(query));
+  });
+}
+
+void Engine::Impl::rank_and_collect(Query query) {
+  model_thread_->search([this, query = std::move(query)]() mutable {
+    Expected<Ranking> ranking = rank(query);
+    boost::asio::post(readers_, [this, query = std::move(query), ranking = std::move(ranking)]() mutable {
+      if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
+      Expected<SearchReply> reply = collect(query.request, *ranking);
+      // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now.
+      if (!still_holds(*ranking)) {
+        constexpr int attempts_max = 8;
+        if (++query.attempts < attempts_max) return rank_and_collect(std::move(query));
+        reply = fail(ErrorKind::busy, "search memory \"" + query.request.memory +
+                                          "\": turns of it are being forgotten all the time; ask again");
+      }
+      if (reply) reply->took_ms = milliseconds_since(query.start);
+      ++searches_;
+      query.done(std::move(reply));
     });
   });
+}
+
+bool Engine::Impl::still_holds(const Ranking& ranking) const {
+  const auto now = store_->memory(ranking.memory.id);
+  return !now || (now->serving.stream == ranking.memory.serving.stream &&
+                  now->serving.edition == ranking.memory.serving.edition);
 }
 
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
@@ -371,7 +411,12 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
   }
   Ramba::Query asked = model_->query(query.tokens);
   const std::span<const Bf16> embedding = asked.landmark;
-  RECALLD_TRY(const Tail* tail, encoder_->tail(memory));
+  Expected<const Tail*> encoded_tail = encoder_->tail(memory);
+  if (!encoded_tail && encoded_tail.error().kind == ErrorKind::busy) {  // turns were forgotten in between
+    RECALLD_TRY(memory, store_->memory(memory.id));
+    encoded_tail = encoder_->tail(memory);
+  }
+  RECALLD_TRY(const Tail* tail, encoded_tail);
   state_bytes_ = encoder_->state_bytes();
 
   TopK top(query.request.limit);
@@ -411,6 +456,10 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
     result.chunk = candidate.chunk;
     result.score = static_cast<double>(candidate.dot * model_->score_scale());
     RECALLD_TRY(result.passage, store_->passage(ranking.memory.id, first, end));
+    if (result.passage.turns.empty()) {  // all that was in it is being forgotten
+      tokens_left += end - first;
+      continue;
+    }
     if (request.explain) {
       RECALLD_TRY(result.why, explain(ranking, candidate, reply.results.size() + 1));
     }
@@ -475,19 +524,16 @@ Expected<MemoryView> Engine::Impl::memories_get(const std::string& memory) const
   return view(std::move(info));
 }
 
-Expected<MemoryInfo> Engine::Impl::memories_delete(const std::string& memory) {
-  RECALLD_TRY(MemoryInfo info, store_->memory(memory));
-  RECALLD_CHECK(store_->erase(memory));
-  model_thread_->encode(info.id);  // finds it gone: drops its state and answers those who wait for it
-  return info;
-}
-
 Expected<TurnsListReply> Engine::Impl::turns_list(const TurnsListRequest& request) const {
   RECALLD_TRY(const MemoryInfo memory, store_->memory(request.memory));
   TurnsListReply reply;
   RECALLD_TRY(reply.turns, store_->turns(memory.id, request.first, request.limit, page_bytes_max));
-  if (!reply.turns.empty() && reply.turns.back().first_token + reply.turns.back().tokens < memory.tokens)
-    reply.next_first = reply.turns.back().turn + 1;
+  const bool more = !reply.turns.empty() && reply.turns.back().turn + 1 < memory.next_turn;
+  if (more) {
+    // What follows may all be forgotten.
+    RECALLD_TRY(const auto next, store_->turns(memory.id, reply.turns.back().turn + 1, 1, 0));
+    if (!next.empty()) reply.next_first = next.front().turn;
+  }
   return reply;
 }
 
@@ -538,6 +584,7 @@ Expected<ChunkDetail> Engine::Impl::chunks_get(const std::string& name, uint64_t
 Expected<StatsReply> Engine::Impl::stats() const {
   StatsReply reply;
   RECALLD_TRY(reply.store, store_->stats());
+  reply.jobs = jobs_.list();
   reply.model_directory = options_.model.string();
   reply.model_hash = hex(model_->hash());
   reply.model_precision = model_->describe();
@@ -584,8 +631,30 @@ void Engine::memories_list(MemoriesListRequest request, Done<MemoriesListReply> 
 void Engine::memories_get(std::string memory, Done<MemoryView> done) {
   impl_->read(std::move(done), [this, memory = std::move(memory)] { return impl_->memories_get(memory); });
 }
-void Engine::memories_delete(std::string memory, Done<MemoryInfo> done) {
-  impl_->read(std::move(done), [this, memory = std::move(memory)] { return impl_->memories_delete(memory); });
+void Engine::memories_delete(DeleteRequest request, Done<DeleteReply> done) {
+  impl_->start([this, request = std::move(request), done = std::move(done)]() mutable {
+    impl_->forgetter().remove(std::move(request), std::move(done));
+  });
+}
+void Engine::forget(ForgetRequest request, Done<Receipt> done) {
+  impl_->start([this, request = std::move(request), done = std::move(done)]() mutable {
+    impl_->forgetter().forget(std::move(request), std::move(done));
+  });
+}
+void Engine::verify(VerifyRequest, Done<VerifyReply> done) {
+  done(fail(ErrorKind::internal, "to come"));
+}
+void Engine::export_memory(ExportRequest, Done<ExportReply> done) {
+  done(fail(ErrorKind::internal, "to come"));
+}
+void Engine::import_memory(ImportRequest, Done<ImportReply> done) {
+  done(fail(ErrorKind::internal, "to come"));
+}
+void Engine::backup(BackupRequest, Done<BackupReply> done) {
+  done(fail(ErrorKind::internal, "to come"));
+}
+void Engine::reencode(ReencodeRequest, Done<JobView> done) {
+  done(fail(ErrorKind::internal, "to come"));
 }
 void Engine::turns_list(TurnsListRequest request, Done<TurnsListReply> done) {
   impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->turns_list(request); });

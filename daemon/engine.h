@@ -3,9 +3,9 @@
 //
 // Threads: tokenise workers (appends, whose order is fixed before, and queries), one commit thread (turn numbers, one
 // synced write for all that wait), one model thread (encodes behind the replies; searches go first and memories take
-// turns), and a few read workers. Every function returns at once; `done` is called exactly once, on one of those
-// threads, and must not block. Destruction commits and answers what was accepted, leaves what waits to be encoded to
-// the next start, checkpoints the states and closes the store.
+// turns), a few read workers, and an upkeep thread (erasing, verifying, copying). Every function returns at once;
+// `done` is called exactly once, on one of those threads, and must not block. Destruction commits and answers what was
+// accepted, leaves what waits to be encoded or erased to the next start, checkpoints the states and closes the store.
 #pragma once
 
 #include <functional>
@@ -18,9 +18,6 @@
 #include "model/tokenizer.h"
 
 namespace recalld {
-
-template <class Reply>
-using Done = std::move_only_function<void(Expected<Reply>)>;
 
 struct EngineOptions {
   std::filesystem::path data;   // directory of the store
@@ -42,10 +39,16 @@ class Engine {
 
   void memories_list(MemoriesListRequest request, Done<MemoriesListReply> done);
   void memories_get(std::string memory, Done<MemoryView> done);
-  void memories_delete(std::string memory, Done<MemoryInfo> done);  // what it was
+  void memories_delete(DeleteRequest request, Done<DeleteReply> done);
   void turns_list(TurnsListRequest request, Done<TurnsListReply> done);
   void chunks_list(ChunksListRequest request, Done<ChunksListReply> done);
   void chunks_get(std::string memory, uint64_t chunk, Done<ChunkDetail> done);
+  void forget(ForgetRequest request, Done<Receipt> done);
+  void verify(VerifyRequest request, Done<VerifyReply> done);
+  void export_memory(ExportRequest request, Done<ExportReply> done);
+  void import_memory(ImportRequest request, Done<ImportReply> done);
+  void backup(BackupRequest request, Done<BackupReply> done);
+  void reencode(ReencodeRequest request, Done<JobView> done);
   void stats(Done<StatsReply> done);
   void health(Done<HealthReply> done);
   VersionReply version() const;

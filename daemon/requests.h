@@ -3,14 +3,21 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
+#include "base/error.h"
 #include "memstore/store.h"
 #include "memstore/turn.h"
 
 namespace recalld {
+
+// Takes the reply to a request, once; it must not block.
+template <class Reply>
+using Done = std::move_only_function<void(Expected<Reply>)>;
 
 // ---- Limits, all checked by the protocol before the engine sees a request.
 inline constexpr size_t line_bytes_max = size_t{8} << 20;
@@ -23,6 +30,12 @@ inline constexpr size_t query_bytes_max = size_t{16} << 10;
 inline constexpr size_t search_limit_max = 128;
 inline constexpr size_t page_limit_max = 1'000;
 inline constexpr size_t page_bytes_max = size_t{4} << 20;
+inline constexpr size_t forget_ranges_max = 10'000;   // of one request
+inline constexpr size_t import_records_max = 10'000;  // of one request
+inline constexpr size_t filter_depth_max = 8;         // and, or and not inside one another
+inline constexpr size_t filter_values_max = 1'000;    // that a filter compares turns with
+inline constexpr size_t path_bytes_max = 4'095;       // of a directory on the daemon's machine
+inline constexpr size_t problems_max = 1'000;         // that a verification lists one by one
 
 struct AppendRequest {
   struct NewTurn {
@@ -41,6 +54,7 @@ struct AppendReply {
   uint64_t last_turn = 0;
   uint64_t tokens = 0;                         // of these turns
   std::optional<uint64_t> searchable_through;  // the last turn that a search would cover now
+  bool repeated = false;                       // the operation_id had been seen: nothing was added
 };
 
 struct SearchRequest {
@@ -128,7 +142,153 @@ struct ChunkDetail {
   uint64_t kv_bytes = 0;                 // of the record as read and verified
 };
 
+// ---- Forgetting
+
+// Whether a turn is meant; unset: none is. Called on any thread.
+using TurnFilter = std::function<bool(uint64_t number, const Turn& turn)>;
+
+struct ForgetRequest {
+  std::string memory;
+  std::vector<TurnRange> turns;  // in any order, may overlap; or else
+  TurnFilter filter;
+  bool dry_run = false;
+  bool wait = true;  // false: answer as soon as the turns are gone from every read
+};
+
+// What was removed, and from where.
+struct Receipt {
+  std::string memory;
+  std::vector<TurnRange> turns{};  // by number, apart from each other
+  uint64_t turn_count = 0;
+  uint64_t tokens = 0;
+  uint64_t content_bytes = 0;
+  uint64_t chunks = 0;  // whose landmarks and K/V were erased: those of the turns, and all after them
+  struct File {
+    std::string file;  // relative to the data directory
+    uint64_t records = 0;
+    uint64_t bytes = 0;
+  };
+  std::vector<File> files{};      // segments that K/V was erased from, then the catalog
+  bool dry_run = false;           // nothing was done: this is what would be
+  bool complete = false;          // nothing is left on disk
+  int64_t time_us = 0;            // of completion, else of the answer
+  std::optional<uint64_t> job{};  // while it is not complete: its number in stats
+};
+
+struct DeleteRequest {
+  std::string memory;
+  bool wait = true;
+};
+
+struct DeleteReply {
+  MemoryInfo memory;  // what it was
+  Receipt receipt;
+};
+
+// ---- Verifying and mending
+
+struct VerifyRequest {
+  std::optional<std::string> memory;  // all, when there is none
+  bool repair = false;
+  bool wait = true;
+};
+
+struct VerifyReply {
+  uint64_t memories = 0;
+  uint64_t turns = 0;
+  uint64_t chunks = 0;  // entries, landmarks and K/V
+  uint64_t states = 0;
+  uint64_t bytes = 0;             // read and checked
+  std::vector<Problem> problems;  // the first problems_max
+  uint64_t problem_count = 0;
+  uint64_t repaired_count = 0;
+  std::optional<uint64_t> job;  // with wait false: its number in stats, where the outcome will stand
+};
+
+// ---- Export and import: a memory as a stream of records (docs/export-format.md)
+
+struct ExportHeader {
+  std::string memory;
+  int64_t created_us = 0;
+  int64_t updated_us = 0;
+  uint64_t next_turn = 0;  // the number that the next appended turn gets
+  std::string model_hash;  // of the encodings; empty: none follow
+};
+struct ExportOperation {
+  std::string operation_id;
+  Hash128 digest{};
+  uint64_t first_turn = 0;
+  uint64_t last_turn = 0;
+  uint64_t tokens = 0;
+};
+struct ExportChunk {
+  uint64_t chunk = 0;
+  std::string landmark;  // bytes, as stored
+  std::string kv;        // bytes, as stored
+};
+struct ExportState {
+  uint64_t chunks = 0;
+  std::string state;  // bytes, as stored
+};
+struct ExportEnd {
+  uint64_t turns = 0;
+  uint64_t chunks = 0;
+};
+// In this order: the header, turns, operations, chunks, states, the end.
+using ExportRecord = std::variant<ExportHeader, StoredTurn, ExportOperation, ExportChunk, ExportState, ExportEnd>;
+
+struct ExportRequest {
+  std::string memory;
+  bool encodings = false;
+  std::string after;  // from the cursor; empty: the beginning
+  size_t limit = 1'000;
+};
+struct ExportReply {
+  std::vector<ExportRecord> records;
+  std::optional<std::string> next_after;
+};
+
+struct ImportRequest {
+  std::string memory;  // made when it does not exist; it must not hold other turns than the export's
+  std::vector<ExportRecord> records;
+};
+struct ImportReply {
+  MemoryInfo memory;      // as it is now
+  uint64_t imported = 0;  // records that were new
+  uint64_t present = 0;   // records that were there already
+};
+
+// ---- Backup, another model, and work that goes on behind the replies
+
+struct BackupRequest {
+  std::string directory;  // absolute; must not exist
+};
+struct BackupReply {
+  std::string directory;
+  uint64_t files = 0;
+  uint64_t bytes = 0;
+  uint64_t shared_bytes = 0;  // of these, reflinked rather than copied
+  double took_ms = 0;
+};
+
+struct ReencodeRequest {
+  std::string model;    // absolute directory of the checkpoint
+  bool cancel = false;  // instead: drop what has been encoded with another model
+};
+
+struct JobView {
+  uint64_t job = 0;
+  std::string kind;    // forget, delete, verify, reencode
+  std::string memory;  // empty: all
+  std::string state;   // running, done, failed
+  uint64_t done = 0;   // chunks, or rows
+  uint64_t total = 0;
+  int64_t started_us = 0;
+  std::string message;  // why it failed, or what it found
+};
+
 struct StatsReply {
+  std::vector<JobView> jobs;  // those that run and the last ones that ended, oldest first
   StoreStats store;
   std::string model_directory;
   std::string model_hash;

@@ -170,10 +170,10 @@ Expected<std::vector<Expected<Appended>>> Store::append(std::span<const AppendBa
   std::vector<Expected<Appended>> replies;
   replies.reserve(batches.size());
   for (const AppendBatch& batch : batches) replies.push_back(impl_->stage(batch, staged, rows));
-  if (staged.records.empty()) return replies;
+  if (staged.journals.empty()) return replies;
 
-  for (const auto& [id, record] : staged.records)
-    rows.put(Family::memories, memory_key(id, journal_kind), record.encode());
+  for (const auto& [id, journal] : staged.journals)
+    rows.put(Family::memories, memory_key(id, journal_kind), journal.record.encode());
   rows.put(Family::counters, journal_totals_key, staged.totals.encode());
   if (staged.next_id != impl_->next_id) rows.put(Family::counters, next_id_key, encode_u64(staged.next_id));
   RECALLD_CHECK(impl_->drop_markers(staged, rows));
@@ -213,15 +213,16 @@ Expected<Appended> Store::Impl::stage(const AppendBatch& batch, Staged& staged, 
     if (known) return known->reply;
   }
 
-  JournalRecord record{.name = batch.memory, .created_us = batch.now_us};
-  uint64_t forgotten_tokens = 0;
   const bool made = !id;
-  if (id) {
+  const auto staged_before = id ? staged.journals.find(*id) : staged.journals.end();
+  Staged::Journal next{.record = {.name = batch.memory, .created_us = batch.now_us}, .forgotten_tokens = 0};
+  if (staged_before != staged.journals.end()) {
+    next = staged_before->second;
+  } else if (id) {
     RECALLD_TRY(MemoryRecord stored, table.record(*id));
-    forgotten_tokens = stored.gaps().tokens();
-    record = std::move(stored.journal);
-    if (const auto before = staged.records.find(*id); before != staged.records.end()) record = before->second;
+    next = {.record = std::move(stored.journal), .forgotten_tokens = stored.gaps().tokens()};
   }
+  auto& [record, forgotten_tokens] = next;
   Appended reply{.id = made ? staged.next_id : *id,
                  .first_turn = batch.turns.front().number.value_or(record.next_turn)};
   const uint64_t position = record.next_position;
@@ -246,7 +247,7 @@ Expected<Appended> Store::Impl::stage(const AppendBatch& batch, Staged& staged, 
     Journal::stage(reply.id, operation, rows);
     staged.operations[operation_key(reply.id, batch.operation_id)] = std::move(operation);
   }
-  staged.records[reply.id] = std::move(record);
+  staged.journals[reply.id] = std::move(next);
   return reply;
 }
 
@@ -259,7 +260,7 @@ Expected<void> Store::Impl::drop_markers(const Staged& staged, Catalog::Batch& r
       ids.push_back(drained.extract(drained.begin()).value());
   }
   for (const MemoryId id : ids) {
-    if (staged.records.contains(id)) continue;
+    if (staged.journals.contains(id)) continue;
     const auto record = table.record(id);
     if (!record && record.error().kind != ErrorKind::not_found) return std::unexpected(record.error());
     if (record && !record->next && info(*record).waiting_chunks() == 0) rows.remove(Family::memories, waiting_key(id));

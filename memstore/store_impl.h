@@ -52,8 +52,12 @@ class Store::Impl {
   // The changes of one group commit, before they are written.
   struct Staged {
     std::map<std::string, MemoryId, std::less<>> made;  // new memories
-    std::map<MemoryId, JournalRecord> records;
-    std::map<std::string, Journal::Operation> operations;  // by key
+    struct Journal {
+      JournalRecord record;
+      uint64_t forgotten_tokens = 0;
+    };
+    std::map<MemoryId, Journal> journals;
+    std::map<std::string, recalld::Journal::Operation> operations;  // by key
     JournalTotals totals;
     uint64_t next_id = 0;
   };

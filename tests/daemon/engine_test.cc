@@ -229,9 +229,12 @@ TEST_F(EngineTest, TheSameOperationAgainChangesNothing) {
 
 TEST_F(EngineTest, ADeletedMemoryIsGoneAndItsNameStartsAfresh) {
   ASSERT_TRUE(append_searchable("m", harbour_log(60)));
-  const auto deleted = answer<MemoryInfo>([&](auto done) { engine_->memories_delete("m", std::move(done)); });
+  const auto deleted = answer<DeleteReply>(
+      [&](auto done) { engine_->memories_delete({.memory = "m"}, std::move(done)); });
   ASSERT_TRUE(deleted) << deleted.error().message;
-  EXPECT_EQ(deleted->turns, 60u);
+  EXPECT_EQ(deleted->memory.turns, 60u);
+  EXPECT_EQ(deleted->receipt.turns, (std::vector<TurnRange>{{0, 59}}));
+  EXPECT_TRUE(deleted->receipt.complete);
   EXPECT_EQ(search("m", "tide").error().kind, ErrorKind::not_found);
   const auto fresh = append_searchable("m", {"Only this."});
   ASSERT_TRUE(fresh);

@@ -1,0 +1,63 @@
+// Forgetting turns and deleting memories: the turns are gone at once, the answer waits until nothing of them is left on
+// disk. Between the two the encoder makes the generation without them, and the upkeep thread erases bytes.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include <boost/asio/thread_pool.hpp>
+
+#include "base/error.h"
+#include "daemon/jobs.h"
+#include "daemon/requests.h"
+#include "memstore/store.h"
+
+namespace recalld {
+
+class Forgetter {
+ public:
+  // Everything is borrowed. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.
+  Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep, std::function<void(MemoryId)> encode,
+            std::function<int64_t()> now_us);
+
+  // Takes up what an earlier process did not finish.
+  Expected<void> resume();
+
+  // Both block on the disk until the turns are gone from every read; `done` is called then, or later on the upkeep
+  // thread when everything is erased.
+  void forget(ForgetRequest request, Done<Receipt> done);
+  void remove(DeleteRequest request, Done<DeleteReply> done);
+
+  // To be told after each segment that was encoded of a memory, and that something of it may have been swapped.
+  void encoded(const MemoryInfo& memory);
+
+  // Answers those who wait: what is left goes on with the next start. Nothing else may be called afterwards.
+  void stop();
+
+ private:
+  struct Pending {
+    uint64_t job = 0;
+    Receipt receipt;
+    Done<Receipt> done;  // unset: nobody waits
+  };
+
+  Expected<std::vector<TurnRange>> chosen(const MemoryInfo& memory, const ForgetRequest& request) const;
+  Receipt receipt(const std::string& memory, const Forgotten& forgotten) const;
+  void enter(MemoryId id, const std::string& kind, Receipt receipt, bool wait, Done<Receipt> done);
+  void erase_when_swapped(MemoryId id);
+  void erase(MemoryId id);
+
+  Store& store_;
+  Jobs& jobs_;
+  boost::asio::thread_pool& upkeep_;
+  const std::function<void(MemoryId)> encode_;
+  const std::function<int64_t()> now_us_;
+
+  std::mutex mutex_;  // guards what follows
+  std::map<MemoryId, std::vector<Pending>> pending_;
+  bool stopped_ = false;
+};
+
+}  // namespace recalld
