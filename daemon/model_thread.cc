@@ -1,5 +1,6 @@
 #include "daemon/model_thread.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace recalld {
@@ -29,6 +30,17 @@ void ModelThread::encode(MemoryId memory) {
     const std::lock_guard lock(mutex_);
     if (!in_line_.insert(memory).second) return;
     line_.push_back(memory);
+  }
+  changed_.notify_all();
+}
+
+void ModelThread::background(std::move_only_function<Outcome()> step) {
+  {
+    const std::lock_guard lock(mutex_);
+    background_ = std::move(step);
+    background_replaced_ = true;
+    background_due_.reset();
+    if (background_) background_due_ = std::chrono::steady_clock::now();
   }
   changed_.notify_all();
 }
@@ -67,10 +79,26 @@ void ModelThread::run() {
       }
     } else if (stopping_) {
       return;
-    } else if (later_.empty()) {
-      changed_.wait(lock);
+    } else if (background_due_ && *background_due_ <= now) {
+      auto step = std::move(background_);
+      background_due_.reset();
+      background_replaced_ = false;
+      lock.unlock();
+      const Outcome outcome = step();
+      lock.lock();
+      if (!background_replaced_) {
+        background_ = std::move(step);
+        if (outcome != Outcome::done)
+          background_due_ = std::chrono::steady_clock::now() +
+                            (outcome == Outcome::later ? retry_pause : std::chrono::seconds(0));
+      }
     } else {
-      changed_.wait_until(lock, later_.front().first);
+      std::optional<std::chrono::steady_clock::time_point> next = background_due_;
+      if (!later_.empty()) next = std::min(next.value_or(later_.front().first), later_.front().first);
+      if (next)
+        changed_.wait_until(lock, *next);
+      else
+        changed_.wait(lock);
     }
   }
 }

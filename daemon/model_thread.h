@@ -6,6 +6,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_set>
 
@@ -32,6 +33,10 @@ class ModelThread {
   void search(std::move_only_function<void()> job);
   void encode(MemoryId memory);  // one that is in line, or pauses after a failure, keeps its place
 
+  // Runs `step` again and again while there is nothing else to do: at once after `again`, after a pause after `later`,
+  // and after `done` when this is called anew. An empty one: no more.
+  void background(std::move_only_function<Outcome()> step);
+
  private:
   // Without this, a flood of searches would keep what was appended from ever being encoded.
   static constexpr int searches_in_a_row_max = 16;
@@ -46,6 +51,9 @@ class ModelThread {
   std::deque<MemoryId> line_;
   std::unordered_set<MemoryId> in_line_;                                          // those of line_ and later_
   std::deque<std::pair<std::chrono::steady_clock::time_point, MemoryId>> later_;  // by time
+  std::move_only_function<Outcome()> background_;
+  bool background_replaced_ = false;  // while it ran
+  std::optional<std::chrono::steady_clock::time_point> background_due_;  // when it is to run; none: it is done
   bool stopping_ = false;
   std::thread thread_;
 };

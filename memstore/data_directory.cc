@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <fstream>
 #include <sstream>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr std::string_view magic = "recalld store\n";
 constexpr std::string_view format_line = "format 2\n";
+constexpr const char* adopting_file = "ADOPTING";  // there while DATA/next takes the place of the store
 
 std::string stamp_of(const RecordShape& shape) {
   std::string text(magic);
@@ -35,28 +37,52 @@ std::string stamp_of(const RecordShape& shape) {
   return text += crc.data();
 }
 
+// Whether the last line is the checksum of those before it.
+bool is_stamp(std::string_view text) {
+  const size_t last_line = text.find("crc32c ");
+  if (!text.starts_with(magic) || last_line == std::string_view::npos) return false;
+  std::array<char, 32> crc{};
+  std::snprintf(crc.data(), crc.size(), "crc32c %08x\n", crc32c(as_bytes(text.substr(0, last_line))));
+  return text.substr(last_line) == crc.data();
+}
+
+// The rest of the line that begins with `field` and a space.
+std::string_view value_of(std::string_view text, std::string_view field) {
+  const size_t at = text.find(std::string(field) + ' ');
+  if (at == std::string_view::npos) return {};
+  const size_t from = at + field.size() + 1;
+  return text.substr(from, text.find('\n', from) - from);
+}
+
+std::optional<uint32_t> number(std::string_view digits) {
+  uint32_t value = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  return error == std::errc() && end == digits.data() + digits.size() ? std::optional(value) : std::nullopt;
+}
+
+Error not_a_stamp(const std::filesystem::path& file) {
+  return {ErrorKind::corrupt, "open store: " + file.string() +
+                                  " is not the stamp of a recalld store, or damaged; restore it from a backup, or "
+                                  "choose another directory with --data"};
+}
+
+Error another_format(const std::filesystem::path& file, std::string_view found) {
+  return {ErrorKind::invalid_request, "open store: " + file.string() + " says format " +
+                                          std::string(value_of(found, "format")) +
+                                          ", this recalld reads format 2: use the version that wrote the store, or "
+                                          "choose another directory with --data"};
+}
+
 // Why a stamp that differs from ours is refused.
 Error refusal(const std::filesystem::path& file, std::string_view found, const RecordShape& shape) {
-  const std::string action = "open store: " + file.string() + " ";
-  const size_t last_line = found.find("crc32c ");
-  std::array<char, 32> crc{};
-  if (found.starts_with(magic) && last_line != std::string_view::npos)
-    std::snprintf(crc.data(), crc.size(), "crc32c %08x\n", crc32c(as_bytes(found.substr(0, last_line))));
-  if (!found.starts_with(magic) || last_line == std::string_view::npos || found.substr(last_line) != crc.data())
-    return {ErrorKind::corrupt, action +
-                                    "is not the stamp of a recalld store, or damaged; restore it from a backup, "
-                                    "or choose another directory with --data"};
-  const auto line = [&](std::string_view field) {
-    const size_t from = found.find(field);
-    return from == std::string_view::npos ? "" : std::string(found.substr(from, found.find('\n', from) - from));
-  };
-  if (!found.substr(magic.size()).starts_with(format_line))
-    return {ErrorKind::invalid_request, action + "says " + line("format ") + ", this recalld reads format 2: use the " +
-                                            "version that wrote the store, or choose another directory with --data"};
+  if (!is_stamp(found)) return not_a_stamp(file);
+  if (!found.substr(magic.size()).starts_with(format_line)) return another_format(file, found);
   return {ErrorKind::invalid_request,
-          action + "was stamped by another model (" + line("model ") + ", yours is " + hex(shape.model) +
-              "), whose encodings cannot be compared with this one's: give the model that wrote the store with "
-              "--model, or choose another directory with --data and append again"};
+          "open store: " + file.string() + " was stamped by another model (model " +
+              std::string(value_of(found, "model")) + ", yours is " + hex(shape.model) +
+              "), whose encodings cannot be compared with this one's. Start recalld with the model that wrote the "
+              "store (--model) and run `recall reencode` with the directory of the new one; or, without the old model, "
+              "start it once with --reencode, and what is stored can be searched again piece by piece"};
 }
 
 // Writes the file so that after a crash it is there whole or not at all.
@@ -85,10 +111,7 @@ Expected<void> make_private(const std::filesystem::path& path) {
   return sync_directory(whole.parent_path());
 }
 
-}  // namespace
-
-Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, const RecordShape& shape) {
-  RECALLD_CHECK(make_private(path));
+Expected<Descriptor> lock(const std::filesystem::path& path) {
   Descriptor lock(::open((path / "LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (lock.get() == -1) return std::unexpected(system_error("open " + (path / "LOCK").string(), errno));
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
@@ -97,14 +120,52 @@ Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, c
                                      ": another recalld has it open; stop that one, or choose another directory "
                                      "with --data");
   }
-  DataDirectory directory(path, std::move(lock));
+  return lock;
+}
+
+Expected<std::optional<std::string>> read_stamp(const std::filesystem::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  if (!in) return std::nullopt;
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+// Goes on with putting DATA/next in the place of the store, if that was begun. Each step may have been done.
+Expected<void> finish_adopting(const std::filesystem::path& path) {
+  const std::filesystem::path next = DataDirectory::next(path);
+  std::error_code problem;
+  if (!std::filesystem::exists(path / adopting_file, problem)) return {};
+  for (const char* part : {"catalog", "kv"}) {
+    if (!std::filesystem::exists(next / part, problem)) continue;
+    std::filesystem::remove_all(path / part, problem);
+    if (!problem) std::filesystem::rename(next / part, path / part, problem);
+    if (problem) return std::unexpected(system_error("replace " + (path / part).string(), problem.value()));
+    RECALLD_CHECK(sync_directory(path));
+  }
+  if (std::filesystem::exists(next / "FORMAT", problem)) {
+    std::filesystem::rename(next / "FORMAT", path / "FORMAT", problem);
+    if (problem) return std::unexpected(system_error("replace " + (path / "FORMAT").string(), problem.value()));
+    RECALLD_CHECK(sync_directory(path));
+  }
+  std::filesystem::remove_all(next, problem);
+  if (!problem) std::filesystem::remove(path / adopting_file, problem);
+  if (problem) return std::unexpected(system_error("remove " + next.string(), problem.value()));
+  return sync_directory(path);
+}
+
+}  // namespace
+
+Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, const RecordShape& shape) {
+  RECALLD_CHECK(make_private(path));
+  RECALLD_TRY(Descriptor held, lock(path));
+  DataDirectory directory(path, std::move(held));
+  RECALLD_CHECK(finish_adopting(path));
 
   const std::filesystem::path file = path / "FORMAT";
-  if (std::ifstream in(file, std::ios::binary); in) {
-    std::ostringstream text;
-    text << in.rdbuf();
-    const std::string found = text.str();
-    if (found != stamp_of(shape)) return std::unexpected(refusal(file, found, shape));
+  RECALLD_TRY(const auto found, read_stamp(file));
+  if (found) {
+    if (*found != stamp_of(shape)) return std::unexpected(refusal(file, *found, shape));
     return directory;
   }
   std::error_code problem;
@@ -113,6 +174,27 @@ Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, c
                                         " is missing or cannot be read, beside a catalog; restore it from a backup");
   RECALLD_CHECK(write_durably(path, "FORMAT", stamp_of(shape)));
   return directory;
+}
+
+Expected<std::optional<RecordShape>> DataDirectory::stamp(const std::filesystem::path& path) {
+  const std::filesystem::path file = path / "FORMAT";
+  RECALLD_TRY(const auto found, read_stamp(file));
+  if (!found) return std::nullopt;
+  if (!is_stamp(*found)) return std::unexpected(not_a_stamp(file));
+  if (!std::string_view(*found).substr(magic.size()).starts_with(format_line))
+    return std::unexpected(another_format(file, *found));
+  const auto kv_bytes = number(value_of(*found, "kv_bytes")), landmark_dim = number(value_of(*found, "landmark_dim")),
+             state_bytes = number(value_of(*found, "state_bytes"));
+  const auto model = hash_from_hex(value_of(*found, "model"));
+  if (!kv_bytes || !landmark_dim || !state_bytes || !model) return std::unexpected(not_a_stamp(file));
+  return RecordShape{
+      .kv_bytes = *kv_bytes, .landmark_dim = *landmark_dim, .state_bytes = *state_bytes, .model = *model};
+}
+
+Expected<void> DataDirectory::adopt_next(const std::filesystem::path& path) {
+  RECALLD_TRY(const Descriptor held, lock(path));
+  RECALLD_CHECK(write_durably(path, adopting_file, "DATA/next takes the place of the store\n"));
+  return finish_adopting(path);
 }
 
 }  // namespace recalld

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include "base/descriptor.h"
@@ -17,6 +18,17 @@ class DataDirectory {
   // with busy when another process has the directory, with invalid_request when the stamp is of another format, record
   // shape or model, with corrupt when it is damaged or missing beside a catalog.
   static Expected<DataDirectory> open(const std::filesystem::path& path, const RecordShape& shape);
+
+  // What the stamp of the store in `path` says; nothing when there is no store. Fails with corrupt or, for another
+  // format, with invalid_request.
+  static Expected<std::optional<RecordShape>> stamp(const std::filesystem::path& path);
+
+  // Where a store for another model is made beside the one in `path`.
+  static std::filesystem::path next(const std::filesystem::path& path) { return path / "next"; }
+
+  // Puts the store in next(path), which nobody has open, in the place of the one in `path`, which goes. A crash in
+  // between is made good by the next open(). Fails with busy when another process has the directory.
+  static Expected<void> adopt_next(const std::filesystem::path& path);
 
   std::filesystem::path catalog() const { return path_ / "catalog"; }
   std::filesystem::path kv() const { return path_ / "kv"; }

@@ -105,5 +105,33 @@ TEST(ModelThread, StopRunsTheSearchesThatWereAccepted) {
   EXPECT_EQ(ran, 10);
 }
 
+TEST(ModelThread, TheBackgroundRunsOnlyWhenNothingElseIsToDoAndUntilItIsDone) {
+  std::mutex mutex;
+  std::string order;
+  const auto note = [&](char what) {
+    const std::lock_guard lock(mutex);
+    order += what;
+  };
+  int encodings = 20, steps = 3;
+  std::promise<void> ended;
+  {
+    ModelThread thread([&](MemoryId) {
+      note('e');
+      return --encodings > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
+    });
+    thread.encode(1);
+    thread.background([&] {
+      note('b');
+      if (--steps > 0) return ModelThread::Outcome::again;
+      ended.set_value();
+      return ModelThread::Outcome::done;
+    });
+    ended.get_future().wait();
+    thread.search([&] { note('s'); });
+    thread.background({});
+  }
+  EXPECT_EQ(order.substr(0, order.find('s')), std::string(20, 'e') + "bbb");
+}
+
 }  // namespace
 }  // namespace recalld
