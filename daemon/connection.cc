@@ -28,11 +28,11 @@ asio::awaitable<void> sleep_on(asio::steady_timer& timer) {
 
 }  // namespace
 
-Connection::Connection(Socket socket, const LineService& service, ConnectionLimits limits, Closed closed)
+Connection::Connection(Socket socket, const LineService& service, ConnectionHost& host, ConnectionLimits limits)
     : socket_(std::move(socket)),
       service_(service),
+      host_(host),
       limits_(limits),
-      closed_callback_(std::move(closed)),
       room_(socket_.get_executor()),
       replies_or_end_(socket_.get_executor()),
       write_deadline_(socket_.get_executor()) {}
@@ -50,35 +50,54 @@ asio::awaitable<void> Connection::read_lines(Self self) {
   std::vector<char> buffer(read_bytes);
   LineFramer framer(self->limits_.line_bytes_max);
   while (self->reading_) {
+    if (self->line_bytes_ > 0) co_await wait_for_line_room(self);
+    if (!self->reading_) break;
     boost::system::error_code error;
+    self->awaits_bytes_ = true;
     const size_t bytes =
         co_await self->socket_.async_read_some(asio::buffer(buffer), asio::redirect_error(asio::use_awaitable, error));
+    self->awaits_bytes_ = false;
     if (error) break;  // the client is done or gone; a line without its end was never sent
+    self->quiet_since_ = Clock::now();
     std::string_view input(buffer.data(), bytes);
     while (self->reading_) {
       std::optional<LineFramer::Line> line = framer.next(input);
       if (!line) break;
-      co_await wait_for_room(self);
+      co_await wait_for_room(self, line->text.size());
       if (!self->reading_) break;
       if (line->overlong)
         self->reply(self->service_.overlong_reply);
       else
         self->serve(std::move(line->text));
+      self->line_began_.reset();
+      self->line_bytes_ = 0;
     }
+    if (!framer.amid_line()) continue;
+    if (!self->line_began_) self->line_began_ = self->line_read_on_since_ = Clock::now();
+    self->line_bytes_ = framer.buffered_bytes() > read_bytes ? framer.buffered_bytes() : 0;
   }
   self->end_reading();
 }
 
-asio::awaitable<void> Connection::wait_for_room(Self self) {
+asio::awaitable<void> Connection::wait_for_room(Self self, size_t line_bytes) {
   while (self->reading_) {
     if (self->crowded()) {
       self->room_.expires_at(asio::steady_timer::time_point::max());
-    } else if (self->service_.overloaded()) {
+    } else if (self->service_.overloaded() || self->host_.swamped(line_bytes)) {
       self->room_.expires_after(self->limits_.overload_poll_interval);
     } else {
       break;
     }
     co_await sleep_on(self->room_);
+  }
+}
+
+// Long lines share one room; a line that is paused for want of it keeps its place among the others.
+asio::awaitable<void> Connection::wait_for_line_room(Self self) {
+  while (self->reading_ && !self->host_.line_may_grow(*self)) {
+    self->room_.expires_after(self->limits_.line_room_poll_interval);
+    co_await sleep_on(self->room_);
+    self->line_read_on_since_ = Clock::now();
   }
 }
 
@@ -106,6 +125,7 @@ asio::awaitable<void> Connection::write_replies(Self self) {
     for (bytes += self->front_bytes_written_; !self->replies_.empty() && bytes >= self->replies_.front().size();) {
       bytes -= self->replies_.front().size();
       self->replies_.pop_front();
+      self->front_since_ = self->quiet_since_ = Clock::now();
     }
     self->front_bytes_written_ = bytes;
     self->room_.cancel();
@@ -124,13 +144,17 @@ void Connection::arm_write_deadline() {
 void Connection::serve(std::string line) {
   const size_t bytes = line.size();
   ++requests_in_flight_;
+  ++host_.requests_in_flight;
   request_bytes_in_flight_ += bytes;
+  host_.request_bytes_in_flight += bytes;
   service_.serve(std::move(line), [self = shared_from_this(), bytes](std::string reply) mutable {
     // Named first: the closure that holds the connection is moved from within the same call.
     const auto executor = self->socket_.get_executor();
     asio::post(executor, [self = std::move(self), bytes, reply = std::move(reply)]() mutable {
       --self->requests_in_flight_;
+      --self->host_.requests_in_flight;
       self->request_bytes_in_flight_ -= bytes;
+      self->host_.request_bytes_in_flight -= bytes;
       if (!reply.empty()) self->reply(std::move(reply));
       self->room_.cancel();
       self->replies_or_end_.cancel();
@@ -142,13 +166,32 @@ void Connection::reply(std::string line) {
   if (closed_) return;
   if (!replies_.empty() && reply_bytes_queued_ + line.size() > limits_.reply_bytes_unread_max) return close();
   line.push_back('\n');
+  if (replies_.empty()) front_since_ = Clock::now();
   reply_bytes_queued_ += line.size();
   replies_.push_back(std::move(line));
   replies_or_end_.cancel();
+  if (reply_bytes_queued_ > read_bytes) host_.replies_grew();
+}
+
+std::optional<Connection::Clock::time_point> Connection::line_delayed_since() const {
+  if (!line_began_ || (!awaits_bytes_ && reply_bytes_queued_ < limits_.reply_bytes_queued_max)) return std::nullopt;
+  return line_read_on_since_;
+}
+
+std::optional<Connection::Clock::time_point> Connection::stalled_since() const {
+  if (!replies_.empty()) return front_since_;
+  if (awaits_bytes_ && requests_in_flight_ == 0) return line_began_;
+  return std::nullopt;
+}
+
+std::optional<Connection::Clock::time_point> Connection::idle_since() const {
+  if (awaits_bytes_ && requests_in_flight_ == 0 && replies_.empty() && !line_began_) return quiet_since_;
+  return std::nullopt;
 }
 
 bool Connection::crowded() const {
   return requests_in_flight_ >= limits_.requests_in_flight_max ||
+         (requests_in_flight_ >= limits_.requests_in_flight_fair && host_.many_in_flight()) ||
          request_bytes_in_flight_ >= limits_.request_bytes_in_flight_max ||
          reply_bytes_queued_ >= limits_.reply_bytes_queued_max;
 }
@@ -171,7 +214,18 @@ void Connection::close() {
   socket_.close(ignored);
   write_deadline_.cancel();
   end_reading();
-  std::exchange(closed_callback_, nullptr)(shared_from_this());
+  host_.closed(shared_from_this());
+}
+
+void Connection::dismiss(std::string last_line) {
+  if (closed_) return;
+  if (replies_.empty()) {
+    last_line.push_back('\n');
+    boost::system::error_code ignored;
+    socket_.non_blocking(true, ignored);
+    socket_.write_some(asio::buffer(last_line), ignored);
+  }
+  close();
 }
 
 }  // namespace recalld

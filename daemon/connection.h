@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -24,11 +25,29 @@ using Respond = std::move_only_function<void(std::string)>;
 struct ConnectionLimits {
   size_t line_bytes_max = size_t{8} << 20;
   size_t requests_in_flight_max = 64;                     // lines whose Respond was not called yet
+  size_t requests_in_flight_fair = 2;                     // likewise, while all connections together have many
   size_t request_bytes_in_flight_max = size_t{16} << 20;  // of these lines; the last one may go beyond
   size_t reply_bytes_queued_max = size_t{16} << 20;       // replies waiting to be read, beyond which no line is served
   size_t reply_bytes_unread_max = size_t{256} << 20;  // beyond which (by lines served before) the client is hung up on
   std::chrono::milliseconds write_timeout{60'000};    // without the client reading a byte
   std::chrono::milliseconds overload_poll_interval{5};
+  std::chrono::milliseconds line_room_poll_interval{20};
+};
+
+class Connection;
+
+// What holds the connections, and keeps the bounds on all of them together. Called on their thread, and not by a
+// connection that is closed.
+struct ConnectionHost {
+  std::function<bool(const Connection&)> line_may_grow;  // false: the connection asks again before it reads on
+  std::function<bool()> many_in_flight;                  // true: who has its fair share in flight is not served on
+  std::function<bool(size_t line_bytes)> swamped;        // true: such a line is not served until it is false again
+  std::function<void()> replies_grew;
+  std::function<void(const std::shared_ptr<Connection>&)> closed;  // once each
+
+  // Counted by the connections, those of clients that have gone meanwhile too.
+  size_t requests_in_flight = 0;
+  size_t request_bytes_in_flight = 0;
 };
 
 // What stands behind the connections. Called on their thread.
@@ -44,14 +63,30 @@ struct LineService {
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   using Socket = boost::asio::local::stream_protocol::socket;
+  using Clock = std::chrono::steady_clock;
 
-  // `service` outlives the last line served. `closed` is called once, when the connection has ended.
-  using Closed = std::function<void(const std::shared_ptr<Connection>&)>;
-  Connection(Socket socket, const LineService& service, ConnectionLimits limits, Closed closed);
+  // `service` and `host` outlive the last line served.
+  Connection(Socket socket, const LineService& service, ConnectionHost& host, ConnectionLimits limits);
 
   void start();
   void stop_reading();  // serves no further line; closes once the replies to the served ones are written
   void close();         // at once; replies that come later are thrown away
+
+  // Closes, with `last_line` as the last one unless it would fall into a reply or the client leaves no room for it.
+  void dismiss(std::string last_line);
+
+  size_t reply_bytes_queued() const { return reply_bytes_queued_; }
+
+  // Of a line that has begun and is not served yet: what it takes (nothing while that is no more than one read), when
+  // it began, and since when it is the client, not the daemon, who keeps it from its end.
+  size_t line_bytes() const { return line_bytes_; }
+  std::optional<Clock::time_point> line_began() const { return line_began_; }
+  std::optional<Clock::time_point> line_delayed_since() const;
+
+  // Since when nothing is under way but what the client owes: the rest of a line or the reading of a reply; or, idle,
+  // its next request. Nothing when it owes nothing of the kind.
+  std::optional<Clock::time_point> stalled_since() const;
+  std::optional<Clock::time_point> idle_since() const;
 
  private:
   using Self = std::shared_ptr<Connection>;
@@ -59,7 +94,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Static, with `self` in the frame: a coroutine keeps its connection.
   static boost::asio::awaitable<void> read_lines(Self self);
   static boost::asio::awaitable<void> write_replies(Self self);
-  static boost::asio::awaitable<void> wait_for_room(Self self);
+  static boost::asio::awaitable<void> wait_for_room(Self self, size_t line_bytes);
+  static boost::asio::awaitable<void> wait_for_line_room(Self self);
 
   void serve(std::string line);
   void reply(std::string line);
@@ -69,16 +105,22 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Socket socket_;
   const LineService& service_;
+  ConnectionHost& host_;
   ConnectionLimits limits_;
-  Closed closed_callback_;
 
   bool reading_ = true;
   bool closed_ = false;
+  bool awaits_bytes_ = false;  // a read is under way
+  Clock::time_point quiet_since_ = Clock::now();
+  std::optional<Clock::time_point> line_began_;
+  Clock::time_point line_read_on_since_;  // it began then, or the last pause for want of room ended
+  size_t line_bytes_ = 0;
   size_t requests_in_flight_ = 0;
   size_t request_bytes_in_flight_ = 0;
   std::deque<std::string> replies_;
   size_t reply_bytes_queued_ = 0;
   size_t front_bytes_written_ = 0;  // of replies_.front()
+  Clock::time_point front_since_;   // since when it is the front
 
   // Timers that a coroutine sleeps on until it is woken by their cancellation.
   boost::asio::steady_timer room_;

@@ -21,6 +21,9 @@ class LineFramer {
   // rest of that one is skipped, unbuffered). Nothing once all of `input` is taken. Empty lines are skipped.
   std::optional<Line> next(std::string_view& input);
 
+  bool amid_line() const { return skipping_ || !partial_.empty(); }
+  size_t buffered_bytes() const { return partial_.capacity(); }  // what an unfinished line takes
+
  private:
   size_t line_bytes_max_;
   std::string partial_;  // at most line_bytes_max_ bytes and a carriage return

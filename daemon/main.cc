@@ -41,6 +41,19 @@ LineService line_service(Engine& engine) {
   };
 }
 
+// Where few files may be open, the store's go first: without them no client could be served.
+size_t connections_within_files_limit(size_t connections) {
+  constexpr rlim_t store_files = 192;
+  constexpr size_t connections_min = 16;
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur >= store_files + connections) return connections;
+  const size_t left = files.rlim_cur > store_files ? files.rlim_cur - store_files : 0;
+  const size_t allowed = std::max(connections_min, left);
+  spdlog::warn("{} files may be open: {} connections are served instead of {}; raise the limit with ulimit -n",
+               files.rlim_cur, allowed, connections);
+  return allowed;
+}
+
 Expected<void> serve(const Options& options) {
   // One thread for all connections: what it does is cut lines and read JSON, which the engine's own threads outweigh by
   // far, and it needs no locks for that.
@@ -57,6 +70,7 @@ Expected<void> serve(const Options& options) {
 
   ServerLimits limits;
   limits.connection.line_bytes_max = line_bytes_max;
+  limits.connections_max = connections_within_files_limit(limits.connections_max);
   RECALLD_TRY(const std::unique_ptr<Server> server, Server::open(io, options.socket, line_service(*engine), limits));
   server->start();
   spdlog::info("ready: socket {}, data {}, model {}, device cpu", options.socket.string(), options.data.string(),

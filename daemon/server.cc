@@ -135,6 +135,11 @@ Server::Server(Acceptor acceptor, std::filesystem::path path, LineService servic
       path_(std::move(path)),
       file_(identity_of(path_)),
       service_(std::move(service)),
+      host_{.line_may_grow = [this](const Connection& connection) { return line_may_grow(connection); },
+            .many_in_flight = [this] { return host_.requests_in_flight >= limits_.requests_in_flight_many; },
+            .swamped = [this](size_t line_bytes) { return swamped(line_bytes); },
+            .replies_grew = [this] { bound_replies(); },
+            .closed = [this](const auto& closed) { connection_closed(closed); }},
       limits_(limits),
       stop_deadline_(acceptor_.get_executor()),
       accept_pause_(acceptor_.get_executor()) {}
@@ -157,6 +162,13 @@ asio::awaitable<void> Server::accept() {
     Connection::Socket socket = co_await acceptor_.async_accept(asio::redirect_error(asio::use_awaitable, error));
     if (stopping_) break;
     if (!error) {
+      if (connections_.size() >= limits_.connections_max) {
+        if (const auto silent = longest_silent()) {
+          spdlog::warn("all {} connections are taken: closed the one whose client kept it waiting longest",
+                       connections_.size());
+          silent->dismiss(service_.refusal);
+        }
+      }
       if (connections_.size() < limits_.connections_max)
         add(std::move(socket));
       else
@@ -171,8 +183,7 @@ asio::awaitable<void> Server::accept() {
 }
 
 void Server::add(Connection::Socket socket) {
-  const auto connection = std::make_shared<Connection>(std::move(socket), service_, limits_.connection,
-                                                       [this](const auto& closed) { connection_closed(closed); });
+  const auto connection = std::make_shared<Connection>(std::move(socket), service_, host_, limits_.connection);
   connections_.insert(connection);
   connection->start();
 }
@@ -182,6 +193,59 @@ void Server::refuse(Connection::Socket socket) {
   boost::system::error_code ignored;
   socket.non_blocking(true, ignored);
   socket.write_some(asio::buffer(service_.refusal + "\n"), ignored);
+}
+
+// The connection whose place a new one may take; null when every one is in use. One that stalls amid a line or a reply
+// goes before one that is idle, as a client that works never does the former and often the latter.
+std::shared_ptr<Connection> Server::longest_silent() const {
+  auto stalled_since = Connection::Clock::now() - limits_.silence_max;
+  auto idle_since = stalled_since;
+  std::shared_ptr<Connection> stalled, idle;
+  for (const auto& connection : connections_) {
+    if (const auto since = connection->stalled_since(); since && *since <= stalled_since) {
+      stalled_since = *since;
+      stalled = connection;
+    }
+    if (const auto since = connection->idle_since(); since && *since <= idle_since) {
+      idle_since = *since;
+      idle = connection;
+    }
+  }
+  return stalled ? stalled : idle;
+}
+
+bool Server::line_may_grow(const Connection& connection) {
+  size_t bytes = 0;
+  std::shared_ptr<Connection> oldest;
+  for (const auto& each : connections_) {
+    bytes += each->line_bytes();
+    if (each->line_bytes() > 0 && (!oldest || *each->line_began() < *oldest->line_began())) oldest = each;
+  }
+  if (bytes < limits_.long_line_bytes_max || oldest.get() == &connection) return true;
+  const auto delayed_since = oldest->line_delayed_since();
+  if (delayed_since && Connection::Clock::now() - *delayed_since > limits_.long_line_time_max) {
+    spdlog::warn("closed a connection that did not end its long line in time: others wait for room for theirs");
+    oldest->close();
+  }
+  return false;
+}
+
+bool Server::swamped(size_t line_bytes) const {
+  return host_.requests_in_flight >= limits_.requests_in_flight_max ||
+         (line_bytes > limits_.short_line_bytes_max &&
+          host_.request_bytes_in_flight >= limits_.request_bytes_in_flight_max);
+}
+
+void Server::bound_replies() {
+  size_t bytes = 0;
+  std::shared_ptr<Connection> most;
+  for (const auto& connection : connections_) {
+    bytes += connection->reply_bytes_queued();
+    if (!most || connection->reply_bytes_queued() > most->reply_bytes_queued()) most = connection;
+  }
+  if (bytes <= limits_.reply_bytes_unread_max) return;
+  spdlog::warn("clients leave {} bytes of replies unread: closed the connection with the most of them", bytes);
+  most->close();
 }
 
 void Server::stop(std::function<void()> stopped) {

@@ -19,7 +19,29 @@
 namespace recalld {
 
 struct ServerLimits {
-  size_t connections_max = 256;                     // a client beyond them is told so and hung up on
+  // A client beyond them takes the place of one that has kept its connection waiting for silence_max: amid a line or a
+  // reply first, else idle; the longest of them. While there is none, the new one is told so and hung up on.
+  size_t connections_max = 256;
+  std::chrono::milliseconds silence_max{60'000};
+
+  // Lines in flight on all connections together, beyond which each has its fair share of them only: whoever sends one
+  // request at a time does not wait behind all that others send ahead.
+  size_t requests_in_flight_many = 64;
+
+  // Beyond these no line is served, or none that is long. Clients that hang up and come back reach them: what they
+  // began goes on.
+  size_t requests_in_flight_max = 2048;
+  size_t request_bytes_in_flight_max = size_t{256} << 20;
+  size_t short_line_bytes_max = size_t{64} << 10;
+
+  // Lines longer than one read that have begun and not ended, all together. Beyond it only the oldest of them is read
+  // on, and its client is hung up on when it does not come to its end in time while others wait.
+  size_t long_line_bytes_max = size_t{64} << 20;
+  std::chrono::milliseconds long_line_time_max{5'000};
+
+  // Replies not yet read, all together. Beyond it the client that leaves the most of them unread is hung up on.
+  size_t reply_bytes_unread_max = size_t{256} << 20;
+
   std::chrono::milliseconds stop_time_max{10'000};  // for the requests in flight at stop()
   ConnectionLimits connection;
 };
@@ -50,6 +72,10 @@ class Server {
   boost::asio::awaitable<void> accept();
   void add(Connection::Socket socket);
   void refuse(Connection::Socket socket);
+  std::shared_ptr<Connection> longest_silent() const;
+  bool line_may_grow(const Connection& connection);
+  bool swamped(size_t line_bytes) const;
+  void bound_replies();
   void stop_listening();
   void connection_closed(const std::shared_ptr<Connection>& connection);
   void finish_stop();
@@ -58,6 +84,7 @@ class Server {
   std::filesystem::path path_;
   FileIdentity file_;
   LineService service_;
+  ConnectionHost host_;
   ServerLimits limits_;
   bool stopping_ = false;
   std::function<void()> stopped_;                      // from stop() until it is called

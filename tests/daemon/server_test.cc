@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <deque>
 #include <fstream>
 #include <future>
 #include <mutex>
@@ -86,13 +87,16 @@ class ServerTest : public ::testing::Test {
     }
     ADD_FAILURE() << count << " lines did not arrive";
   }
-  // From a thread of its own, as the engine answers.
-  void answer_kept(const std::string& text) {
+  // From a thread of its own, as the engine answers. Returns how many there were.
+  size_t answer_kept(const std::string& text) {
+    size_t count = 0;
     std::thread([&] {
       const std::lock_guard lock(mutex_);
+      count = kept_.size();
       for (Respond& respond : kept_) respond(text);
       kept_.clear();
     }).join();
+    return count;
   }
 
   void expect_served() {
@@ -294,6 +298,187 @@ TEST_F(ServerTest, AClientBeyondTheBoundIsToldSoAndHungUpOn) {
     std::this_thread::sleep_for(10ms);
   }
   FAIL() << "the place of a client that left was not given to another";
+}
+
+TEST_F(ServerTest, WhoSendsOneLineAtATimeIsServedHoweverManyOthersSendAhead) {
+  ServerLimits limits;
+  limits.requests_in_flight_many = 8;
+  start(limits);
+  RawClient first(socket());
+  std::string lines;
+  for (int i = 0; i < 20; ++i) lines += "later\n";
+  ASSERT_TRUE(first.send(lines));
+  wait_until_kept(8);
+  RawClient second(socket());
+  ASSERT_TRUE(second.send(lines));
+  wait_until_kept(10);  // its fair share of two
+  expect_served();
+  EXPECT_EQ(served_, 11);
+  for (size_t left = 40; left > 0;) left -= answer_kept("done");
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(first.line(), "done");
+    EXPECT_EQ(second.line(), "done");
+  }
+}
+
+TEST_F(ServerTest, RequestsOfClientsThatHungUpCountToo) {
+  ServerLimits limits;
+  limits.requests_in_flight_max = 20;
+  start(limits);
+  for (int i = 0; i < 10; ++i) {
+    RawClient client(socket());
+    ASSERT_TRUE(client.send("later\nlater\nlater\n"));
+  }
+  wait_until_kept(20);
+  RawClient last(socket());
+  ASSERT_TRUE(last.send("patience\n"));
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(served_, 20);
+  answer_kept("nobody is there");
+  EXPECT_EQ(last.line(), "patience");
+  wait_until_kept(10);
+}
+
+TEST_F(ServerTest, LongLinesInFlightAreBoundedTogetherAndShortOnesPass) {
+  ServerLimits limits;
+  limits.request_bytes_in_flight_max = 10;  // two lines of "later" fill it
+  limits.short_line_bytes_max = 5;
+  start(limits);
+  RawClient first(socket());
+  RawClient second(socket());
+  RawClient third(socket());
+  ASSERT_TRUE(first.send("later\n") && second.send("later\n"));
+  wait_until_kept(2);
+  ASSERT_TRUE(third.send("longer\n"));
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(served_, 2);
+  ASSERT_TRUE(first.send("short\n"));
+  EXPECT_EQ(first.line(), "short");
+  answer_kept("done");
+  EXPECT_EQ(third.line(), "longer");
+}
+
+TEST_F(ServerTest, WhenAllPlacesAreTakenTheOneThatDawdlesAmidALineGivesWay) {
+  ServerLimits limits;
+  limits.connections_max = 3;
+  limits.silence_max = 300ms;
+  start(limits);
+  RawClient idle(socket());
+  ASSERT_TRUE(idle.send("a\n"));
+  EXPECT_EQ(idle.line(), "a");
+  RawClient slow(socket());
+  RawClient busy(socket());
+  ASSERT_TRUE(busy.send("later\n"));
+  wait_until_kept(1);
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_TRUE(slow.send("x"));  // never silent for long, and never done
+    std::this_thread::sleep_for(10ms);
+  }
+  RawClient newcomer(socket());
+  ASSERT_TRUE(newcomer.send("b\n"));
+  EXPECT_EQ(newcomer.line(), "b");
+  EXPECT_EQ(slow.line(), "too many");
+  EXPECT_EQ(slow.line(), std::nullopt);
+  // The next one takes the place of the idle one, and none that of a client whose request is under way.
+  RawClient another(socket());
+  ASSERT_TRUE(another.send("c\n"));
+  EXPECT_EQ(another.line(), "c");
+  EXPECT_EQ(idle.line(), "too many");
+  answer_kept("done");
+  EXPECT_EQ(busy.line(), "done");
+}
+
+TEST_F(ServerTest, AnIdleConnectionIsKeptWhileThereAreOtherPlaces) {
+  ServerLimits limits;
+  limits.connections_max = 3;
+  limits.silence_max = 50ms;
+  start(limits);
+  RawClient idle(socket());
+  RawClient amid_line(socket());
+  ASSERT_TRUE(amid_line.send("half "));
+  std::this_thread::sleep_for(200ms);
+  expect_served();
+  ASSERT_TRUE(idle.send("a\n") && amid_line.send("and half\n"));
+  EXPECT_EQ(idle.line(), "a");
+  EXPECT_EQ(amid_line.line(), "half and half");
+}
+
+TEST_F(ServerTest, AClientThatLeavesAReplyUnreadGivesItsPlaceAway) {
+  ServerLimits limits;
+  limits.connections_max = 2;
+  limits.silence_max = 200ms;
+  start(limits);
+  RawClient deaf(socket());
+  ASSERT_TRUE(deaf.send("big 5000000\n"));
+  std::this_thread::sleep_for(250ms);
+  RawClient fresh(socket());
+  ASSERT_TRUE(fresh.send("a\n"));
+  EXPECT_EQ(fresh.line(), "a");
+  expect_served();
+  EXPECT_EQ(deaf.line(), std::nullopt);  // in the middle of the reply, into which no farewell is mixed
+  ASSERT_TRUE(fresh.send("b\n"));
+  EXPECT_EQ(fresh.line(), "b");
+}
+
+TEST_F(ServerTest, LongLinesWaitForRoomAndAreAllServed) {
+  ServerLimits limits;
+  limits.long_line_bytes_max = 1 << 20;
+  limits.long_line_time_max = 20s;
+  start(limits);
+  std::vector<std::thread> clients;
+  std::atomic<int> right = 0;
+  for (int id = 0; id < 16; ++id)
+    clients.emplace_back([&, id] {
+      RawClient client(socket());
+      const std::string text(1'000'000, static_cast<char>('a' + id));
+      for (int i = 0; i < 4; ++i)
+        if (client.send(text) && client.send("\n") && client.line() == text) ++right;
+    });
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(right, 64);
+}
+
+TEST_F(ServerTest, LongLinesWithoutAnEndTakeNoMoreThanTheirRoomAndHoldUpNoShortOnes) {
+  ServerLimits limits;
+  limits.long_line_bytes_max = 1 << 20;
+  limits.long_line_time_max = 20s;
+  start(limits);
+  const std::string part(1'000'000, 'x');
+  std::deque<RawClient> hogs;
+  size_t taken = 0;
+  for (int i = 0; i < 6; ++i) taken += hogs.emplace_back(socket()).send_until_held_up(part, part.size());
+  // One of them fills the room; the others are held up with what the sockets hold.
+  EXPECT_LT(taken, size_t{4'500'000});
+  const auto start_time = std::chrono::steady_clock::now();
+  expect_served();
+  EXPECT_LT(std::chrono::steady_clock::now() - start_time, 2s);
+}
+
+TEST_F(ServerTest, LongLinesWithoutAnEndGiveWayToOthers) {
+  ServerLimits limits;
+  limits.long_line_bytes_max = 1 << 20;
+  limits.long_line_time_max = 300ms;
+  start(limits);
+  const std::string part(1'000'000, 'x');
+  std::deque<RawClient> hogs;
+  for (int i = 0; i < 6; ++i) hogs.emplace_back(socket()).send_until_held_up(part, part.size());
+  RawClient honest(socket());
+  ASSERT_TRUE(honest.send(part) && honest.send("\n"));
+  EXPECT_EQ(honest.line(), part);
+  expect_served();
+}
+
+TEST_F(ServerTest, UnreadRepliesOfAllClientsTogetherAreBounded) {
+  ServerLimits limits;
+  limits.reply_bytes_unread_max = 8 << 20;
+  start(limits);
+  std::deque<RawClient> modest;
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(modest.emplace_back(socket()).send("big 1000000\n"));
+  while (served_ < 5) std::this_thread::sleep_for(5ms);
+  RawClient greedy(socket());
+  ASSERT_TRUE(greedy.send("big 6000000\n"));
+  EXPECT_EQ(greedy.line(), std::nullopt);
+  for (RawClient& client : modest) EXPECT_THAT(client.line().value_or(""), SizeIs(1'000'000));
 }
 
 TEST_F(ServerTest, StopFinishesWhatWasAccepted) {

@@ -22,6 +22,7 @@ class DaemonProcess {
   DaemonProcess(const std::filesystem::path& binary, const std::filesystem::path& data, std::vector<std::string> flags);
   ~DaemonProcess();  // SIGTERM, then waits
 
+  const std::filesystem::path& socket() const { return socket_; }
   client::Client connect() const;  // waits for replies as long as they take
   double seconds_to_first_answer() const { return seconds_to_first_answer_; }
 
