@@ -1,5 +1,6 @@
 #include "daemon/connection.h"
 
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <optional>
@@ -164,6 +165,8 @@ void Connection::serve(std::string line) {
 
 void Connection::reply(std::string line) {
   if (closed_) return;
+  ++replies_made_;
+  reply_bytes_average_ = (3 * reply_bytes_average_ + line.size()) / 4;
   if (!replies_.empty() && reply_bytes_queued_ + line.size() > limits_.reply_bytes_unread_max) return close();
   line.push_back('\n');
   if (replies_.empty()) front_since_ = Clock::now();
@@ -189,8 +192,16 @@ std::optional<Connection::Clock::time_point> Connection::idle_since() const {
   return std::nullopt;
 }
 
+// What a request costs shows only in its reply: a client may send ahead as far as it has seen replies, and as far as
+// their size lets expect that the next ones fit.
+size_t Connection::requests_in_flight_max() const {
+  const size_t fitting = limits_.reply_bytes_queued_max / std::max<size_t>(1, reply_bytes_average_);
+  return std::min({limits_.requests_in_flight_max, limits_.requests_in_flight_first + replies_made_,
+                   std::max(limits_.requests_in_flight_fair, fitting)});
+}
+
 bool Connection::crowded() const {
-  return requests_in_flight_ >= limits_.requests_in_flight_max ||
+  return requests_in_flight_ >= requests_in_flight_max() ||
          (requests_in_flight_ >= limits_.requests_in_flight_fair && host_.many_in_flight()) ||
          request_bytes_in_flight_ >= limits_.request_bytes_in_flight_max ||
          reply_bytes_queued_ >= limits_.reply_bytes_queued_max;

@@ -25,6 +25,7 @@ using Respond = std::move_only_function<void(std::string)>;
 struct ConnectionLimits {
   size_t line_bytes_max = size_t{8} << 20;
   size_t requests_in_flight_max = 64;                     // lines whose Respond was not called yet
+  size_t requests_in_flight_first = 4;                    // likewise, on a new connection; one more for each reply
   size_t requests_in_flight_fair = 2;                     // likewise, while all connections together have many
   size_t request_bytes_in_flight_max = size_t{16} << 20;  // of these lines; the last one may go beyond
   size_t reply_bytes_queued_max = size_t{16} << 20;       // replies waiting to be read, beyond which no line is served
@@ -99,6 +100,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   void serve(std::string line);
   void reply(std::string line);
+  size_t requests_in_flight_max() const;
   bool crowded() const;
   void end_reading();
   void arm_write_deadline();
@@ -117,6 +119,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   size_t line_bytes_ = 0;
   size_t requests_in_flight_ = 0;
   size_t request_bytes_in_flight_ = 0;
+  size_t replies_made_ = 0;
+  size_t reply_bytes_average_ = 0;  // of the last few
   std::deque<std::string> replies_;
   size_t reply_bytes_queued_ = 0;
   size_t front_bytes_written_ = 0;  // of replies_.front()

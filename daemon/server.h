@@ -26,7 +26,7 @@ struct ServerLimits {
 
   // Lines in flight on all connections together, beyond which each has its fair share of them only: whoever sends one
   // request at a time does not wait behind all that others send ahead.
-  size_t requests_in_flight_many = 64;
+  size_t requests_in_flight_many = 32;
 
   // Beyond these no line is served, or none that is long. Clients that hang up and come back reach them: what they
   // began goes on.

@@ -99,6 +99,15 @@ class ServerTest : public ::testing::Test {
     return count;
   }
 
+  // Answers the next `count` lines as they come.
+  void answer_further(size_t count, const std::string& text) {
+    for (int i = 0; i < 2000 && count > 0; ++i) {
+      count -= std::min(count, answer_kept(text));
+      std::this_thread::sleep_for(5ms);
+    }
+    EXPECT_EQ(count, 0u) << "lines did not arrive";
+  }
+
   void expect_served() {
     RawClient client(socket());
     ASSERT_TRUE(client.send("still there\n"));
@@ -201,6 +210,30 @@ TEST_F(ServerTest, RequestsInFlightAreBounded) {
   EXPECT_THAT(replies, UnorderedElementsAre("done", "done", "done", "done", "fifth"));
 }
 
+TEST_F(ServerTest, AClientSendsAheadAsFarAsItsRepliesLetExpect) {
+  ServerLimits limits;
+  limits.connection.reply_bytes_queued_max = 400'000;
+  start(limits);
+  RawClient client(socket());
+  std::string lines;
+  for (int i = 0; i < 20; ++i) lines += "later\n";
+  ASSERT_TRUE(client.send(lines));
+  wait_until_kept(4);
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(served_, 4);
+  answer_kept("small");
+  wait_until_kept(8);  // as many as were answered more
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(served_, 12);
+  answer_kept(std::string(100'000, 'x'));
+  for (int i = 0; i < 12; ++i) EXPECT_TRUE(client.line());
+  wait_until_kept(4);  // of which 400,000 bytes are expected
+  std::this_thread::sleep_for(50ms);
+  EXPECT_LE(served_, 12 + 5);
+  answer_further(8, "done");
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(client.line(), "done");
+}
+
 TEST_F(ServerTest, BytesOfRequestsInFlightAreBounded) {
   ServerLimits limits;
   limits.connection.request_bytes_in_flight_max = 10;  // two lines of "later" fill it
@@ -235,6 +268,7 @@ TEST_F(ServerTest, AClientThatDoesNotReadIsNotServedOn) {
 TEST_F(ServerTest, RepliesBeyondEveryBoundEndTheConnection) {
   ServerLimits limits;
   limits.connection.reply_bytes_unread_max = 4 << 20;
+  limits.connection.requests_in_flight_first = 8;
   start(limits);
   RawClient client(socket());
   std::string requests;
@@ -303,6 +337,7 @@ TEST_F(ServerTest, AClientBeyondTheBoundIsToldSoAndHungUpOn) {
 TEST_F(ServerTest, WhoSendsOneLineAtATimeIsServedHoweverManyOthersSendAhead) {
   ServerLimits limits;
   limits.requests_in_flight_many = 8;
+  limits.connection.requests_in_flight_first = 64;
   start(limits);
   RawClient first(socket());
   std::string lines;
@@ -314,7 +349,7 @@ TEST_F(ServerTest, WhoSendsOneLineAtATimeIsServedHoweverManyOthersSendAhead) {
   wait_until_kept(10);  // its fair share of two
   expect_served();
   EXPECT_EQ(served_, 11);
-  for (size_t left = 40; left > 0;) left -= answer_kept("done");
+  answer_further(40, "done");
   for (int i = 0; i < 20; ++i) {
     EXPECT_EQ(first.line(), "done");
     EXPECT_EQ(second.line(), "done");

@@ -32,6 +32,7 @@ class RawClient {
   void hang_up() {
     if (fd_ >= 0) ::close(std::exchange(fd_, -1));
   }
+  void hang_up_under_way() { ::shutdown(fd_, SHUT_RDWR); }  // while other threads send or wait for a line
   void send_no_more() { ::shutdown(fd_, SHUT_WR); }
 
   bool send(std::string_view bytes) {
