@@ -26,9 +26,9 @@ bench::LoadReport run(const DaemonProcess& daemon, uint64_t seed) {
 void expect_no_violation(const bench::LoadReport& report) {
   EXPECT_EQ(report.violation_count, 0u);
   for (const std::string& violation : report.violations) ADD_FAILURE() << violation;
-  EXPECT_GT(report.appends, clients);
-  EXPECT_GT(report.searches, clients);
-  EXPECT_GT(report.results, report.searches);
+  EXPECT_GE(report.appends, clients);
+  EXPECT_GE(report.searches, clients);
+  EXPECT_GE(report.results, report.searches);
 }
 
 TEST(Load, ClientsThatShareMemoriesLoseNothingAndSeeOnlyWhatWasWritten) {
