@@ -15,6 +15,21 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
   data_ = {data, [](std::byte* owned) { std::free(owned); }};
 }
 
+Expected<void> FileIo::read(std::span<const FileRead> reads) {
+  size_t given = 0;
+  std::optional<Error> failure;
+  const auto next = [&]() -> std::optional<FileRead> {
+    if (failure || given == reads.size()) return std::nullopt;
+    return reads[given++];
+  };
+  const auto done = [&](uint64_t, Expected<void> result) {
+    if (!result && !failure) failure = std::move(result).error();
+  };
+  stream(next, done);
+  if (failure) return std::unexpected(*std::move(failure));
+  return {};
+}
+
 std::unique_ptr<FileIo> open_file_io(DirectIo direct) {
   Expected<std::unique_ptr<FileIo>> ring = open_file_io_uring(direct);
   if (ring) {

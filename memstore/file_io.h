@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -18,6 +19,9 @@ inline constexpr size_t io_alignment = 4096;
 
 // Files that one FileIo holds open at a time, within the usual limit of 1024 descriptors a process.
 inline constexpr size_t io_files_max = 768;
+
+// Reads of one call that are in flight at a time, at most.
+inline constexpr size_t reads_in_flight_max = 64;
 
 // A buffer fit for direct I/O, its own or lent. Move-only.
 class AlignedBuffer {
@@ -38,8 +42,15 @@ class AlignedBuffer {
 struct FileRead {
   int file = -1;  // a handle of the same FileIo
   uint64_t offset = 0;
-  ByteSpan into;
+  ByteSpan into;     // alive until the read has ended
+  uint64_t tag = 0;  // the caller's, to tell the reads of a stream apart
 };
+
+// What a stream reads next; nothing when there is nothing to start now.
+using NextRead = std::function<std::optional<FileRead>()>;
+
+// The read of this tag has ended: all of it was read, or the error tells why not.
+using ReadDone = std::function<void(uint64_t tag, Expected<void> result)>;
 
 struct FileWrite {
   int file = -1;
@@ -64,20 +75,31 @@ class FileIo {
   virtual Expected<int> open(const std::filesystem::path& path) = 0;
   virtual void close(int file) = 0;
 
-  // All of them, in no order; those of different threads and, with io_uring, of one call are in flight together.
-  // Nothing is in flight any more on return. The first failure is reported; the other transfers may have been done or
-  // not. Reading past the end of a file is corrupt and names the file and the offset.
-  virtual Expected<void> read(std::span<const FileRead> reads) = 0;
+  // Reads what next() gives and calls done() for each as it ends, in no order. next() is asked whenever one more read
+  // can be in flight: with io_uring up to reads_in_flight_max of them are, with POSIX one. When it gives nothing it is
+  // asked again after the next done(), and the stream ends when it gives nothing while nothing is in flight. So a
+  // caller with N buffers keeps N reads going: it gives nothing while all of its buffers are in use. Both are called on
+  // the calling thread. They throw nothing; they may open and close files, but not read or write. Reading past the end
+  // of a file is corrupt; the message names the file and the offset.
+  virtual void stream(const NextRead& next, const ReadDone& done) = 0;
+
+  // A stream of these reads. The first failure is reported; the other reads may have been done or not.
+  Expected<void> read(std::span<const FileRead> reads);
+
+  // All of them, in order. The first failure is reported; what of the rest was written is not told.
   virtual Expected<void> write(std::span<const FileWrite> writes) = 0;
 
   virtual Expected<void> sync(int file) = 0;  // what was written is durable on return
 
   // Returns the space of [offset, offset + bytes), where the file system can; the range then reads as zeros.
   virtual Expected<void> punch(int file, uint64_t offset, uint64_t bytes) = 0;
-  virtual Expected<void> remove(const std::filesystem::path& path) = 0;  // durable on return; not_found
 
-  // A buffer that this object transfers fastest: registered memory while there is some, plain memory otherwise. It is
-  // destroyed before the FileIo.
+  // Durable on return; not_found. The space is free on return, even while the file is still open somewhere: reads of it
+  // are then corrupt.
+  virtual Expected<void> remove(const std::filesystem::path& path) = 0;
+
+  // A buffer that the calling thread reads into fastest: registered memory while it has some, plain memory otherwise.
+  // Any thread may use and destroy it, before the FileIo is destroyed.
   virtual AlignedBuffer buffer(size_t bytes) { return AlignedBuffer(bytes); }
 
   virtual std::string describe() const = 0;  // "io_uring, O_DIRECT", for logs and stats

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <string_view>
 
 namespace recalld {
@@ -90,7 +91,7 @@ Expected<int> PosixFileIo::hold(Descriptor descriptor, const std::filesystem::pa
                 "open " + path.string() + ": " + std::to_string(io_files_max) + " files are open already");
   const int handle = free_.back();
   free_.pop_back();
-  files_[static_cast<size_t>(handle)] = {std::move(descriptor), path};
+  files_[static_cast<size_t>(handle)] = {std::move(descriptor), path, ++generation_};
   return handle;
 }
 
@@ -100,35 +101,26 @@ void PosixFileIo::close(int handle) {
   free_.push_back(handle);
 }
 
-Expected<void> PosixFileIo::read(std::span<const FileRead> reads) {
-  std::vector<Transfer> transfers;
-  transfers.reserve(reads.size());
-  for (const FileRead& read : reads) {
-    if (!read.into.empty()) transfers.push_back({false, read.file, read.offset, read.into.data(), read.into.size()});
-  }
-  return transfer(transfers);
+void PosixFileIo::stream(const NextRead& next, const ReadDone& done) {
+  while (const std::optional<FileRead> read = next())
+    done(read->tag, carry_out({false, read->file, read->offset, read->into.data(), read->into.size()}));
 }
 
 Expected<void> PosixFileIo::write(std::span<const FileWrite> writes) {
-  std::vector<Transfer> transfers;
-  transfers.reserve(writes.size());
   for (const FileWrite& write : writes) {
-    if (write.from.empty()) continue;
     auto* const data = const_cast<std::byte*>(write.from.data());
-    transfers.push_back({true, write.file, write.offset, data, write.from.size()});
+    RECALLD_CHECK(carry_out({true, write.file, write.offset, data, write.from.size()}));
   }
-  return transfer(transfers);
+  return {};
 }
 
-Expected<void> PosixFileIo::transfer(std::span<Transfer> transfers) {
-  for (Transfer& next : transfers) {
-    const int descriptor = file(next.file).descriptor.get();
-    while (next.bytes > 0) {
-      const auto offset = static_cast<off_t>(next.offset);
-      const ssize_t result = next.write ? ::pwrite(descriptor, next.data, next.bytes, offset)
-                                        : ::pread(descriptor, next.data, next.bytes, offset);
-      RECALLD_CHECK(advance(next, result == -1 ? -errno : result));
-    }
+Expected<void> PosixFileIo::carry_out(Transfer transfer) const {
+  const int descriptor = file(transfer.file).descriptor.get();
+  while (transfer.bytes > 0) {
+    const auto offset = static_cast<off_t>(transfer.offset);
+    const ssize_t result = transfer.write ? ::pwrite(descriptor, transfer.data, transfer.bytes, offset)
+                                          : ::pread(descriptor, transfer.data, transfer.bytes, offset);
+    RECALLD_CHECK(advance(transfer, result == -1 ? -errno : result));
   }
   return {};
 }
@@ -178,7 +170,10 @@ Expected<void> PosixFileIo::punch(int handle, uint64_t offset, uint64_t bytes) {
 }
 
 Expected<void> PosixFileIo::remove(const std::filesystem::path& path) {
-  if (::unlink(path.c_str()) == -1) return failed("remove", path);
+  // The name goes last. What still has the file open, such as a ring that it is registered with, would keep its blocks
+  // until then, so they are given back first.
+  if (uninterrupted([&] { return ::truncate(path.c_str(), 0); }) == -1 || ::unlink(path.c_str()) == -1)
+    return failed("remove", path);
   return sync_parent(path);
 }
 

@@ -1,4 +1,4 @@
-// Files through plain system calls. The io_uring layer is this one with transfers of its own.
+// Files through plain system calls. The io_uring layer is this one with reads of its own.
 #pragma once
 
 #include <atomic>
@@ -21,7 +21,7 @@ class PosixFileIo : public FileIo {
   Expected<int> create(const std::filesystem::path& path, uint64_t bytes) override;
   Expected<int> open(const std::filesystem::path& path) override;
   void close(int file) override;
-  Expected<void> read(std::span<const FileRead> reads) final;
+  void stream(const NextRead& next, const ReadDone& done) override;
   Expected<void> write(std::span<const FileWrite> writes) final;
   Expected<void> sync(int file) final;
   Expected<void> punch(int file, uint64_t offset, uint64_t bytes) final;
@@ -32,6 +32,7 @@ class PosixFileIo : public FileIo {
   struct File {
     Descriptor descriptor;
     std::filesystem::path path;
+    uint64_t generation = 0;  // no two files that had the same handle share it; from 1 on
   };
 
   // What is left to do of a read or a write; `bytes` is not 0 at first.
@@ -43,9 +44,6 @@ class PosixFileIo : public FileIo {
     size_t bytes = 0;
   };
 
-  // Carries out all transfers, each until nothing is left of it; nothing is in flight on return.
-  virtual Expected<void> transfer(std::span<Transfer> transfers);
-
   // Takes what a system call did (bytes, or -errno) off the transfer. An interrupted call did nothing; the end of the
   // file is an error.
   Expected<void> advance(Transfer& transfer, int64_t result) const;
@@ -56,13 +54,15 @@ class PosixFileIo : public FileIo {
   std::string describe_caching() const;
 
  private:
+  Expected<void> carry_out(Transfer transfer) const;  // until nothing is left of it
   Expected<int> hold(Descriptor descriptor, const std::filesystem::path& path);
 
   const DirectIo direct_;
   std::atomic<bool> direct_refused_ = false;  // by the file system of some file
   std::vector<File> files_;                   // [io_files_max], by handle
   std::mutex mutex_;
-  std::vector<int> free_;  // handles; guarded by mutex_
+  std::vector<int> free_;    // handles; guarded by mutex_
+  uint64_t generation_ = 0;  // of the file that was opened last; guarded by mutex_
 };
 
 }  // namespace recalld

@@ -1,36 +1,49 @@
-// Transfers through io_uring: a batch costs one system call, and many of its reads are in flight at a time. Files and
-// the buffers that are lent out are registered, which saves the kernel looking them up and pinning them each time.
+// Reads through io_uring: a batch costs one system call, and many reads are in flight at a time. Every thread that
+// reads has a ring of its own, with which the files that it reads and a buffer are registered: that saves the kernel
+// looking the files up and pinning the buffer each time. Writes are plain system calls: K/V is written in slices so
+// large that a ring would add nothing.
 #include <liburing.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
-#include <condition_variable>
 #include <cstdlib>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "memstore/file_io_posix.h"
 
 namespace recalld {
 namespace {
 
-constexpr size_t rings_max = 4;       // calls that transfer at a time; further ones wait
-constexpr unsigned queue_depth = 64;  // transfers in flight a ring
+constexpr size_t rings_max = 8;  // threads with a ring of one FileIo; further ones read by plain system calls
 
-// Every ring pins the arena, and all of that counts against RLIMIT_MEMLOCK, 8 MiB by default: 4 MiB in sum.
-constexpr size_t lent_buffers = 4;
-constexpr size_t lent_buffer_bytes = size_t{256} << 10;
+// What a ring pins counts against RLIMIT_MEMLOCK, 8 MiB by default, and is resident: 4 MiB in sum.
+constexpr size_t ring_buffer_bytes = size_t{512} << 10;
 
 constexpr size_t transfer_bytes_max = size_t{1} << 30;  // of one request, whose length has 32 bits
 
-// One submission and completion queue, used by one thread at a time; only (un)register_file comes from any thread.
+// Best first; a kernel that does not know one refuses it as EINVAL. With deferred task work, completions are made by
+// the thread that waits for them, when it waits (since Linux 6.1); with cooperative, it is at least not interrupted
+// (5.19).
+constexpr std::array<unsigned, 3> set_up_flags{IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+                                               IORING_SETUP_COOP_TASKRUN, 0};
+
+// One submission and completion queue. Only the thread that made it may use it, the kernel insists; but any thread may
+// destroy it while it is not in use.
 class Ring {
  public:
-  static Expected<std::unique_ptr<Ring>> open(ByteSpan arena) {
+  // buffer: registered, when `registers`; outlives the ring
+  static Expected<std::unique_ptr<Ring>> open(ByteSpan buffer, bool registers) {
     std::unique_ptr<Ring> ring(new Ring);
-    RECALLD_CHECK(ring->set_up(arena));
+    RECALLD_CHECK(ring->set_up());
+    RECALLD_CHECK(ring->try_out());
+    if (registers) ring->register_all(buffer);
     return ring;
   }
 
@@ -40,45 +53,27 @@ class Ring {
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
 
-  bool registers() const { return files_registered_ && !arena_.empty(); }
+  bool registers() const { return files_registered_ && !buffer_.empty(); }
 
-  // A file that cannot be registered is used by its descriptor.
-  void register_file(int handle, int descriptor) {
-    const auto index = static_cast<unsigned>(handle);
-    file_registered_[index] = files_registered_ && io_uring_register_files_update(&ring_, index, &descriptor, 1) == 1;
-  }
-  void unregister_file(int handle) {
-    const auto index = static_cast<unsigned>(handle);
-    const int none = -1;
-    if (file_registered_[index]) io_uring_register_files_update(&ring_, index, &none, 1);
-    file_registered_[index] = false;
-  }
-
-  // Queues a transfer under a number of the caller's. At most queue_depth are queued and not yet completed.
-  void start(size_t number, bool write, int handle, int descriptor, uint64_t offset, ByteSpan data) {
-    io_uring_sqe* const request = io_uring_get_sqe(&ring_);
-    const bool fixed_file = file_registered_[static_cast<size_t>(handle)];
-    const int of = fixed_file ? handle : descriptor;
-    const auto bytes = static_cast<unsigned>(std::min(data.size(), transfer_bytes_max));
-    if (in_arena(data)) {
-      if (write)
-        io_uring_prep_write_fixed(request, of, data.data(), bytes, offset, 0);
-      else
-        io_uring_prep_read_fixed(request, of, data.data(), bytes, offset, 0);
-    } else {
-      if (write)
-        io_uring_prep_write(request, of, data.data(), bytes, offset);
-      else
-        io_uring_prep_read(request, of, data.data(), bytes, offset);
-    }
+  // Queues a read under a tag of the caller's. At most reads_in_flight_max are queued and not yet completed.
+  // generation: of the file that the handle stands for now
+  void start(uint64_t tag, int handle, uint64_t generation, int descriptor, uint64_t offset, ByteSpan into) {
+    io_uring_sqe* const request = free_request();
+    const bool fixed_file = is_registered(handle, generation, descriptor);
+    const int file = fixed_file ? handle : descriptor;
+    const auto bytes = static_cast<unsigned>(std::min(into.size(), transfer_bytes_max));
+    if (in_buffer(into))
+      io_uring_prep_read_fixed(request, file, into.data(), bytes, offset, 0);
+    else
+      io_uring_prep_read(request, file, into.data(), bytes, offset);
     if (fixed_file) io_uring_sqe_set_flags(request, IOSQE_FIXED_FILE);
-    io_uring_sqe_set_data64(request, number);
+    io_uring_sqe_set_data64(request, tag);
   }
 
-  // Submits what is queued, waits for completions, and calls completed(number, bytes or -errno) for each. Returns how
-  // many there were; after a signal there may be none.
+  // Submits what is queued, waits for completions, and calls completed(tag, bytes or -errno) for each, which may start
+  // others. After a signal there may be none.
   template <class Completed>
-  size_t wait(Completed completed) {
+  void wait(Completed completed) {
     const int result = io_uring_submit_and_wait(&ring_, 1);
     if (result == -EAGAIN || result == -EBUSY) {
       std::this_thread::yield();  // the kernel is short of memory or of room for completions; nothing is lost
@@ -91,155 +86,242 @@ class Ring {
     unsigned completions = 0;
     io_uring_cqe* completion = nullptr;
     io_uring_for_each_cqe(&ring_, head, completion) {
-      completed(static_cast<size_t>(completion->user_data), completion->res);
+      completed(completion->user_data, completion->res);
       ++completions;
     }
     io_uring_cq_advance(&ring_, completions);
-    return completions;
   }
 
  private:
   Ring() = default;
 
-  Expected<void> set_up(ByteSpan arena) {
-    // Completions are only looked for by the thread that waits for them: it need not be interrupted (since Linux 5.19).
-    int result = io_uring_queue_init(queue_depth, &ring_, IORING_SETUP_COOP_TASKRUN);
-    if (result == -EINVAL) result = io_uring_queue_init(queue_depth, &ring_, 0);
+  Expected<void> set_up() {
+    int result = -EINVAL;
+    for (size_t i = 0; result == -EINVAL && i < set_up_flags.size(); ++i)
+      result = io_uring_queue_init(reads_in_flight_max, &ring_, set_up_flags[i]);
     if (result < 0) return std::unexpected(system_error("set up io_uring", -result));
     is_set_up_ = true;
-    files_registered_ = io_uring_register_files_sparse(&ring_, io_files_max) == 0;
-    const iovec whole{arena.data(), arena.size()};
-    if (io_uring_register_buffers(&ring_, &whole, 1) == 0) arena_ = arena;
     return {};
   }
 
-  bool in_arena(ByteSpan data) const {
-    return !arena_.empty() && data.data() >= arena_.data() &&
-           data.data() + data.size() <= arena_.data() + arena_.size();
+  // A sandbox may let a process make a ring and refuse to let it submit: wait() could not survive that.
+  Expected<void> try_out() {
+    io_uring_prep_nop(free_request());
+    int result = 0;
+    do result = io_uring_submit_and_wait(&ring_, 1);
+    while (result == -EINTR || result == -EAGAIN);
+    if (result < 0) return std::unexpected(system_error("submit to io_uring", -result));
+    io_uring_cq_advance(&ring_, io_uring_cq_ready(&ring_));
+    return {};
+  }
+
+  io_uring_sqe* free_request() {
+    io_uring_sqe* const request = io_uring_get_sqe(&ring_);
+    if (request == nullptr) std::abort();  // more than reads_in_flight_max were started: our own mistake
+    return request;
+  }
+
+  void register_all(ByteSpan buffer) {
+    files_registered_ = io_uring_register_files_sparse(&ring_, io_files_max) == 0;
+    const iovec whole{buffer.data(), buffer.size()};
+    if (io_uring_register_buffers(&ring_, &whole, 1) == 0) buffer_ = buffer;
+  }
+
+  // Registers the file when the table holds another one under its handle, or none. So a file that was closed may stay
+  // in the table, but is never read. A file that cannot be registered is used by its descriptor.
+  bool is_registered(int handle, uint64_t generation, int descriptor) {
+    uint64_t& registered = registered_generation_[static_cast<size_t>(handle)];
+    if (files_registered_ && registered != generation) {
+      const auto index = static_cast<unsigned>(handle);
+      registered = io_uring_register_files_update(&ring_, index, &descriptor, 1) == 1 ? generation : 0;
+    }
+    return registered == generation;
+  }
+
+  bool in_buffer(ByteSpan data) const {
+    return !buffer_.empty() && data.data() >= buffer_.data() &&
+           data.data() + data.size() <= buffer_.data() + buffer_.size();
   }
 
   io_uring ring_{};
   bool is_set_up_ = false;
-  bool files_registered_ = false;                     // the table is there
-  std::array<bool, io_files_max> file_registered_{};  // by handle; written only while nobody else holds the handle
-  ByteSpan arena_;                                    // empty when it could not be registered
+  bool files_registered_ = false;                               // the table is there
+  std::array<uint64_t, io_files_max> registered_generation_{};  // by handle; 0: none
+  ByteSpan buffer_;                                             // empty when it is not registered
 };
 
-class UringFileIo final : public PosixFileIo {
+// The rings of one FileIo, each with its buffer. Any thread may call any function.
+class Rings : public std::enable_shared_from_this<Rings> {
  public:
-  static Expected<std::unique_ptr<FileIo>> open(DirectIo direct) {
-    std::unique_ptr<UringFileIo> io(new UringFileIo(direct));
-    RECALLD_TRY(std::unique_ptr<Ring> first, Ring::open(io->arena_.bytes()));
-    io->rings_.push_back(std::move(first));
-    while (io->rings_.size() < rings_max) {
-      Expected<std::unique_ptr<Ring>> another = Ring::open(io->arena_.bytes());
-      if (!another) break;  // the kernel spares no more: fewer calls go on at a time
-      io->rings_.push_back(*std::move(another));
-    }
-    for (const auto& ring : io->rings_) io->free_rings_.push_back(ring.get());
-    return io;
+  // Fails when the kernel refuses a ring.
+  static Expected<std::shared_ptr<Rings>> open() {
+    const auto rings = std::make_shared<Rings>();
+    RECALLD_TRY(const std::unique_ptr<Ring> first, Ring::open(rings->buffer_of(0), true));
+    rings->may_register_ = first->registers();
+    rings->all_register_ = first->registers();
+    return rings;
   }
 
-  Expected<int> create(const std::filesystem::path& path, uint64_t bytes) override {
-    return registered(PosixFileIo::create(path, bytes));
-  }
-  Expected<int> open(const std::filesystem::path& path) override { return registered(PosixFileIo::open(path)); }
-  void close(int handle) override {
-    for (const auto& ring : rings_) ring->unregister_file(handle);
-    PosixFileIo::close(handle);
-  }
+  // The calling thread's, made when it has none and closed when it ends. Null when all are taken or the kernel refuses
+  // another one.
+  Ring* mine();
 
-  AlignedBuffer buffer(size_t bytes) override {
+  void close(const Ring* ring) {
     const std::lock_guard lock(mutex_);
-    if (bytes > lent_buffer_bytes || free_buffers_.empty()) return AlignedBuffer(bytes);
-    std::byte* const data = free_buffers_.back();
-    free_buffers_.pop_back();
-    return {ByteSpan(data, bytes), [this](std::byte* lent) {
+    std::ranges::find(places_, ring, [](const Place& place) { return place.ring.get(); })->ring.reset();
+  }
+
+  // The buffer of the calling thread's ring, unless it is lent already.
+  AlignedBuffer buffer(size_t bytes) {
+    const Ring* const ring = bytes <= ring_buffer_bytes ? mine() : nullptr;
+    if (ring == nullptr) return AlignedBuffer(bytes);
+    const std::lock_guard lock(mutex_);
+    const auto place = std::ranges::find(places_, ring, [](const Place& of) { return of.ring.get(); });
+    if (place->lent) return AlignedBuffer(bytes);
+    place->lent = true;
+    const ByteSpan lent = buffer_of(static_cast<size_t>(place - places_.begin())).first(bytes);
+    return {lent, [this, place](std::byte*) {
               const std::lock_guard giving_back(mutex_);
-              free_buffers_.push_back(lent);
+              place->lent = false;
             }};
   }
 
-  std::string describe() const override {
-    bool registers = true;
-    for (const auto& ring : rings_) registers = registers && ring->registers();
-    return "io_uring, " + describe_caching() + (registers ? "" : ", not registered");
+  bool registers() const { return all_register_; }  // all of them that were made so far
+
+ private:
+  struct Place {
+    std::unique_ptr<Ring> ring;  // of some thread
+    bool lent = false;           // the buffer, which may outlive the thread
+  };
+
+  ByteSpan buffer_of(size_t place) const {
+    return buffers_.bytes().subspan(place * ring_buffer_bytes, ring_buffer_bytes);
   }
 
- protected:
-  Expected<void> transfer(std::span<Transfer> transfers) override {
-    const auto give_back = [this](Ring* ring) { give_back_ring(ring); };
-    const std::unique_ptr<Ring, decltype(give_back)> ring(take_ring(), give_back);
-    std::vector<size_t> unfinished;  // numbers of transfers of which something is left
-    size_t started = 0;              // transfers that were started, the first ones
-    size_t in_flight = 0;
-    std::optional<Error> failure;
-    while (true) {
-      while (!failure && in_flight < queue_depth && (!unfinished.empty() || started < transfers.size())) {
-        size_t number = started;
-        if (unfinished.empty()) {
-          ++started;
-        } else {
-          number = unfinished.back();
-          unfinished.pop_back();
-        }
-        const Transfer& next = transfers[number];
-        ring->start(number, next.write, next.file, file(next.file).descriptor.get(), next.offset,
-                    {next.data, next.bytes});
-        ++in_flight;
-      }
-      if (in_flight == 0) break;
-      in_flight -= ring->wait([&](size_t number, int result) {
-        const Expected<void> advanced = advance(transfers[number], result);
-        if (!advanced && !failure) failure = advanced.error();
-        if (advanced && transfers[number].bytes > 0) unfinished.push_back(number);
-      });
+  const AlignedBuffer buffers_{rings_max * ring_buffer_bytes};  // outlives the rings, which pin it
+  bool may_register_ = false;                                   // the first ring was allowed to
+  std::atomic<bool> all_register_ = false;
+  std::mutex mutex_;  // guards what follows
+  bool warned_ = false;
+  std::array<Place, rings_max> places_;
+};
+
+// Which ring of which FileIo this thread has. It closes them when it ends; a FileIo that is destroyed first closes its
+// own, which is why these pointers are weak, and the rings shared.
+class RingsOfThread {
+ public:
+  RingsOfThread() = default;
+  ~RingsOfThread() {
+    for (const Held& held : held_) {
+      if (const auto rings = held.rings.lock()) rings->close(held.ring);
     }
-    if (failure) return std::unexpected(*std::move(failure));
-    return {};
+  }
+  RingsOfThread(const RingsOfThread&) = delete;
+  RingsOfThread& operator=(const RingsOfThread&) = delete;
+
+  Ring* find(const Rings* rings) const {
+    // One that expired may have been at the same address.
+    const auto held =
+        std::ranges::find_if(held_, [&](const Held& of) { return of.address == rings && !of.rings.expired(); });
+    return held == held_.end() ? nullptr : held->ring;
+  }
+
+  void add(std::weak_ptr<Rings> rings, const Rings* address, Ring* ring) {
+    std::erase_if(held_, [](const Held& of) { return of.rings.expired(); });
+    held_.push_back({std::move(rings), address, ring});
   }
 
  private:
-  explicit UringFileIo(DirectIo direct) : PosixFileIo(direct), arena_(lent_buffers * lent_buffer_bytes) {
-    for (size_t i = 0; i < lent_buffers; ++i) free_buffers_.push_back(arena_.bytes().data() + i * lent_buffer_bytes);
-  }
+  struct Held {
+    std::weak_ptr<Rings> rings;
+    const Rings* address = nullptr;
+    Ring* ring = nullptr;
+  };
+  std::vector<Held> held_;
+};
 
-  Expected<int> registered(Expected<int> handle) {
-    if (handle) {
-      for (const auto& ring : rings_) ring->register_file(*handle, file(*handle).descriptor.get());
+thread_local RingsOfThread rings_of_thread;
+
+Ring* Rings::mine() {
+  if (Ring* const ring = rings_of_thread.find(this)) return ring;
+  const std::lock_guard lock(mutex_);
+  const auto place = std::ranges::find_if(places_, [](const Place& of) { return of.ring == nullptr && !of.lent; });
+  if (place == places_.end()) return nullptr;
+  Expected<std::unique_ptr<Ring>> ring =
+      Ring::open(buffer_of(static_cast<size_t>(place - places_.begin())), may_register_);
+  if (!ring) {
+    if (!warned_) spdlog::warn("a thread reads segment files without io_uring: {}", ring.error().message);
+    warned_ = true;
+    return nullptr;
+  }
+  if (!(*ring)->registers()) all_register_ = false;
+  place->ring = *std::move(ring);
+  rings_of_thread.add(weak_from_this(), this, place->ring.get());
+  return place->ring.get();
+}
+
+class UringFileIo final : public PosixFileIo {
+ public:
+  UringFileIo(DirectIo direct, std::shared_ptr<Rings> rings) : PosixFileIo(direct), rings_(std::move(rings)) {}
+
+  // An exception must not unwind the stack while the kernel writes to buffers of the caller.
+  void stream(const NextRead& next, const ReadDone& done) noexcept override {
+    Ring* const ring = rings_->mine();
+    if (ring == nullptr) return PosixFileIo::stream(next, done);
+
+    struct Flight {
+      uint64_t tag = 0;
+      Transfer left;
+    };
+    std::array<Flight, reads_in_flight_max> flights;
+    std::array<size_t, reads_in_flight_max> grounded;  // the first `free` are numbers of flights that are not under way
+    size_t free = 0;
+    while (free < grounded.size()) {
+      grounded[free] = free;
+      ++free;
     }
-    return handle;
-  }
-
-  Ring* take_ring() {
-    std::unique_lock lock(mutex_);
-    ring_given_back_.wait(lock, [this] { return !free_rings_.empty(); });
-    Ring* const ring = free_rings_.back();
-    free_rings_.pop_back();
-    return ring;
-  }
-
-  void give_back_ring(Ring* ring) {
-    {
-      const std::lock_guard lock(mutex_);
-      free_rings_.push_back(ring);
+    const auto start = [&](size_t flight) {
+      const Transfer& left = flights[flight].left;
+      const File& of = file(left.file);
+      ring->start(flight, left.file, of.generation, of.descriptor.get(), left.offset, {left.data, left.bytes});
+    };
+    while (true) {
+      while (free > 0) {
+        const std::optional<FileRead> read = next();
+        if (!read) break;
+        if (read->into.empty()) {
+          done(read->tag, {});
+          continue;
+        }
+        const size_t flight = grounded[--free];
+        flights[flight] = {read->tag, {false, read->file, read->offset, read->into.data(), read->into.size()}};
+        start(flight);
+      }
+      if (free == grounded.size()) return;
+      ring->wait([&](uint64_t flight, int result) {
+        Expected<void> advanced = advance(flights[flight].left, result);
+        if (advanced && flights[flight].left.bytes > 0) return start(flight);
+        grounded[free++] = flight;
+        done(flights[flight].tag, std::move(advanced));
+      });
     }
-    ring_given_back_.notify_one();
   }
 
-  const AlignedBuffer arena_;  // of the buffers that are lent out; outlives the rings, which pin it
-  std::vector<std::unique_ptr<Ring>> rings_;
+  AlignedBuffer buffer(size_t bytes) override { return rings_->buffer(bytes); }
 
-  std::mutex mutex_;  // guards what follows
-  std::condition_variable ring_given_back_;
-  std::vector<Ring*> free_rings_;
-  std::vector<std::byte*> free_buffers_;
+  std::string describe() const override {
+    return "io_uring, " + describe_caching() + (rings_->registers() ? "" : ", not registered");
+  }
+
+ private:
+  const std::shared_ptr<Rings> rings_;
 };
 
 }  // namespace
 
 Expected<std::unique_ptr<FileIo>> open_file_io_uring(DirectIo direct) {
-  return UringFileIo::open(direct);
+  RECALLD_TRY(std::shared_ptr<Rings> rings, Rings::open());
+  return std::make_unique<UringFileIo>(direct, std::move(rings));
 }
 
 }  // namespace recalld

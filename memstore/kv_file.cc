@@ -15,8 +15,9 @@ namespace {
 
 constexpr size_t open_segments_max = 512;  // in the table; calls that go on may hold a few more
 
-// Bytes of records that one call copies and has in flight at a time; a FileIo lends registered buffers of this size.
-constexpr size_t slice_bytes = size_t{256} << 10;
+// Bytes of records that one call copies at a time, to write them or as they were read. A FileIo lends registered
+// buffers of this size.
+constexpr size_t slice_bytes = size_t{512} << 10;
 
 constexpr std::string_view segment_suffix = ".seg";
 
@@ -94,7 +95,7 @@ Expected<std::vector<KvPlace>> KvFile::append(std::span<const ByteView> records)
   }
 
   std::vector<std::shared_ptr<OpenSegment>> touched;
-  const AlignedBuffer buffer = io_->buffer(std::min(slice_records_, records.size()) * record_bytes_);
+  const AlignedBuffer buffer(std::min(slice_records_, records.size()) * record_bytes_);
   for (size_t first = 0; first < records.size();) {
     const KvPlace place = places[first];
     if (touched.empty() || place.slot == 0) {
@@ -120,25 +121,82 @@ Expected<std::vector<KvPlace>> KvFile::append(std::span<const ByteView> records)
   return places;
 }
 
-Expected<void> KvFile::read(std::span<const KvPlace> places, ByteSpan out) const {
-  assert(out.size() == places.size() * kv_bytes_);
-  const AlignedBuffer buffer = io_->buffer(std::min(slice_records_, places.size()) * record_bytes_);
-  for (size_t first = 0; first < places.size(); first += slice_records_) {
-    const size_t count = std::min(slice_records_, places.size() - first);
-    std::vector<std::shared_ptr<OpenSegment>> used;
-    std::vector<FileRead> reads;
-    for (size_t i = 0; i < count; ++i) {
-      const KvPlace place = places[first + i];
-      Expected<std::shared_ptr<OpenSegment>> segment = open_segment(place.segment);
-      if (!segment) return damaged(std::move(segment).error());
-      reads.push_back(
-          {(*segment)->file(), offset(place.slot), buffer.bytes().subspan(i * record_bytes_, record_bytes_)});
-      used.push_back(*std::move(segment));
+void KvFile::stream(const NextKvRead& next, const ReadDone& done) const {
+  struct Reading {
+    uint64_t tag = 0;
+    std::shared_ptr<OpenSegment> segment;
+    ByteSpan into;
+    ByteSpan copied_from;  // empty: `into` itself was read into
+  };
+  std::vector<Reading> readings(reads_in_flight_max);
+  std::vector<size_t> free_readings;  // the numbers of those not in flight
+  for (size_t i = 0; i < readings.size(); ++i) free_readings.push_back(i);
+  AlignedBuffer buffer;                // made for the first record that is copied
+  std::vector<ByteSpan> free_records;  // parts of the buffer
+
+  const auto is_direct = [&](ByteSpan into) {
+    return kv_bytes_ == record_bytes_ && reinterpret_cast<uintptr_t>(into.data()) % io_alignment == 0;
+  };
+  const auto next_of_file = [&]() -> std::optional<FileRead> {
+    // Whether the next record is copied is not known before it is given.
+    while (!free_readings.empty() && (buffer.bytes().empty() || !free_records.empty())) {
+      const std::optional<KvRead> read = next();
+      if (!read) break;
+      assert(read->into.size() == kv_bytes_);
+      Expected<std::shared_ptr<OpenSegment>> segment = open_segment(read->place.segment);
+      if (!segment) {
+        done(read->tag, damaged(std::move(segment).error()));
+        continue;
+      }
+      const size_t number = free_readings.back();
+      free_readings.pop_back();
+      Reading& reading = readings[number];
+      reading = {read->tag, *std::move(segment), read->into, {}};
+      ByteSpan into = read->into;
+      if (!is_direct(into)) {
+        if (buffer.bytes().empty()) {
+          buffer = io_->buffer(slice_records_ * record_bytes_);
+          for (size_t i = 0; i < slice_records_; ++i)
+            free_records.push_back(buffer.bytes().subspan(i * record_bytes_, record_bytes_));
+        }
+        into = reading.copied_from = free_records.back();
+        free_records.pop_back();
+      }
+      return FileRead{reading.segment->file(), offset(read->place.slot), into, number};
     }
-    if (auto read = io_->read(reads); !read) return damaged(std::move(read).error());
-    for (size_t i = 0; i < count; ++i)
-      std::ranges::copy(reads[i].into.first(kv_bytes_), out.subspan((first + i) * kv_bytes_).begin());
-  }
+    return std::nullopt;
+  };
+  const auto done_by_file = [&](uint64_t number, Expected<void> result) {
+    Reading& reading = readings[number];
+    if (!reading.copied_from.empty()) {
+      if (result) std::ranges::copy(reading.copied_from.first(kv_bytes_), reading.into.begin());
+      free_records.push_back(reading.copied_from);
+    }
+    const uint64_t tag = reading.tag;
+    reading = {};
+    free_readings.push_back(number);
+    done(tag, result ? std::move(result) : damaged(std::move(result).error()));
+  };
+  io_->stream(next_of_file, done_by_file);
+}
+
+void KvFile::read(std::span<const KvPlace> places, ByteSpan out, const ReadDone& done) const {
+  assert(out.size() == places.size() * kv_bytes_);
+  size_t given = 0;
+  const auto next = [&]() -> std::optional<KvRead> {
+    if (given == places.size()) return std::nullopt;
+    const size_t i = given++;
+    return KvRead{places[i], out.subspan(i * kv_bytes_, kv_bytes_), i};
+  };
+  stream(next, done);
+}
+
+Expected<void> KvFile::read(std::span<const KvPlace> places, ByteSpan out) const {
+  std::optional<Error> failure;
+  read(places, out, [&](uint64_t, Expected<void> result) {
+    if (!result && !failure) failure = std::move(result).error();
+  });
+  if (failure) return std::unexpected(*std::move(failure));
   return {};
 }
 

@@ -6,9 +6,11 @@
 #include <compare>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,6 +33,15 @@ struct KvPlace {
   auto operator<=>(const KvPlace&) const = default;
 };
 
+struct KvRead {
+  KvPlace place;
+  ByteSpan into;     // [kv_bytes], alive until the read has ended
+  uint64_t tag = 0;  // the caller's, to tell the reads of a stream apart
+};
+
+// What a stream of records reads next; nothing when there is nothing to start now.
+using NextKvRead = std::function<std::optional<KvRead>()>;
+
 // Any thread may call any function, but only one at a time append(). A segment that is missing or too short for a
 // place is Error::corrupt; the message names the file.
 class KvFile {
@@ -50,9 +61,21 @@ class KvFile {
   // by the next call.
   Expected<std::vector<KvPlace>> append(std::span<const ByteView> records);
 
-  // Reads places[i] into out[i * kv_bytes], many reads in flight, a bounded slice of them at a time.
-  // out: [places.size() * kv_bytes]
+  // Reads the records that next() gives and calls done() for each as it ends, in no order: with its bytes in `into`, or
+  // with the error of this record alone. FileIo::stream tells when next() is asked and what the two may do; they may
+  // not call this object either. Records go straight into memory that is aligned to io_alignment, when kv_bytes is a
+  // multiple of it; otherwise they are copied, and fewer are in flight at a time.
+  void stream(const NextKvRead& next, const ReadDone& done) const;
+
+  // A stream of places[i] into out[i * kv_bytes]; done() gets i.
+  // out: [places.size() * kv_bytes], alive until the call returns
+  void read(std::span<const KvPlace> places, ByteSpan out, const ReadDone& done) const;
+
+  // The same for a caller that wants all or nothing: the first failure is reported.
   Expected<void> read(std::span<const KvPlace> places, ByteSpan out) const;
+
+  // Memory that the calling thread reads into fastest (FileIo::buffer). bytes: a multiple of io_alignment
+  AlignedBuffer buffer(size_t bytes) const { return io_->buffer(bytes); }
 
   // Gives the space of records back to the file system, durably: they then read as zeros. What is gone already, with
   // its segment, is skipped, so that a caller can repeat after a crash.
@@ -89,7 +112,7 @@ class KvFile {
   const uint32_t kv_bytes_;
   const uint32_t record_bytes_;
   const uint32_t slots_per_segment_;
-  const size_t slice_records_;  // copied and in flight at a time
+  const size_t slice_records_;  // of one write, and of the reads in flight that are copied
   const std::unique_ptr<FileIo> io_;
 
   mutable std::mutex mutex_;  // guards what follows

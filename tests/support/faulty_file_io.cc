@@ -71,15 +71,33 @@ void FaultyFileIo::close(int file) {
   disk_->close(file);
 }
 
-Expected<void> FaultyFileIo::read(std::span<const FileRead> reads) {
-  const std::lock_guard lock(mutex_);
+void FaultyFileIo::stream(const NextRead& next, const ReadDone& done) {
+  // The caller's functions run without the lock: they may open and close files.
+  std::map<uint64_t, FileRead> in_flight;  // by a number of our own
+  uint64_t given = 0;
+  const auto next_of_disk = [&]() -> std::optional<FileRead> {
+    std::optional<FileRead> read = next();
+    if (!read) return std::nullopt;
+    in_flight[given] = *read;
+    read->tag = given++;
+    return read;
+  };
+  const auto done_by_disk = [&](uint64_t number, Expected<void> result) {
+    const FileRead read = in_flight.at(number);
+    in_flight.erase(number);
+    if (result) {
+      const std::lock_guard lock(mutex_);
+      result = spoil(read);
+    }
+    done(read.tag, std::move(result));
+  };
+  disk_->stream(next_of_disk, done_by_disk);
+}
+
+Expected<void> FaultyFileIo::spoil(const FileRead& read) {
   RECALLD_CHECK(powered());
-  RECALLD_CHECK(disk_->read(reads));
-  for (const FileRead& read : reads) {
-    if (happens(faults_.reads_failed))
-      return fail(ErrorKind::io, "read " + open_[read.file].string() + ": made to fail");
-    if (happens(faults_.reads_flipped)) read.into[below(read.into.size())] ^= std::byte{1} << below(8);
-  }
+  if (happens(faults_.reads_failed)) return fail(ErrorKind::io, "read " + open_[read.file].string() + ": made to fail");
+  if (happens(faults_.reads_flipped)) read.into[below(read.into.size())] ^= std::byte{1} << below(8);
   return {};
 }
 

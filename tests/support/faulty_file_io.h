@@ -37,7 +37,7 @@ class FaultyFileIo final : public FileIo {
   Expected<int> create(const std::filesystem::path& path, uint64_t bytes) override;
   Expected<int> open(const std::filesystem::path& path) override;
   void close(int file) override;
-  Expected<void> read(std::span<const FileRead> reads) override;
+  void stream(const NextRead& next, const ReadDone& done) override;
   Expected<void> write(std::span<const FileWrite> writes) override;
   Expected<void> sync(int file) override;
   Expected<void> punch(int file, uint64_t offset, uint64_t bytes) override;
@@ -54,6 +54,7 @@ class FaultyFileIo final : public FileIo {
   bool happens(uint32_t one_in) { return one_in != 0 && below(one_in) == 0; }
   uint64_t below(uint64_t bound) { return random_() % bound; }
   Expected<void> powered() const;
+  Expected<void> spoil(const FileRead& read);
   Expected<void> write_remembering(const FileWrite& write);
   Expected<void> forget(int file, const Unsynced& write);
 
