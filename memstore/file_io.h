@@ -20,6 +20,9 @@ inline constexpr size_t io_alignment = 4096;
 // Files that one FileIo holds open at a time, within the usual limit of 1024 descriptors a process.
 inline constexpr size_t io_files_max = 768;
 
+// Threads that read through a ring of their own, of one FileIo; further ones read by plain system calls, one at a time.
+inline constexpr size_t io_rings_max = 8;
+
 // Reads of one call that are in flight at a time, at most.
 inline constexpr size_t reads_in_flight_max = 64;
 

@@ -21,8 +21,6 @@
 namespace recalld {
 namespace {
 
-constexpr size_t rings_max = 8;  // threads with a ring of one FileIo; further ones read by plain system calls
-
 // What a ring pins counts against RLIMIT_MEMLOCK, 8 MiB by default, and is resident: 4 MiB in sum.
 constexpr size_t ring_buffer_bytes = size_t{512} << 10;
 
@@ -48,7 +46,11 @@ class Ring {
   }
 
   ~Ring() {
-    if (is_set_up_) io_uring_queue_exit(&ring_);
+    if (!is_set_up_) return;
+    // The kernel takes a closed ring apart some time later. Its maker gives back at once what others may wait for.
+    if (!buffer_.empty()) io_uring_unregister_buffers(&ring_);
+    if (files_registered_) io_uring_unregister_files(&ring_);
+    io_uring_queue_exit(&ring_);
   }
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
@@ -198,12 +200,12 @@ class Rings : public std::enable_shared_from_this<Rings> {
     return buffers_.bytes().subspan(place * ring_buffer_bytes, ring_buffer_bytes);
   }
 
-  const AlignedBuffer buffers_{rings_max * ring_buffer_bytes};  // outlives the rings, which pin it
-  bool may_register_ = false;                                   // the first ring was allowed to
+  const AlignedBuffer buffers_{io_rings_max * ring_buffer_bytes};  // outlives the rings, which pin it
+  bool may_register_ = false;                                      // the first ring was allowed to
   std::atomic<bool> all_register_ = false;
   std::mutex mutex_;  // guards what follows
   bool warned_ = false;
-  std::array<Place, rings_max> places_;
+  std::array<Place, io_rings_max> places_;
 };
 
 // Which ring of which FileIo this thread has. It closes them when it ends; a FileIo that is destroyed first closes its

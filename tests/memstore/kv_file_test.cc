@@ -5,11 +5,13 @@
 
 #include <atomic>
 #include <fstream>
+#include <map>
 #include <random>
 #include <stdexcept>
 #include <thread>
 #include <utility>
 
+#include "memstore/file_io_posix.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/temp_dir.h"
 
@@ -179,6 +181,115 @@ TEST_F(KvFileTest, AFailedReadIsReportedAndTheNextOneWorks) {
   EXPECT_EQ(file->read({&place, 1}, out).error().kind, ErrorKind::io);
   disk.set({});
   EXPECT_TRUE(holds(*file, place, 1));
+}
+
+TEST_F(KvFileTest, AReadTellsOfEveryRecordWhetherItIsThere) {
+  constexpr uint64_t seed = 11;
+  auto io = faulty_io(seed);
+  FaultyFileIo& disk = *io;
+  SCOPED_TRACE(disk.describe());
+  const auto file = open({5, 0}, std::move(io));
+  ASSERT_TRUE(append(*file, 0, 100));
+  std::vector<KvPlace> places;
+  for (uint32_t i = 0; i < 300; ++i) {
+    places.push_back({5, i * 37 % 100});
+    if (i % 20 == 3) places.back() = {2, i};      // in a segment that is missing
+    if (i % 20 == 9) places.back() = {5, slots};  // past the end of one
+  }
+  disk.set({.reads_failed = 4});
+  std::vector<std::byte> out(places.size() * kv_bytes);
+  std::map<uint64_t, Expected<void>> results;
+  file->read(places, out, [&](uint64_t i, Expected<void> result) {
+    EXPECT_TRUE(results.emplace(i, std::move(result)).second) << i << " ended twice";
+  });
+  ASSERT_EQ(results.size(), places.size());
+  size_t failed = 0;
+  for (const auto& [i, result] : results) {
+    SCOPED_TRACE(i);
+    if (places[i].segment == 2 || places[i].slot == slots) {
+      ASSERT_FALSE(result);
+      EXPECT_EQ(result.error().kind, ErrorKind::corrupt);
+      EXPECT_THAT(result.error().message, HasSubstr(segment_name(places[i].segment)));
+      EXPECT_THAT(result.error().message, HasSubstr("run `recall verify`"));
+    } else if (result) {
+      EXPECT_TRUE(std::ranges::equal(std::span(out).subspan(i * kv_bytes, kv_bytes), record(places[i].slot)));
+    } else {
+      EXPECT_EQ(result.error().kind, ErrorKind::io);
+      EXPECT_THAT(result.error().message, HasSubstr("made to fail"));
+      ++failed;
+    }
+  }
+  EXPECT_GT(failed, 30u);
+  EXPECT_LT(failed, 120u);
+  EXPECT_FALSE(file->read(places, out));
+}
+
+TEST_F(KvFileTest, AStreamReadsStraightIntoAlignedMemoryAndCopiesToOther) {
+  // Notes where the disk reads to.
+  class WatchedFileIo final : public PosixFileIo {
+   public:
+    explicit WatchedFileIo(std::vector<const std::byte*>& into) : PosixFileIo(DirectIo::never), into_(into) {}
+    void stream(const NextRead& next, const ReadDone& done) override {
+      const auto watched = [&] {
+        std::optional<FileRead> read = next();
+        if (read) into_.push_back(read->into.data());
+        return read;
+      };
+      PosixFileIo::stream(watched, done);
+    }
+
+   private:
+    std::vector<const std::byte*>& into_;
+  };
+  constexpr size_t bytes = 4 * io_alignment;
+  constexpr size_t count = 100;  // more than are copied at a time
+  std::vector<const std::byte*> into;
+  const auto file = *KvFile::open(directory(), bytes, std::make_unique<WatchedFileIo>(into), {});
+  std::vector<std::byte> records(count * bytes);
+  std::minstd_rand random(1);
+  for (std::byte& byte : records) byte = static_cast<std::byte>(random() >> 16);
+  std::vector<ByteView> views;
+  for (size_t i = 0; i < count; ++i) views.push_back(std::span(records).subspan(i * bytes, bytes));
+  const auto places = file->append(views);
+  ASSERT_TRUE(places) << places.error().message;
+
+  const AlignedBuffer memory((count + 1) * bytes);
+  for (const size_t shift : {size_t{0}, size_t{1}, size_t{512}}) {
+    const ByteSpan out = memory.bytes().subspan(shift, count * bytes);
+    into.clear();
+    ASSERT_TRUE(file->read(*places, out));
+    EXPECT_TRUE(std::ranges::equal(out, records));
+    ASSERT_EQ(into.size(), count);
+    for (size_t i = 0; i < count; ++i) EXPECT_EQ(into[i] == &out[i * bytes], shift == 0);
+  }
+}
+
+TEST_F(KvFileTest, AStreamGoesOnAsItsCallerGetsRoomAgain) {
+  const auto file = open({});
+  ASSERT_TRUE(append(*file, 0, 50));
+  std::vector<std::byte> out(3 * kv_bytes);
+  std::vector<size_t> free{0, 1, 2};
+  std::vector<uint32_t> number_of(3);
+  std::vector<size_t> times_read(500);
+  uint32_t given = 0;
+  const auto part = [&](size_t i) { return std::span(out).subspan(i * kv_bytes, kv_bytes); };
+  file->stream(
+      [&]() -> std::optional<KvRead> {
+        if (free.empty() || given == times_read.size()) return std::nullopt;
+        const size_t i = free.back();
+        free.pop_back();
+        number_of[i] = given++;
+        return KvRead{{number_of[i] % 10 == 3 ? 7u : 0u, number_of[i] % 50}, part(i), i};  // segment 7 is missing
+      },
+      [&](uint64_t i, const Expected<void>& result) {
+        EXPECT_EQ(result.has_value(), number_of[i] % 10 != 3);
+        if (result) {
+          EXPECT_TRUE(std::ranges::equal(part(i), record(number_of[i] % 50)));
+        }
+        ++times_read[number_of[i]];
+        free.push_back(i);
+      });
+  EXPECT_EQ(times_read, std::vector<size_t>(500, 1));
 }
 
 TEST_F(KvFileTest, WhatAppendReturnedOutlivesAnyPowerCut) {
