@@ -193,7 +193,7 @@ class Rings : public std::enable_shared_from_this<Rings> {
  private:
   struct Place {
     std::unique_ptr<Ring> ring;  // of some thread
-    bool lent = false;           // the buffer, which may outlive the thread
+    bool lent = false;           // the buffer, which may outlive the ring
   };
 
   ByteSpan buffer_of(size_t place) const {
@@ -222,9 +222,8 @@ class RingsOfThread {
   RingsOfThread& operator=(const RingsOfThread&) = delete;
 
   Ring* find(const Rings* rings) const {
-    // One that expired may have been at the same address.
-    const auto held =
-        std::ranges::find_if(held_, [&](const Held& of) { return of.address == rings && !of.rings.expired(); });
+    // The weak pointer keeps the address of rings that are gone from being used again, as make_shared made them.
+    const auto held = std::ranges::find(held_, rings, &Held::address);
     return held == held_.end() ? nullptr : held->ring;
   }
 
@@ -247,7 +246,7 @@ thread_local RingsOfThread rings_of_thread;
 Ring* Rings::mine() {
   if (Ring* const ring = rings_of_thread.find(this)) return ring;
   const std::lock_guard lock(mutex_);
-  const auto place = std::ranges::find_if(places_, [](const Place& of) { return of.ring == nullptr && !of.lent; });
+  const auto place = std::ranges::find_if(places_, [](const Place& of) { return of.ring == nullptr; });
   if (place == places_.end()) return nullptr;
   Expected<std::unique_ptr<Ring>> ring =
       Ring::open(buffer_of(static_cast<size_t>(place - places_.begin())), may_register_);
