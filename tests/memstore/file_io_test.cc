@@ -599,7 +599,7 @@ TEST_F(UringTest, OlderKernelsGetRingsThatTheyKnow) {
     with_supervised_calls(
         SYS_io_uring_setup,
         [&](const seccomp_data& call) -> std::optional<int64_t> {
-          tried.push_back(reinterpret_cast<const io_uring_params*>(call.args[1])->flags);
+          tried.push_back(read_argument<io_uring_params>(call.args[1]).flags);
           if ((tried.back() & unknown) != 0) return -EINVAL;
           ++accepted;
           return std::nullopt;

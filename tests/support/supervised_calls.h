@@ -8,6 +8,8 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
@@ -61,6 +63,16 @@ void with_supervised_calls(uint32_t number, Decide decide, Body body) {
     ::ioctl(listener.get(), SECCOMP_IOCTL_NOTIF_SEND, &answer);
   }
   thread.join();
+}
+
+// What the supervised call's argument points to. Copied by the kernel, as TSan does not know that the thread waits.
+template <class T>
+T read_argument(uint64_t address) {
+  T value{};
+  const iovec to{&value, sizeof value};
+  const iovec from{reinterpret_cast<void*>(address), sizeof value};
+  EXPECT_EQ(::process_vm_readv(::getpid(), &to, 1, &from, 1, 0), static_cast<ssize_t>(sizeof value));
+  return value;
 }
 
 }  // namespace recalld
