@@ -35,7 +35,7 @@ class PosixFileIo : public FileIo {
     uint64_t generation = 0;  // no two files that had the same handle share it; from 1 on
   };
 
-  // What is left to do of a read or a write; `bytes` is not 0 at first.
+  // What is left to do of a read or a write.
   struct Transfer {
     bool write = false;
     int file = -1;
