@@ -22,6 +22,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "memstore/kv_file.h"
@@ -34,6 +35,9 @@ namespace {
 
 constexpr uint32_t kv_bytes = 16384;  // the starter's
 constexpr uint32_t segments = 16;
+
+// The disk rests before each measurement. It does so while fio starts, too, and some disks give bursts after a rest.
+constexpr std::chrono::milliseconds pause{500};
 
 using Clock = std::chrono::steady_clock;
 
@@ -99,11 +103,12 @@ double thread_cpu_us() {
 }
 
 Figures read_by_fio(const Files& files, size_t depth, unsigned seconds) {
-  // Latency runs from taking a read up to its completion, for both.
+  std::this_thread::sleep_for(pause);
+  // Latency runs from taking a read up to its completion, and no sequence of records is read twice, for both.
   std::ostringstream command;
   command << "fio --name=kv_read --rw=randread --bs=" << kv_bytes << " --ioengine=io_uring --direct=1 --fixedbufs=1"
           << " --registerfiles=1 --numjobs=1 --thread --iodepth=" << depth << " --time_based --runtime=" << seconds
-          << " --norandommap=1 --file_service_type=random --lat_percentiles=1 --clat_percentiles=0"
+          << " --norandommap=1 --randrepeat=0 --file_service_type=random --lat_percentiles=1 --clat_percentiles=0"
           << " --output-format=json '--filename=" << files.names_for_fio() << "'";
   std::string output;
   FILE* const pipe = ::popen(command.str().c_str(), "r");
@@ -124,6 +129,7 @@ Figures read_by_fio(const Files& files, size_t depth, unsigned seconds) {
 enum class Into { lent, copied };
 
 Figures read_by_us(const Files& files, size_t depth, unsigned seconds, Into into, std::mt19937& random) {
+  std::this_thread::sleep_for(pause);
   struct Read {
     ByteSpan bytes;
     uint32_t record = 0;
