@@ -42,8 +42,21 @@ Expected<void> AppendStream::add(Turn turn, Origin origin) {
 Expected<AppendStream::Total> AppendStream::finish() {
   if (failure_) return std::unexpected(*failure_);
   if (!next_.turns.empty()) RECALLD_CHECK(send());
+  return settle();
+}
+
+Expected<AppendStream::Total> AppendStream::settle() {
+  if (failure_) return std::unexpected(*failure_);
+  next_.turns.clear();
+  next_bytes_ = 0;
   while (!in_flight_.empty()) RECALLD_CHECK(take_reply());
   return total_;
+}
+
+uint64_t AppendStream::turns_in_flight() const {
+  uint64_t turns = turns_unanswered_;
+  for (const InFlight& sent : in_flight_) turns += sent.turns;
+  return turns;
 }
 
 Expected<void> AppendStream::send() {
@@ -66,6 +79,8 @@ Expected<void> AppendStream::take_reply() {
   const InFlight sent = in_flight_.front();
   in_flight_.pop_front();
   const auto result = client_.wait(sent.request);
+  if (!result && (result.error().kind == ErrorKind::busy || result.error().kind == ErrorKind::io))
+    turns_unanswered_ += sent.turns;
   const auto reply = result ? decode<AppendReply>(*result) : std::unexpected(result.error());
   if (!reply) {
     auto error = failed(sent, reply.error());
@@ -81,6 +96,11 @@ Expected<void> AppendStream::take_reply() {
   total_.last_turn = reply->last_turn;
   total_.searchable_through = reply->searchable_through;
   total_.end_byte = sent.last.end_byte;
+  total_.end_line = sent.last.line;
+  if (reply->repeated) {
+    total_.repeated_turns += sent.turns;
+    total_.repeated_tokens += reply->tokens;
+  }
   if (options_.on_reply) options_.on_reply(total_);
   return {};
 }

@@ -38,6 +38,9 @@ class AppendStream {
     std::optional<uint64_t> last_turn;
     std::optional<uint64_t> searchable_through;
     uint64_t end_byte = 0;  // of the last acknowledged turn's origin
+    uint64_t end_line = 0;
+    uint64_t repeated_turns = 0;   // of these turns, stored before under the same operation ids: not added again
+    uint64_t repeated_tokens = 0;  // and their tokens
   };
 
   struct Options {
@@ -57,7 +60,12 @@ class AppendStream {
   // Sends the rest and waits for everything.
   Expected<Total> finish();
 
+  // Waits for what was sent and sends nothing more: turns that do not fill a request yet are dropped. A load that ends
+  // early and has an operation prefix ends so: its last request would carry other turns when it is repeated whole.
+  Expected<Total> settle();
+
   const Total& total() const { return total_; }
+  uint64_t turns_in_flight() const;  // sent, not acknowledged: they may have been stored
 
  private:
   struct InFlight {
@@ -79,7 +87,8 @@ class AppendStream {
   Origin next_last_;
   uint64_t requests_sent_ = 0;
   std::deque<InFlight> in_flight_;
-  std::optional<Error> failure_;  // the first
+  uint64_t turns_unanswered_ = 0;  // of requests that were given up waiting for
+  std::optional<Error> failure_;   // the first
   Total total_;
 };
 

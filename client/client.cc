@@ -22,6 +22,7 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr size_t read_bytes = size_t{64} << 10;
+constexpr milliseconds stop_interval{200};  // between two looks at ClientOptions::stop
 
 std::optional<ErrorKind> kind_named(std::string_view text) {
   for (const ErrorKind kind : {ErrorKind::invalid_request, ErrorKind::not_found, ErrorKind::corrupt, ErrorKind::io,
@@ -73,176 +74,7 @@ std::filesystem::path home_directory() {
   return "/";
 }
 
-template <class T>
-void read_optional(const Json& object, const char* key, std::optional<T>& out) {
-  const auto field = object.find(key);
-  if (field != object.end() && !field->is_null()) out = field->get<T>();
-}
-
 }  // namespace
-
-// ---- JSON of requests
-
-void to_json(Json& out, const Turn& turn) {
-  out = Json{{"role", turn.role}, {"content", turn.content}};
-  if (turn.name) out["name"] = *turn.name;
-  if (turn.time) out["time"] = *turn.time;
-  if (!turn.metadata.is_null()) out["metadata"] = turn.metadata;
-}
-
-Json params(const AppendRequest& request) {
-  Json out{{"memory", request.memory}, {"turns", request.turns}};
-  if (!request.operation_id.empty()) out["operation_id"] = request.operation_id;
-  if (request.wait_searchable) out["wait"] = "searchable";
-  return out;
-}
-
-Json params(const SearchRequest& request) {
-  Json out{{"memory", request.memory}, {"query", request.query}};
-  if (request.limit) out["limit"] = *request.limit;
-  if (request.max_tokens) out["max_tokens"] = *request.max_tokens;
-  if (!request.mode.empty()) out["mode"] = request.mode;
-  if (request.explain) out["explain"] = true;
-  return out;
-}
-
-Json params(const PageRequest& request, std::string_view name_key) {
-  Json out = Json::object();
-  if (!request.memory.empty()) out[std::string(name_key)] = request.memory;
-  if (request.limit) out["limit"] = *request.limit;
-  if (!request.cursor.empty()) out["cursor"] = request.cursor;
-  if (request.first) out["first"] = *request.first;
-  return out;
-}
-
-// ---- JSON of replies: these throw, and decode() catches.
-
-void from_json(const Json& in, TokenRange& out) {
-  out.first = in.at(0).get<uint64_t>();
-  out.end = in.at(1).get<uint64_t>();
-}
-
-void from_json(const Json& in, Turn& out) {
-  in.at("role").get_to(out.role);
-  in.at("content").get_to(out.content);
-  read_optional(in, "name", out.name);
-  read_optional(in, "time", out.time);
-  if (const auto metadata = in.find("metadata"); metadata != in.end()) out.metadata = *metadata;
-}
-
-void from_json(const Json& in, AppendReply& out) {
-  in.at("memory").get_to(out.memory);
-  in.at("first_turn").get_to(out.first_turn);
-  in.at("last_turn").get_to(out.last_turn);
-  in.at("tokens").get_to(out.tokens);
-  read_optional(in, "searchable_through", out.searchable_through);
-}
-
-void from_json(const Json& in, SearchReply::Source& out) {
-  in.at("turn").get_to(out.turn);
-  in.at("role").get_to(out.role);
-  read_optional(in, "name", out.name);
-  in.at("time").get_to(out.time);
-}
-
-void from_json(const Json& in, SearchReply::Result& out) {
-  in.at("chunk").get_to(out.chunk);
-  in.at("score").get_to(out.score);
-  in.at("text").get_to(out.text);
-  in.at("tokens").get_to(out.tokens);
-  in.at("turns").get_to(out.turns);
-  if (const auto why = in.find("why"); why != in.end()) out.why = *why;
-}
-
-void from_json(const Json& in, SearchReply& out) {
-  in.at("results").get_to(out.results);
-  read_optional(in, "searchable_through", out.searchable_through);
-  in.at("took_ms").get_to(out.took_ms);
-}
-
-void from_json(const Json& in, StoredTurn& out) {
-  in.at("turn").get_to(out.number);
-  in.get_to(out.turn);
-}
-
-void from_json(const Json& in, TurnsReply& out) {
-  in.at("turns").get_to(out.turns);
-  read_optional(in, "next_cursor", out.next_cursor);
-}
-
-void from_json(const Json& in, Chunk& out) {
-  in.at("chunk").get_to(out.chunk);
-  in.at("text").get_to(out.text);
-  in.at("tokens").get_to(out.tokens);
-  out.first_turn = in.at("turns").at(0).get<uint64_t>();
-  out.last_turn = in.at("turns").at(1).get<uint64_t>();
-  const Json& kv = in.at("kv");
-  kv.at("segment").get_to(out.kv_segment);
-  kv.at("slot").get_to(out.kv_slot);
-  kv.at("crc32c").get_to(out.kv_crc32c);
-  in.at("landmark_norm").get_to(out.landmark_norm);
-  in.at("generation").get_to(out.generation);
-  if (const auto ids = in.find("token_ids"); ids != in.end()) ids->get_to(out.token_ids);
-  read_optional(in, "kv_bytes", out.kv_bytes);
-  if (const auto texts = in.find("token_texts"); texts != in.end()) texts->get_to(out.token_texts);
-}
-
-void from_json(const Json& in, ChunksReply& out) {
-  in.at("chunks").get_to(out.chunks);
-  read_optional(in, "next_cursor", out.next_cursor);
-}
-
-void from_json(const Json& in, Memory& out) {
-  in.at("memory").get_to(out.memory);
-  in.at("turns").get_to(out.turns);
-  in.at("tokens").get_to(out.tokens);
-  in.at("chunks").get_to(out.chunks);
-  in.at("encoded_chunks").get_to(out.encoded_chunks);
-  in.at("content_bytes").get_to(out.content_bytes);
-  in.at("created").get_to(out.created);
-  in.at("updated").get_to(out.updated);
-  read_optional(in, "searchable_through", out.searchable_through);
-}
-
-void from_json(const Json& in, MemoriesReply& out) {
-  in.at("memories").get_to(out.memories);
-  read_optional(in, "next_cursor", out.next_cursor);
-}
-
-void from_json(const Json& in, Health& out) {
-  in.at("ready").get_to(out.ready);
-  in.at("waiting_chunks").get_to(out.waiting_chunks);
-  if (const auto problem = in.find("problem"); problem != in.end() && problem->is_string()) {
-    problem->get_to(out.problem);
-  }
-}
-
-void from_json(const Json& in, Version& out) {
-  in.at("version").get_to(out.version);
-  in.at("protocol").get_to(out.protocol);
-  in.at("model_hash").get_to(out.model_hash);
-}
-
-template <class Reply>
-Expected<Reply> decode(const Json& result) {
-  try {
-    return result.get<Reply>();
-  } catch (const Json::exception& problem) {
-    return fail(ErrorKind::internal, "the daemon's reply is not what this client expects (" +
-                                         std::string(problem.what()) + "): is the daemon of another version?");
-  }
-}
-
-template Expected<AppendReply> decode(const Json&);
-template Expected<SearchReply> decode(const Json&);
-template Expected<TurnsReply> decode(const Json&);
-template Expected<Chunk> decode(const Json&);
-template Expected<ChunksReply> decode(const Json&);
-template Expected<Memory> decode(const Json&);
-template Expected<MemoriesReply> decode(const Json&);
-template Expected<Health> decode(const Json&);
-template Expected<Version> decode(const Json&);
-template Expected<Json> decode(const Json&);
 
 // ---- The connection
 
@@ -255,7 +87,7 @@ std::filesystem::path default_socket() {
 }
 
 Client::Client(Descriptor descriptor, std::string socket, ClientOptions options)
-    : descriptor_(std::move(descriptor)), socket_(std::move(socket)), options_(options) {}
+    : descriptor_(std::move(descriptor)), socket_(std::move(socket)), options_(std::move(options)) {}
 
 Expected<Client> Client::connect(const std::filesystem::path& socket, ClientOptions options) {
   const std::string& path = socket.native();
@@ -286,7 +118,7 @@ Expected<Client> Client::connect(const std::filesystem::path& socket, ClientOpti
     }
     std::this_thread::sleep_for(milliseconds(10));
   }
-  return Client(std::move(descriptor), path, options);
+  return Client(std::move(descriptor), path, std::move(options));
 }
 
 Expected<Json> Client::call(std::string_view method, Json params) {
@@ -366,7 +198,17 @@ Expected<void> Client::receive(Deadline deadline) {
 Expected<Client::Ready> Client::wait_ready(bool also_write, Deadline deadline) {
   for (;;) {
     pollfd entry{descriptor_.get(), static_cast<short>(also_write ? POLLIN | POLLOUT : POLLIN), 0};
-    const int ready = poll(&entry, 1, poll_timeout(deadline));
+    if (options_.stop && options_.stop()) {
+      const Error stopped{ErrorKind::busy,
+                          "stopped waiting for the daemon at " + socket_ + "; it may still carry the request out"};
+      if (also_write) return broken(stopped);
+      return std::unexpected(stopped);
+    }
+    int timeout = poll_timeout(deadline);
+    const bool sliced = options_.stop && (timeout < 0 || timeout > stop_interval.count());
+    if (sliced) timeout = static_cast<int>(stop_interval.count());
+    const int ready = poll(&entry, 1, timeout);
+    if (ready == 0 && sliced) continue;
     if (ready > 0) return Ready{(entry.revents & ~POLLOUT) != 0, (entry.revents & POLLOUT) != 0};
     if (ready == 0) {
       const Error late{ErrorKind::busy, "no answer from the daemon at " + socket_ + " within " +
@@ -464,9 +306,10 @@ Expected<Memory> Client::memory(std::string_view name) {
   return decoded<Memory>(call("memories.get", {{"memory", name}}));
 }
 
-Expected<void> Client::delete_memory(std::string_view name) {
-  RECALLD_CHECK(call("memories.delete", {{"memory", name}}));
-  return {};
+Expected<DeleteReply> Client::delete_memory(std::string_view name, bool wait) {
+  Json arguments{{"memory", name}};
+  if (!wait) arguments["wait"] = "none";
+  return decoded<DeleteReply>(call("memories.delete", std::move(arguments)));
 }
 
 Expected<TurnsReply> Client::turns(const PageRequest& request) {
@@ -479,6 +322,38 @@ Expected<ChunksReply> Client::chunks(const PageRequest& request) {
 
 Expected<Chunk> Client::chunk(std::string_view memory, uint64_t chunk) {
   return decoded<Chunk>(call("chunks.get", {{"memory", memory}, {"chunk", chunk}}));
+}
+
+Expected<Receipt> Client::forget(const ForgetRequest& request) {
+  return decoded<Receipt>(call("forget", params(request)));
+}
+
+Expected<VerifyReply> Client::verify(const VerifyRequest& request) {
+  return decoded<VerifyReply>(call("verify", params(request)));
+}
+
+Expected<ExportReply> Client::export_page(const ExportRequest& request) {
+  return decoded<ExportReply>(call("export", params(request)));
+}
+
+Expected<ImportReply> Client::import_records(const ImportRequest& request) {
+  return decoded<ImportReply>(call("import", params(request)));
+}
+
+Expected<BackupReply> Client::backup(std::string_view directory) {
+  return decoded<BackupReply>(call("backup", {{"directory", directory}}));
+}
+
+Expected<Job> Client::reencode(std::string_view model) {
+  return decoded<Job>(call("reencode", {{"model", model}}));
+}
+
+Expected<Job> Client::cancel_reencode() {
+  return decoded<Job>(call("reencode", {{"cancel", true}}));
+}
+
+Expected<Jobs> Client::jobs() {
+  return decoded<Jobs>(call("stats"));
 }
 
 Expected<Json> Client::stats() {

@@ -8,8 +8,8 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
@@ -20,154 +20,9 @@
 // Relative, because this header is installed too, where the project's root is not on the include path.
 #include "../base/descriptor.h"
 #include "../base/error.h"
+#include "messages.h"
 
 namespace recalld::client {
-
-using Json = nlohmann::json;
-
-// ---- Bounds. The first three are the daemon's own (docs/protocol.md).
-inline constexpr size_t line_bytes_max = size_t{8} << 20;     // of one request
-inline constexpr size_t content_bytes_max = size_t{1} << 20;  // of one turn
-inline constexpr size_t requests_in_flight_max = 64;          // on one connection
-inline constexpr size_t reply_bytes_max = size_t{256} << 20;  // of one reply: longer ones are not believed
-
-// ---- Requests and replies. Field names are those of docs/protocol.md.
-struct Turn {
-  std::string role = "user";  // user, assistant, system or tool
-  std::string content{};      // UTF-8, 1 byte to 1 MiB
-  std::optional<std::string> name{};
-  std::optional<std::string> time{};  // RFC 3339; unset: the daemon's clock
-  Json metadata = nullptr;            // a flat object, or null for none
-};
-
-struct AppendRequest {
-  std::string memory{};
-  std::vector<Turn> turns{};
-  std::string operation_id{};  // empty: none
-  bool wait_searchable = false;
-};
-
-struct AppendReply {
-  std::string memory;
-  uint64_t first_turn = 0;
-  uint64_t last_turn = 0;
-  uint64_t tokens = 0;
-  std::optional<uint64_t> searchable_through;
-};
-
-struct SearchRequest {
-  std::string memory{};
-  std::string query{};
-  std::optional<uint64_t> limit{};
-  std::optional<uint64_t> max_tokens{};
-  std::string mode{};  // empty: the daemon's default
-  bool explain = false;
-};
-
-struct TokenRange {
-  uint64_t first = 0;
-  uint64_t end = 0;  // exclusive
-};
-
-struct SearchReply {
-  struct Source {
-    uint64_t turn = 0;
-    std::string role;
-    std::optional<std::string> name;
-    std::string time;
-  };
-  struct Result {
-    uint64_t chunk = 0;
-    double score = 0;
-    std::string text;
-    TokenRange tokens;
-    std::vector<Source> turns;
-    Json why = nullptr;  // an object when explain was asked for
-  };
-  std::vector<Result> results;  // best first
-  std::optional<uint64_t> searchable_through;
-  double took_ms = 0;
-};
-
-// A page of a listing: it begins at `cursor`, the previous page's next_cursor, or at entry number `first`.
-struct PageRequest {
-  std::string memory{};  // for memories(): the prefix of the names
-  std::optional<uint64_t> limit{};
-  std::string cursor{};
-  std::optional<uint64_t> first{};  // not for memories()
-};
-
-struct StoredTurn {
-  uint64_t number = 0;
-  Turn turn;
-};
-
-struct TurnsReply {
-  std::vector<StoredTurn> turns;
-  std::optional<std::string> next_cursor;
-};
-
-struct Chunk {
-  uint64_t chunk = 0;
-  std::string text;
-  TokenRange tokens;
-  uint64_t first_turn = 0;
-  uint64_t last_turn = 0;
-  uint64_t kv_segment = 0;  // the number of DATA/kv/NNNNNN.seg
-  uint64_t kv_slot = 0;
-  std::string kv_crc32c;  // as hexadecimal digits
-  double landmark_norm = 0;
-  uint64_t generation = 0;
-
-  // Of chunk() alone: every token, and the size of the K/V record as it was read and verified.
-  std::vector<uint64_t> token_ids;
-  std::vector<std::string> token_texts;
-  std::optional<uint64_t> kv_bytes;
-};
-
-struct ChunksReply {
-  std::vector<Chunk> chunks;
-  std::optional<std::string> next_cursor;
-};
-
-struct Memory {
-  std::string memory;
-  uint64_t turns = 0;
-  uint64_t tokens = 0;
-  uint64_t chunks = 0;  // complete
-  uint64_t encoded_chunks = 0;
-  uint64_t content_bytes = 0;
-  std::string created;
-  std::string updated;
-  std::optional<uint64_t> searchable_through;
-};
-
-struct MemoriesReply {
-  std::vector<Memory> memories;
-  std::optional<std::string> next_cursor;
-};
-
-struct Health {
-  bool ready = false;
-  uint64_t waiting_chunks = 0;
-  std::string problem;  // empty: nothing is wrong
-};
-
-struct Version {
-  std::string version;
-  uint64_t protocol = 0;
-  std::string model_hash;
-};
-
-// The params object of a request, as call() and submit() take it.
-Json params(const AppendRequest& request);
-Json params(const SearchRequest& request);
-Json params(const PageRequest& request, std::string_view name_key = "memory");
-
-// Reads a reply's result; fails with Error::internal when a field is missing or of another type (another version).
-// Instantiated for every reply type above.
-template <class Reply>
-Expected<Reply> decode(const Json& result);
 
 // The socket that recalld listens on when it is not told otherwise: $RECALLD_SOCKET, $XDG_RUNTIME_DIR/recalld.sock,
 // $XDG_DATA_HOME/recalld/recalld.sock or ~/.local/share/recalld/recalld.sock, the first that is set to a usable value.
@@ -176,6 +31,7 @@ std::filesystem::path default_socket();
 struct ClientOptions {
   std::chrono::milliseconds connect_timeout{5'000};
   std::chrono::milliseconds reply_timeout{120'000};  // for one reply, and for sending one request; 0: no limit
+  std::function<bool()> stop{};  // may be unset; asked several times a second: true ends waiting with Error::busy
 };
 
 class Client {
@@ -196,10 +52,18 @@ class Client {
   Expected<SearchReply> search(const SearchRequest& request);
   Expected<MemoriesReply> memories(const PageRequest& request = {});
   Expected<Memory> memory(std::string_view name);
-  Expected<void> delete_memory(std::string_view name);
+  Expected<DeleteReply> delete_memory(std::string_view name, bool wait = true);
   Expected<TurnsReply> turns(const PageRequest& request);
   Expected<ChunksReply> chunks(const PageRequest& request);
   Expected<Chunk> chunk(std::string_view memory, uint64_t chunk);
+  Expected<Receipt> forget(const ForgetRequest& request);
+  Expected<VerifyReply> verify(const VerifyRequest& request = {});
+  Expected<ExportReply> export_page(const ExportRequest& request);
+  Expected<ImportReply> import_records(const ImportRequest& request);
+  Expected<BackupReply> backup(std::string_view directory);  // an absolute path on the daemon's machine
+  Expected<Job> reencode(std::string_view model);            // an absolute path on the daemon's machine
+  Expected<Job> cancel_reencode();
+  Expected<Jobs> jobs();
   Expected<Json> stats();  // the daemon's figures under their names on the wire
   Expected<Health> health();
   Expected<Version> version();

@@ -2,17 +2,15 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
-#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <functional>
-#include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "client/append_stream.h"
+#include "client/cli.h"
 #include "client/client.h"
 #include "client/progress.h"
 #include "client/report.h"
@@ -22,16 +20,14 @@
 namespace recalld::client {
 namespace {
 
-// What the shell sees; --help names the same.
-enum ExitCode { exit_ok = 0, exit_error = 1, exit_usage = 2, exit_no_daemon = 3, exit_not_found = 4 };
-
 constexpr std::string_view footer = R"(
 Exit codes:
   0  done
-  1  the daemon refused or failed, or output could not be written
-  2  wrong usage, or input that cannot be read as turns
+  1  the daemon refused or failed, output could not be written, or verify left problems
+  2  wrong usage, or input that cannot be read as turns or records
   3  no daemon answers at the socket
   4  no such memory or chunk
+  130  interrupted by Ctrl-C; the message says what was done
 
 Examples:
   recall append notes chat.txt               one turn a line of text
@@ -40,57 +36,11 @@ Examples:
   recall search notes where did we leave the boat key
   recall search notes "boat key" --limit 3 --json
   recall chunks notes 12                     everything about one chunk
+  recall forget notes 4 10-20                these turns, for good
+  recall export notes notes.jsonl            recall import notes.jsonl restores it
 )";
 
 constexpr size_t page_limit = 200;
-
-struct Globals {
-  std::string socket;
-  bool json = false;
-  double timeout_s = 120;
-  bool timeout_given = false;
-};
-
-int fail_with(const Error& error, int code) {
-  std::fprintf(stderr, "recall: %s\n", printable(error.message).c_str());
-  return code;
-}
-
-int fail_with(const Error& error) {
-  return fail_with(error, error.kind == ErrorKind::not_found ? exit_not_found : exit_error);
-}
-
-// Writes to standard output. A reader that has seen enough (`recall turns x | head`) is no error.
-int print(std::string_view text) {
-  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
-  if (written) return exit_ok;
-  if (errno == EPIPE) std::_Exit(exit_ok);
-  return fail_with(system_error("write to standard output", errno));
-}
-
-int print_line(const Json& result) {
-  return print(result.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
-}
-
-Expected<Client> connect(const Globals& globals, bool wait_for_ever = false) {
-  ClientOptions options;
-  options.reply_timeout = std::chrono::milliseconds(static_cast<int64_t>(globals.timeout_s * 1000));
-  if (wait_for_ever && !globals.timeout_given) options.reply_timeout = std::chrono::milliseconds(0);
-  return Client::connect(globals.socket, options);
-}
-
-// Calls one method and prints its result: as it is with --json, else as report() words it.
-template <class Reply>
-int call_and_report(const Globals& globals, std::string_view method, Json params = Json::object()) {
-  auto client = connect(globals);
-  if (!client) return fail_with(client.error(), exit_no_daemon);
-  const auto result = client->call(method, std::move(params));
-  if (!result) return fail_with(result.error());
-  if (globals.json) return print_line(*result);
-  const auto reply = decode<Reply>(*result);
-  if (!reply) return fail_with(reply.error());
-  return print(report(*reply, Style::of_standard_output()));
-}
 
 // ---- append
 
@@ -104,6 +54,27 @@ struct AppendArguments {
   bool wait = false;
 };
 
+// Ctrl-C ended a load: how much of it is stored, and how to go on.
+int tell_interrupted(const AppendArguments& arguments, const AppendStream::Total& total, uint64_t turns_in_flight,
+                     const std::string& source) {
+  std::string message = "interrupted: " + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") +
+                        " stored in " + arguments.memory;
+  if (total.end_line > 0) message += ", up to line " + std::to_string(total.end_line) + " of " + source;
+  if (turns_in_flight > 0) message += "; " + counted(turns_in_flight, "turn") + " more may have been";
+  if (!arguments.operation_id.empty()) message += "; the same command again goes on from there";
+  return fail_with({ErrorKind::invalid_request, message}, exit_interrupted);
+}
+
+// For ClientOptions::stop: true once Ctrl-C was pressed and what is in flight has had `grace` to be answered.
+std::function<bool()> interrupted_for(std::chrono::seconds grace) {
+  return [grace, since = std::optional<std::chrono::steady_clock::time_point>()]() mutable {
+    if (!Interrupt::seen()) return false;
+    const auto now = std::chrono::steady_clock::now();
+    if (!since) since = now;
+    return now - *since >= grace;
+  };
+}
+
 int run_append(const Globals& globals, const AppendArguments& arguments) {
   TurnReader::Options reading;
   reading.format = arguments.format == "text"    ? InputFormat::text
@@ -111,11 +82,13 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
                                                  : InputFormat::automatic;
   reading.role = arguments.role;
   if (!arguments.name.empty()) reading.name = arguments.name;
+  const Interrupt interrupt;
+  reading.stop = Interrupt::seen;
   auto reader = TurnReader::open(arguments.file, reading);
   if (!reader) return fail_with(reader.error(), exit_usage);
-  auto client = connect(globals, arguments.wait);
+  auto client = connect(globals, arguments.wait, interrupted_for(std::chrono::seconds(2)));
   if (!client) return fail_with(client.error(), exit_no_daemon);
-  if (arguments.file == "-" && isatty(STDIN_FILENO) != 0) {
+  if (arguments.file == "-" && can_ask()) {
     std::fputs("One turn a line; end with Ctrl-D on a line of its own.\n", stderr);
   }
 
@@ -123,6 +96,7 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   std::optional<Error> unreadable;
   std::optional<Error> refused;
   AppendStream::Total total;
+  uint64_t turns_in_flight = 0;
   {
     Progress progress(STDERR_FILENO, reader->bytes_total());
     AppendStream::Options options;
@@ -140,28 +114,47 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
       if (auto added = stream.add(std::move((*item)->turn), (*item)->origin); !added) refused = added.error();
     }
     // What was read before a bad line is appended all the same: its turns are good, and the message says how far it
-    // went.
+    // went. Under an operation id that holds for whole requests alone, so that the load can be repeated once mended.
     if (!refused) {
-      if (auto finished = stream.finish(); !finished) refused = finished.error();
+      const bool whole_requests = Interrupt::seen() || (unreadable && !arguments.operation_id.empty());
+      if (auto ended = whole_requests ? stream.settle() : stream.finish(); !ended) refused = ended.error();
     }
     total = stream.total();
+    turns_in_flight = stream.turns_in_flight();
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (reader->skipped() > 0) {
+    warn(counted(reader->skipped(), "line") + " without content skipped, the first is " + reader->source() + ":" +
+         std::to_string(reader->first_skipped_line()));
+  }
+  if (Interrupt::seen()) return tell_interrupted(arguments, total, turns_in_flight, reader->source());
   if (refused || unreadable) {
     Error error = refused ? *refused : *unreadable;
     if (total.turns > 0) {
-      error.message +=
-          " (" + with_thousands(total.turns) + (total.turns == 1 ? " turn was" : " turns were") + " stored)";
+      error.message += " (" + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") + " stored)";
     }
     return unreadable && !refused ? fail_with(error, exit_usage) : fail_with(error);
   }
   if (!globals.json) return print(report(total, arguments.memory, seconds));
   const auto or_null = [](const std::optional<uint64_t>& number) { return number ? Json(*number) : Json(nullptr); };
-  return print_line({{"memory", arguments.memory},
-                     {"first_turn", or_null(total.first_turn)},
-                     {"last_turn", or_null(total.last_turn)},
-                     {"tokens", total.tokens},
-                     {"searchable_through", or_null(total.searchable_through)}});
+  Json result{{"memory", arguments.memory},
+              {"first_turn", or_null(total.first_turn)},
+              {"last_turn", or_null(total.last_turn)},
+              {"tokens", total.tokens},
+              {"searchable_through", or_null(total.searchable_through)}};
+  if (total.turns > 0 && total.repeated_turns == total.turns) result["repeated"] = true;
+  return print_line(result);
+}
+
+int run_search(const Globals& globals, const SearchRequest& request) {
+  auto client = connect(globals);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  const auto result = client->call("search", params(request));
+  if (!result) return fail_with(result.error());
+  if (globals.json) return print_line(*result);
+  const auto reply = decode<SearchReply>(*result);
+  if (!reply) return fail_with(reply.error());
+  return print(report(*reply, Style::of_standard_output(), request.max_tokens));
 }
 
 // ---- listings
@@ -208,50 +201,9 @@ Expected<std::string> page_text(const Json& page) {
   return report(reply, Style::of_standard_output());
 }
 
-int run_memories_delete(const Globals& globals, const std::string& memory, bool yes) {
-  auto client = connect(globals);
-  if (!client) return fail_with(client.error(), exit_no_daemon);
-  if (!yes) {
-    if (isatty(STDIN_FILENO) == 0) {
-      return fail_with({ErrorKind::invalid_request, "delete " + memory + ": nobody to ask; give --yes to delete it"},
-                       exit_usage);
-    }
-    const auto found = client->memory(memory);
-    if (!found) return fail_with(found.error());
-    std::fprintf(stderr, "Delete %s with %s turns for good? [y/N] ", memory.c_str(),
-                 with_thousands(found->turns).c_str());
-    std::string answer;
-    std::getline(std::cin, answer);
-    if (answer != "y" && answer != "Y" && answer != "yes") {
-      std::fputs("Kept.\n", stderr);
-      return exit_error;
-    }
-  }
-  const auto result = client->call("memories.delete", {{"memory", memory}});
-  if (!result) return fail_with(result.error());
-  return globals.json ? print_line(*result) : print("Deleted " + memory + ".\n");
-}
-
 // ---- the command table
 
-// A check of our own: CLI11's take -1 for a very large number and name the largest double in their message.
-std::string whole_number(const std::string& text, uint64_t least) {
-  uint64_t number = 0;
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, number);
-  if (error == std::errc() && stop == end && number >= least) return "";
-  return "expected a whole number from " + std::to_string(least) + " on, got '" + text + "'";
-}
-std::string count_check(const std::string& text) {
-  return whole_number(text, 1);
-}
-std::string index_check(const std::string& text) {
-  return whole_number(text, 0);
-}
-
-// Each function adds one command and binds `run` to what it does when chosen.
 // Arguments are shared by the bindings of their options, which CLI11 keeps, and by the callback.
-using Run = std::function<int()>;
 
 void add_append(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<AppendArguments>();
@@ -298,7 +250,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
         if (!arguments->request.query.empty()) arguments->request.query += ' ';
         arguments->request.query += word;
       }
-      return call_and_report<SearchReply>(globals, "search", params(arguments->request));
+      return run_search(globals, arguments->request);
     };
   });
 }
@@ -306,6 +258,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
 void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   auto name = std::make_shared<std::string>();
   auto yes = std::make_shared<bool>(false);
+  auto no_wait = std::make_shared<bool>(false);
   CLI::App* command = app.add_subcommand("memories", "List, show or delete memories");
   command->require_subcommand(0, 1);
   const auto list = [&globals, name] {
@@ -332,8 +285,9 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* erase = command->add_subcommand("delete", "Delete one memory, for good");
   erase->add_option("MEMORY", *name)->required();
   erase->add_flag("--yes", *yes, "Do not ask");
-  erase->callback([&globals, &run, name, yes] {
-    run = [&globals, name, yes] { return run_memories_delete(globals, *name, *yes); };
+  erase->add_flag("--no-wait", *no_wait, "Do not wait until its bytes are erased from the disk");
+  erase->callback([&globals, &run, name, yes, no_wait] {
+    run = [&globals, name, yes, no_wait] { return run_memories_delete(globals, *name, *yes, !*no_wait); };
   });
 }
 
@@ -422,6 +376,12 @@ int run_main(int argc, char** argv) {
   add_memories(app, globals, run);
   add_turns(app, globals, run);
   add_chunks(app, globals, run);
+  add_forget(app, globals, run);
+  add_export(app, globals, run);
+  add_import(app, globals, run);
+  add_verify(app, globals, run);
+  add_backup(app, globals, run);
+  add_reencode(app, globals, run);
   add_inspection(app, globals, run);
   app.footer(std::string(footer));  // after the commands, which would inherit it
 

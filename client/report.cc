@@ -152,7 +152,7 @@ Style Style::of_standard_output() {
   return style;
 }
 
-std::string report(const SearchReply& reply, const Style& style) {
+std::string report(const SearchReply& reply, const Style& style, std::optional<uint64_t> max_tokens) {
   std::string out;
   for (size_t i = 0; i < reply.results.size(); ++i) {
     const auto& result = reply.results[i];
@@ -168,7 +168,13 @@ std::string report(const SearchReply& reply, const Style& style) {
   if (reply.results.size() == 1) end = "1 chunk";
   end += " in " + fixed(reply.took_ms, 1) + " ms";
   if (reply.searchable_through) end += ", searchable through turn " + std::to_string(*reply.searchable_through);
-  return out + painted(end, dim, style) + "\n";
+  out += painted(end, dim, style) + "\n";
+  // Every chunk has a score, so that a memory with turns always has a best one: it did not fit.
+  if (reply.results.empty() && reply.searchable_through && max_tokens) {
+    out += "The best chunk has more than " + with_thousands(*max_tokens) +
+           " tokens; a chunk has up to 64: give --max-tokens 64 or more, or leave it out.\n";
+  }
+  return out;
 }
 
 std::string report(const MemoriesReply& reply, const Style& style, bool first_page) {
@@ -264,6 +270,103 @@ std::string report(const Chunk& chunk, const Style& style) {
   return out + "    " + line + "\n";
 }
 
+namespace {
+
+std::string ranges_text(const std::vector<TurnRange>& turns) {
+  constexpr size_t shown_max = 20;
+  std::string out;
+  for (size_t i = 0; i < std::min(turns.size(), shown_max); ++i) {
+    out += i == 0 ? "" : ", ";
+    out += std::to_string(turns[i].first);
+    if (turns[i].last != turns[i].first) out += "-" + std::to_string(turns[i].last);
+  }
+  if (turns.size() > shown_max) out += " and " + with_thousands(turns.size() - shown_max) + " ranges more";
+  return out;
+}
+
+std::string files_text(const std::vector<Receipt::File>& files, const Style& style) {
+  std::vector<std::pair<std::string, std::string>> rows;
+  for (const Receipt::File& file : files)
+    rows.emplace_back(printable(file.file), counted(file.records, "record") + ", " + readable_bytes(file.bytes));
+  return rows_text(rows, style, 2);
+}
+
+// What became of the bytes: behind "Forgot 3 turns of notes." and "Deleted notes."
+std::string erasure_text(const Receipt& receipt, const Style& style) {
+  std::string out;
+  if (receipt.complete) {
+    out = "Nothing of it is left on disk since " + readable_time(receipt.time) + "; erased:\n";
+  } else {
+    out = "No read shows it any more; it is erased from the disk behind";
+    if (receipt.job) out += ", as job " + std::to_string(*receipt.job);
+    out += ": recall stats shows how far that is.\n";
+  }
+  return out + files_text(receipt.files, style);
+}
+
+}  // namespace
+
+std::string report(const Receipt& receipt, const Style& style) {
+  if (receipt.turn_count == 0) return "Nothing to forget: " + printable(receipt.memory) + " has no such turn.\n";
+  std::string out = (receipt.dry_run ? "Would forget " : "Forgot ") + counted(receipt.turn_count, "turn") + " (" +
+                    counted(receipt.tokens, "token") + ", " + readable_bytes(receipt.content_bytes) + ") of " +
+                    printable(receipt.memory) + ": " + ranges_text(receipt.turns) + ".\n";
+  if (!receipt.dry_run) return out + erasure_text(receipt, style);
+  return out + "That erases " + counted(receipt.chunks, "encoded chunk") +
+         ", those of the turns and what follows them; what is kept is encoded anew. Nothing was changed.\n";
+}
+
+std::string report(const DeleteReply& reply, const Style& style) {
+  return "Deleted " + printable(reply.memory.memory) + ": " + counted(reply.memory.turns, "turn") + ", " +
+         counted(reply.memory.tokens, "token") + ", " + readable_bytes(reply.memory.content_bytes) + ".\n" +
+         erasure_text(reply.receipt, style);
+}
+
+std::string report(const VerifyReply& reply, const Style& style) {
+  std::string out;
+  for (const VerifyReply::Problem& problem : reply.problems) {
+    std::string place = problem.memory.empty() ? "" : printable(problem.memory) + " ";
+    place += printable(problem.part) + " " + std::to_string(problem.first);
+    if (problem.last != problem.first) place += "-" + std::to_string(problem.last);
+    out += painted(place, bold, style) + ": " + printable(problem.message) + (problem.repaired ? " (repaired)" : "") +
+           "\n";
+  }
+  if (reply.problem_count > reply.problems.size())
+    out += "... and " + with_thousands(reply.problem_count - reply.problems.size()) + " more\n";
+  out += "Checked " + counted(reply.turns, "turn") + ", " + counted(reply.chunks, "chunk") + " and " +
+         counted(reply.states, "state") + " of " +
+         (reply.memories == 1 ? "1 memory" : with_thousands(reply.memories) + " memories") + ", " +
+         readable_bytes(reply.bytes) + ": ";
+  if (reply.problem_count == 0) return out + "nothing is wrong.\n";
+  out += counted(reply.problem_count, "problem");
+  if (reply.repaired_count > 0) out += ", " + with_thousands(reply.repaired_count) + " repaired";
+  out += ".\n";
+  const bool repairable = std::ranges::any_of(
+      reply.problems, [](const VerifyReply::Problem& each) { return each.repairable && !each.repaired; });
+  const bool lost =
+      std::ranges::any_of(reply.problems, [](const VerifyReply::Problem& each) { return !each.repairable; });
+  if (repairable) out += "recall verify --repair makes again what follows from the turns.\n";
+  if (lost) out += "What cannot be made again needs a backup.\n";
+  return out;
+}
+
+std::string report(const BackupReply& reply, const Style&) {
+  std::string out = "Backed up to " + printable(reply.directory) + ": " + counted(reply.files, "file") + ", " +
+                    readable_bytes(reply.bytes);
+  if (reply.shared_bytes > 0)
+    out += ", " + readable_bytes(reply.shared_bytes) + " of them shared with the store's files";
+  return out + " in " + fixed(reply.took_ms / 1000, 2) + " s.\n";
+}
+
+std::string report(const Job& job, const Style& style) {
+  std::string out = painted("job " + std::to_string(job.job), bold, style) + "  " + printable(job.kind);
+  if (!job.memory.empty()) out += " " + printable(job.memory);
+  out += "  " + printable(job.state) + "  " + with_thousands(job.done) + " of " + with_thousands(job.total);
+  out += "  " + painted("since " + readable_time(job.started), dim, style);
+  if (!job.message.empty()) out += "  " + printable(job.message);
+  return out + "\n";
+}
+
 std::string report(const Version& version, const Style& style) {
   return rows_text({{"recalld", printable(version.version)},
                     {"protocol", std::to_string(version.protocol)},
@@ -280,8 +383,15 @@ std::string report(const Health& health, const Style& style) {
 
 std::string report(const AppendStream::Total& total, std::string_view memory, double seconds) {
   if (total.turns == 0) return "Nothing to append: the input holds no turn.\n";
-  std::string out = "Appended " + with_thousands(total.turns) + (total.turns == 1 ? " turn (" : " turns (") +
-                    with_thousands(total.tokens) + " tokens) to " + printable(memory);
+  if (total.repeated_turns == total.turns && total.first_turn && total.last_turn) {
+    return "Nothing was added: this load is in " + printable(memory) + " already, as " +
+           turn_range(*total.first_turn, *total.last_turn) + ", under the same operation id.\n";
+  }
+  const uint64_t added = total.turns - total.repeated_turns;
+  std::string out = "Appended " + counted(added, "turn") + " (" + with_thousands(total.tokens - total.repeated_tokens) +
+                    " tokens) to " + printable(memory);
+  if (total.repeated_turns > 0)
+    out += ", after " + counted(total.repeated_turns, "turn") + " that were there under the same operation id,";
   if (total.first_turn && total.last_turn) out += " as " + turn_range(*total.first_turn, *total.last_turn);
   out += " in " + fixed(seconds, 2) + " s";
   if (total.searchable_through) {
@@ -294,8 +404,16 @@ std::string report(const AppendStream::Total& total, std::string_view memory, do
 
 std::string report(const Json& object, const Style& style) {
   std::vector<std::pair<std::string, std::string>> rows;
-  flatten(object, "", rows);
-  return rows_text(rows, style);
+  Json figures = object;
+  std::string jobs;
+  if (const auto found = object.find("jobs"); found != object.end()) {
+    if (const auto decoded = decode<Jobs>(object)) {
+      figures.erase("jobs");
+      for (const Job& job : decoded->jobs) jobs += report(job, style);
+    }
+  }
+  flatten(figures, "", rows);
+  return rows_text(rows, style) + jobs;
 }
 
 }  // namespace recalld::client

@@ -1,6 +1,8 @@
 // Replies as text for people. Stored text goes through printable(), so that none of it can steer the terminal.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -17,19 +19,25 @@ struct Style {
   static Style of_standard_output();
 };
 
-std::string report(const SearchReply& reply, const Style& style);
+// `max_tokens` is what the search was limited to: a reply without results may be its doing.
+std::string report(const SearchReply& reply, const Style& style, std::optional<uint64_t> max_tokens = std::nullopt);
 std::string report(const MemoriesReply& reply, const Style& style, bool first_page);
 std::string report(const Memory& memory, const Style& style);
 std::string report(const TurnsReply& reply, const Style& style);
 std::string report(const ChunksReply& reply, const Style& style);
 std::string report(const Chunk& chunk, const Style& style);
+std::string report(const Receipt& receipt, const Style& style);
+std::string report(const DeleteReply& reply, const Style& style);
+std::string report(const VerifyReply& reply, const Style& style);
+std::string report(const BackupReply& reply, const Style& style);
+std::string report(const Job& job, const Style& style);  // one line
 std::string report(const Version& version, const Style& style);
 std::string report(const Health& health, const Style& style);
 
 // "Appended 812 turns (20,411 tokens) to notes as turns 0-811 in 0.35 s; ..."
 std::string report(const AppendStream::Total& total, std::string_view memory, double seconds);
 
-// Any JSON object as aligned lines "name  value"; sizes in bytes also readably.
+// Any JSON object as aligned lines "name  value"; sizes in bytes also readably; its jobs below, a line each.
 std::string report(const Json& object, const Style& style);
 
 }  // namespace recalld::client

@@ -135,6 +135,10 @@ std::string with_thousands(uint64_t number) {
   return out;
 }
 
+std::string counted(uint64_t number, std::string_view noun) {
+  return with_thousands(number) + " " + std::string(noun) + (number == 1 ? "" : "s");
+}
+
 std::string readable_bytes(uint64_t bytes) {
   if (bytes < 1024) return std::to_string(bytes) + " B";
   auto value = static_cast<double>(bytes);

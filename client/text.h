@@ -24,8 +24,9 @@ std::string shorten(std::string_view text, size_t columns);
 // How many characters a text has (not how many columns wide characters take).
 size_t characters(std::string_view text);
 
-std::string with_thousands(uint64_t number);  // 1,234,567
-std::string readable_bytes(uint64_t bytes);   // 12.3 MiB
-std::string fixed(double value, int digits);  // 3.142
+std::string with_thousands(uint64_t number);                  // 1,234,567
+std::string counted(uint64_t number, std::string_view noun);  // 1 turn; 1,234 turns
+std::string readable_bytes(uint64_t bytes);                   // 12.3 MiB
+std::string fixed(double value, int digits);                  // 3.142
 
 }  // namespace recalld::client

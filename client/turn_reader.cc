@@ -1,13 +1,8 @@
 #include "client/turn_reader.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <cerrno>
 #include <utility>
 
 #include "client/text.h"
@@ -16,13 +11,8 @@ namespace recalld::client {
 
 namespace {
 
-constexpr size_t read_bytes = size_t{64} << 10;
 constexpr std::array<std::string_view, 4> roles{"user", "assistant", "system", "tool"};
 constexpr std::array<std::string_view, 5> turn_keys{"role", "content", "name", "time", "metadata"};
-
-bool is_blank(std::string_view line) {
-  return std::ranges::all_of(line, [](char c) { return c == ' ' || c == '\t'; });
-}
 
 // The shape of RFC 3339 alone; the daemon judges the date. A wrong time is caught here, before the turns behind it are
 // on their way.
@@ -41,79 +31,42 @@ bool looks_like_time(std::string_view text) {
 }  // namespace
 
 Expected<TurnReader> TurnReader::open(const std::string& path, Options options) {
-  if (path == "-") return TurnReader(Descriptor(), "standard input", std::move(options));
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() == -1) return std::unexpected(system_error("open " + path, errno));
-  struct stat status {};
-  if (fstat(file.get(), &status) != 0) return std::unexpected(system_error("look at " + path, errno));
-  if (S_ISDIR(status.st_mode)) {
-    return fail(ErrorKind::invalid_request, "open " + path + ": it is a directory; name a file in it");
-  }
-  TurnReader reader(std::move(file), path, std::move(options));
-  if (S_ISREG(status.st_mode)) reader.bytes_total_ = static_cast<uint64_t>(status.st_size);
-  return reader;
+  RECALLD_TRY(LineReader lines, LineReader::open(path, options.stop));
+  return TurnReader(std::move(lines), std::move(options));
 }
-
-TurnReader::TurnReader(Descriptor file, std::string source, Options options)
-    : file_(std::move(file)), source_(std::move(source)), options_(std::move(options)) {}
 
 Expected<std::optional<TurnReader::Item>> TurnReader::next() {
   std::string line;
   for (;;) {
-    RECALLD_TRY(const bool more, next_line(line));
+    RECALLD_TRY(const bool more, lines_.next(line));
     if (!more) return std::nullopt;
-    if (line_ == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);  // a byte order mark is no text
+    if (lines_.line() == 1 && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);  // a byte order mark is no text
     if (line.ends_with('\r')) line.pop_back();
-    if (!is_blank(line)) break;
-  }
-  if (const size_t valid = valid_utf8_bytes(line); valid < line.size()) {
-    return refuse("byte " + std::to_string(valid + 1) +
-                  " of the line is not valid UTF-8; convert the file first, for example with iconv -t UTF-8");
-  }
-  if (options_.format == InputFormat::automatic) {
-    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (json.is_array() || line == "[" || line == "{") {
-      return refuse(
-          "this looks like one JSON document; make it one object a line, for example with jq -c '.[]', or give "
-          "--format text");
+    if (is_blank(line)) continue;
+    if (const size_t valid = valid_utf8_bytes(line); valid < line.size()) {
+      return lines_.refuse("byte " + std::to_string(valid + 1) +
+                           " of the line is not valid UTF-8; convert the file first, for example with iconv -t UTF-8");
     }
-    options_.format = json.is_object() ? InputFormat::json_lines : InputFormat::text;
-  }
-  RECALLD_TRY(Turn turn, options_.format == InputFormat::text ? turn_from_text(line) : turn_from_json(line));
-  RECALLD_CHECK(check(turn));
-  return Item{std::move(turn), {line_, end_byte_}};
-}
-
-Expected<bool> TurnReader::next_line(std::string& line) {
-  line.clear();
-  ++line_;
-  for (;;) {
-    const std::string_view waiting = std::string_view(buffer_).substr(buffer_at_);
-    const size_t newline = waiting.find('\n');
-    line.append(waiting.substr(0, newline));
-    // Also the bound of plain text: a turn over 1 MiB is refused with its size once its end is known.
-    if (line.size() > line_bytes_max) {
-      return refuse("the line has more than " + with_thousands(line_bytes_max) + " bytes; split it into several");
+    if (options_.format == InputFormat::automatic) {
+      const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+      if (json.is_array() || line == "[" || line == "{") {
+        return lines_.refuse(
+            "this looks like one JSON document; make it one object a line, for example with jq -c '.[]', or give "
+            "--format text");
+      }
+      options_.format = json.is_object() ? InputFormat::json_lines : InputFormat::text;
     }
-    if (newline != std::string_view::npos) {
-      buffer_at_ += newline + 1;
-      end_byte_ += line.size() + 1;
-      return true;
+    std::optional<Turn> turn;
+    if (options_.format == InputFormat::text) {
+      RECALLD_TRY(turn, turn_from_text(line));
+    } else {
+      RECALLD_TRY(turn, turn_from_json(line));
     }
-    if (at_end_) {
-      buffer_at_ = buffer_.size();
-      end_byte_ += line.size();
-      return !line.empty();
+    if (turn) {
+      RECALLD_CHECK(check(*turn));
+      return Item{*std::move(turn), {lines_.line(), lines_.end_byte()}};
     }
-    buffer_.resize(read_bytes);
-    buffer_at_ = 0;
-    const int input = file_.get() == -1 ? STDIN_FILENO : file_.get();
-    ssize_t got = 0;
-    do got = read(input, buffer_.data(), buffer_.size());
-    while (got < 0 && errno == EINTR);
-    if (got < 0) return std::unexpected(system_error("read " + source_, errno));
-    buffer_.resize(static_cast<size_t>(got));
-    at_end_ = got == 0;
+    if (skipped_++ == 0) first_skipped_line_ = lines_.line();
   }
 }
 
@@ -125,23 +78,25 @@ Expected<Turn> TurnReader::turn_from_text(std::string_view line) const {
   return turn;
 }
 
-Expected<Turn> TurnReader::turn_from_json(std::string_view line) const {
+Expected<std::optional<Turn>> TurnReader::turn_from_json(std::string_view line) const {
   const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) {
-    return refuse("expected a JSON object with role and content; give --format text if the lines are plain text");
+    return lines_.refuse(
+        "expected a JSON object with role and content; give --format text if the lines are plain text");
   }
   Turn turn;
   turn.role = options_.role;
   turn.name = options_.name;
+  if (!object.contains("content")) return lines_.refuse("content: expected text, got none");
   for (const auto& [key, value] : object.items()) {
     if (std::ranges::find(turn_keys, key) == turn_keys.end()) {
-      return refuse("unknown key '" + key + "'; a turn has role, content, name, time and metadata");
+      return lines_.refuse("unknown key '" + key + "'; a turn has role, content, name, time and metadata");
     }
     if (value.is_null()) continue;
     if (key == "metadata") {
       turn.metadata = value;
     } else if (!value.is_string()) {
-      return refuse(key + ": expected a string, got " + value.type_name());
+      return lines_.refuse(key + ": expected a string, got " + value.type_name());
     } else if (key == "role") {
       value.get_to(turn.role);
     } else if (key == "content") {
@@ -152,32 +107,28 @@ Expected<Turn> TurnReader::turn_from_json(std::string_view line) const {
       turn.time = value.get<std::string>();
     }
   }
+  if (turn.content.empty()) return std::nullopt;
   return turn;
 }
 
 Expected<void> TurnReader::check(const Turn& turn) const {
-  if (turn.content.empty()) return refuse("content: expected text, got none");
   if (turn.content.size() > content_bytes_max) {
-    return refuse("content: the turn has " + with_thousands(turn.content.size()) + " bytes, at most " +
-                  with_thousands(content_bytes_max) + " are taken; split it into several");
+    return lines_.refuse("content: the turn has " + with_thousands(turn.content.size()) + " bytes, at most " +
+                         with_thousands(content_bytes_max) + " are taken; split it into several");
   }
   if (std::ranges::find(roles, turn.role) == roles.end()) {
-    return refuse("role: expected user, assistant, system or tool, got '" + turn.role + "'");
+    return lines_.refuse("role: expected user, assistant, system or tool, got '" + turn.role + "'");
   }
   if (turn.time && !looks_like_time(*turn.time)) {
-    return refuse("time: expected RFC 3339 such as 2026-01-31T18:05:00Z, got '" + *turn.time + "'");
+    return lines_.refuse("time: expected RFC 3339 such as 2026-01-31T18:05:00Z, got '" + *turn.time + "'");
   }
   if (!turn.metadata.is_null() && !turn.metadata.is_object()) {
-    return refuse(std::string("metadata: expected an object, got ") + turn.metadata.type_name());
+    return lines_.refuse(std::string("metadata: expected an object, got ") + turn.metadata.type_name());
   }
   for (const auto& [key, value] : turn.metadata.items()) {
-    if (value.is_structured()) return refuse("metadata." + key + ": expected a string, a number or a boolean");
+    if (value.is_structured()) return lines_.refuse("metadata." + key + ": expected a string, a number or a boolean");
   }
   return {};
-}
-
-std::unexpected<Error> TurnReader::refuse(std::string_view why) const {
-  return fail(ErrorKind::invalid_request, source_ + ":" + std::to_string(line_) + ": " + std::string(why));
 }
 
 }  // namespace recalld::client

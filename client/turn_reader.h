@@ -2,13 +2,15 @@
 // Errors name the file and the line. A line is never held beyond its bound, however long it is.
 #pragma once
 
-#include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "client/append_stream.h"
 #include "client/client.h"
+#include "client/line_reader.h"
 
 namespace recalld::client {
 
@@ -20,6 +22,7 @@ class TurnReader {
     InputFormat format = InputFormat::automatic;  // automatic: by the first turn's line, see next()
     std::string role = "user";                    // of turns that name none
     std::optional<std::string> name{};
+    std::function<bool()> stop{};  // may be unset; once it says true, the source counts as ended
   };
 
   struct Item {
@@ -32,31 +35,27 @@ class TurnReader {
 
   // The next turn; nothing at the end. With the automatic format the first turn's line decides: a JSON object begins
   // JSON lines; a JSON array or a single bracket begins a JSON document, which is refused; anything else is text.
+  // A JSON line whose content is "" or null holds nothing to remember (exports of agents have them for calls of tools):
+  // it is skipped and counted.
   Expected<std::optional<Item>> next();
 
-  // What errors call the source: its path, or "standard input".
-  const std::string& source() const { return source_; }
-  // The size of a regular file; nothing for a pipe.
-  std::optional<uint64_t> bytes_total() const { return bytes_total_; }
+  const std::string& source() const { return lines_.source(); }
+  std::optional<uint64_t> bytes_total() const { return lines_.bytes_total(); }
+
+  uint64_t skipped() const { return skipped_; }
+  uint64_t first_skipped_line() const { return first_skipped_line_; }  // counted from 1
 
  private:
-  TurnReader(Descriptor file, std::string source, Options options);
+  TurnReader(LineReader lines, Options options) : lines_(std::move(lines)), options_(std::move(options)) {}
 
-  Expected<bool> next_line(std::string& line);  // false at the end
   Expected<Turn> turn_from_text(std::string_view line) const;
-  Expected<Turn> turn_from_json(std::string_view line) const;
+  Expected<std::optional<Turn>> turn_from_json(std::string_view line) const;  // nothing: its content is empty
   Expected<void> check(const Turn& turn) const;
-  std::unexpected<Error> refuse(std::string_view why) const;  // "chat.txt:17: why"
 
-  Descriptor file_;  // none: standard input
-  std::string source_;
+  LineReader lines_;
   Options options_;
-  std::optional<uint64_t> bytes_total_;
-  std::string buffer_;
-  size_t buffer_at_ = 0;
-  bool at_end_ = false;
-  uint64_t line_ = 0;
-  uint64_t end_byte_ = 0;
+  uint64_t skipped_ = 0;
+  uint64_t first_skipped_line_ = 0;
 };
 
 }  // namespace recalld::client

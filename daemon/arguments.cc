@@ -11,7 +11,9 @@ std::string shown(std::string_view text) {
   return text.size() <= shown_bytes_max ? std::string(text) : std::string(text.substr(0, shown_bytes_max)) + "...";
 }
 
-std::string describe(const Json& value) {
+}  // namespace
+
+std::string described(const Json& value) {
   switch (value.type()) {
     case Json::value_t::object:
       return "an object";
@@ -26,11 +28,9 @@ std::string describe(const Json& value) {
   }
 }
 
-}  // namespace
-
 Arguments::Arguments(Json& value, std::string path) : value_(value), path_(std::move(path)) {
   if (!value.is_object())
-    error_ = Error{ErrorKind::invalid_request, path_ + ": expected an object, got " + describe(value)};
+    error_ = Error{ErrorKind::invalid_request, path_ + ": expected an object, got " + described(value)};
 }
 
 std::string Arguments::text(std::string_view argument, size_t bytes_min, size_t bytes_max) {
@@ -103,7 +103,7 @@ Json* Arguments::required(std::string_view argument) {
 }
 
 void Arguments::refuse(std::string_view argument, std::string_view expected, const Json& got) {
-  refuse(argument, "expected " + std::string(expected) + ", got " + describe(got));
+  refuse(argument, "expected " + std::string(expected) + ", got " + described(got));
 }
 
 void Arguments::refuse(std::string_view argument, std::string message) {

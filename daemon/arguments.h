@@ -16,6 +16,9 @@
 
 namespace recalld {
 
+// What was got, for a message: a short value as it is, a long one by its kind and size.
+std::string described(const Json& value);
+
 class Arguments {
  public:
   // Borrows `value`, which should be an object. `path` is where it stands ("turns[3]"), empty for a request's params.

@@ -50,15 +50,6 @@ void version(Engine& engine, Json& params, Answer answer) {
   run(no_arguments(params), std::move(answer), [&engine](NoArguments, Answer to) { to(json_text(engine.version())); });
 }
 
-void memories_delete(Engine& engine, Json& params, Answer answer) {
-  run(memory_request(params), std::move(answer), [&engine](std::string memory, Answer to) {
-    engine.memories_delete({.memory = std::move(memory)}, [to = std::move(to)](Expected<DeleteReply> reply) mutable {
-      if (!reply) return to(std::unexpected(rpc_error(std::move(reply).error())));
-      to(json_text(reply->memory));
-    });
-  });
-}
-
 struct Command {
   std::string_view name;
   void (*handler)(Engine& engine, Json& params, Answer answer);
@@ -69,10 +60,16 @@ constexpr std::array commands{
     Command{"search", command<search_request, &Engine::search>},
     Command{"memories.list", command<memories_list_request, &Engine::memories_list>},
     Command{"memories.get", command<memory_request, &Engine::memories_get>},
-    Command{"memories.delete", memories_delete},
+    Command{"memories.delete", command<delete_request, &Engine::memories_delete>},
     Command{"turns.list", command<turns_list_request, &Engine::turns_list>},
     Command{"chunks.list", command<chunks_list_request, &Engine::chunks_list>},
     Command{"chunks.get", chunks_get},
+    Command{"forget", command<forget_request, &Engine::forget>},
+    Command{"verify", command<verify_request, &Engine::verify>},
+    Command{"export", command<export_request, &Engine::export_memory>},
+    Command{"import", command<import_request, &Engine::import_memory>},
+    Command{"backup", command<backup_request, &Engine::backup>},
+    Command{"reencode", command<reencode_request, &Engine::reencode>},
     Command{"stats", query<&Engine::stats>},
     Command{"health", query<&Engine::health>},
     Command{"version", version},

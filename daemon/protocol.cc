@@ -6,80 +6,26 @@
 #include <utility>
 
 #include "daemon/arguments.h"
+#include "daemon/protocol_parts.h"
 #include "daemon/rfc3339.h"
 
 namespace recalld {
 namespace {
 
-using Reply = nlohmann::ordered_json;  // members stand as docs/protocol.md lists them
-
-constexpr size_t memory_bytes_max = 200;
 constexpr size_t cursor_bytes_max = 256;
-constexpr uint64_t number_max = uint64_t{1} << 53;  // of turns, chunks and tokens: what every JSON reader holds exactly
-
-constexpr std::string_view memory_rule =
-    "a name of 1 to 200 characters out of A-Z a-z 0-9 . _ / -, with no part between slashes empty, \".\" or \"..\"";
 
 // ---- Requests
-
-std::string take_memory(Arguments& arguments) {
-  std::string memory = arguments.text("memory", 1, memory_bytes_max);
-  if (arguments.ok() && !is_memory_name(memory)) arguments.refuse("memory", memory_rule, memory);
-  return memory;
-}
-
-bool is_speaker_name(std::string_view name) {
-  return std::ranges::none_of(name, [](char c) { return (c >= '\0' && c < ' ') || c == '\x7f'; });
-}
-
-// A flat JSON object, as text.
-std::string take_metadata(Arguments& arguments) {
-  const Json* metadata = arguments.take("metadata");
-  if (!metadata) return {};
-  if (!metadata->is_object()) {
-    arguments.refuse("metadata", "a flat object", *metadata);
-    return {};
-  }
-  for (const auto& [key, value] : metadata->items()) {
-    if (value.is_primitive() && !value.is_binary()) continue;
-    arguments.refuse("metadata." + key.substr(0, 64), "a string, a number that fits 64 bits, true, false or null",
-                     value);
-    return {};
-  }
-  std::string text = metadata->dump();
-  if (text.size() > metadata_bytes_max)
-    arguments.refuse("metadata", "expected an object of at most " + std::to_string(metadata_bytes_max) +
-                                     " bytes as JSON, got " + std::to_string(text.size()));
-  return text;
-}
 
 Expected<AppendRequest::NewTurn> new_turn(Json& value, std::string path) {
   Arguments arguments(value, std::move(path));
   AppendRequest::NewTurn out;
-  out.turn.role = arguments.choice<Role>(
-      "role", {{"user", Role::user}, {"assistant", Role::assistant}, {"system", Role::system}, {"tool", Role::tool}});
-  out.turn.content = arguments.text("content", 1, content_bytes_max);
-  out.turn.name = arguments.optional_text("name", 1, name_bytes_max);
-  if (out.turn.name && !is_speaker_name(*out.turn.name))
-    arguments.refuse("name", "expected a name without control characters, such as a newline");
-  if (const auto time = arguments.optional_text("time", 0, 64)) {
-    const auto time_us = parse_rfc3339(*time);
-    if (!time_us) arguments.refuse("time", "a time of RFC 3339, such as \"2026-01-02T03:04:05Z\"", *time);
-    out.turn.time_us = time_us.value_or(0);
-    out.has_time = true;
-  }
-  out.turn.metadata = take_metadata(arguments);
+  out.turn = take_turn(arguments, out.has_time);
   return arguments.done(std::move(out));
 }
 
-// Cursors: a letter for the listing, a colon, and where the next page begins.
 constexpr char memories_listing = 'm';
 constexpr char turns_listing = 't';
 constexpr char chunks_listing = 'c';
-
-std::string cursor(char listing, std::string_view position) {
-  return std::string{listing, ':'}.append(position);
-}
 
 std::optional<uint64_t> whole_number(std::string_view text) {
   uint64_t number = 0;
@@ -115,10 +61,6 @@ size_t take_page_limit(Arguments& arguments) {
 
 // ---- Replies
 
-std::string text_of(const Reply& reply) {
-  return reply.dump(-1, ' ', false, Reply::error_handler_t::replace);
-}
-
 Reply or_null(const std::optional<uint64_t>& number) {
   return number ? Reply(*number) : Reply(nullptr);
 }
@@ -131,25 +73,10 @@ Reply source(const Passage::Source& turn) {
 }
 
 Reply stored_turn(const StoredTurn& stored) {
-  const Turn& turn = stored.value;
-  Reply out{{"turn", stored.turn}, {"role", name(turn.role)}};
-  if (turn.name) out["name"] = *turn.name;
-  out["content"] = turn.content;
-  out["time"] = format_rfc3339(turn.time_us);
-  if (!turn.metadata.empty()) out["metadata"] = Reply::parse(turn.metadata, nullptr, false);
+  Reply out{{"turn", stored.turn}};
+  put_turn(out, stored.value);
   out["tokens"] = {stored.first_token, stored.first_token + stored.tokens};
   return out;
-}
-
-Reply memory_info(const MemoryInfo& info) {
-  return {{"memory", info.name},
-          {"turns", info.turns},
-          {"tokens", info.tokens},
-          {"chunks", info.complete_chunks()},
-          {"encoded_chunks", info.encoded_chunks},
-          {"content_bytes", info.content_bytes},
-          {"created", format_rfc3339(info.created_us)},
-          {"updated", format_rfc3339(info.updated_us)}};
 }
 
 Reply memory_view(const MemoryView& view) {
@@ -284,11 +211,13 @@ Expected<NoArguments> no_arguments(Json& params) {
 }
 
 std::string json_text(const AppendReply& reply) {
-  return text_of({{"memory", reply.memory},
-                  {"first_turn", reply.first_turn},
-                  {"last_turn", reply.last_turn},
-                  {"tokens", reply.tokens},
-                  {"searchable_through", or_null(reply.searchable_through)}});
+  Reply out{{"memory", reply.memory},
+            {"first_turn", reply.first_turn},
+            {"last_turn", reply.last_turn},
+            {"tokens", reply.tokens},
+            {"searchable_through", or_null(reply.searchable_through)}};
+  if (reply.repeated) out["repeated"] = true;
+  return text_of(out);
 }
 
 std::string json_text(const SearchReply& reply) {
@@ -320,9 +249,6 @@ std::string json_text(const MemoriesListReply& reply) {
 std::string json_text(const MemoryView& reply) {
   return text_of(memory_view(reply));
 }
-std::string json_text(const MemoryInfo& reply) {
-  return text_of(memory_info(reply));
-}
 
 std::string json_text(const TurnsListReply& reply) {
   Reply turns = Reply::array();
@@ -350,6 +276,8 @@ std::string json_text(const ChunkDetail& reply) {
 
 std::string json_text(const StatsReply& reply) {
   const StoreStats& store = reply.store;
+  Reply jobs = Reply::array();
+  for (const JobView& job : reply.jobs) jobs.push_back(job_view(job));
   return text_of({{"memories", store.memories},
                   {"turns", store.turns},
                   {"tokens", store.tokens},
@@ -373,7 +301,8 @@ std::string json_text(const StatsReply& reply) {
                   {"searches", reply.searches},
                   {"tokens_encoded", reply.tokens_encoded},
                   {"encode_tokens_per_s", reply.encode_tokens_per_s},
-                  {"uptime_s", reply.uptime_s}});
+                  {"uptime_s", reply.uptime_s},
+                  {"jobs", std::move(jobs)}});
 }
 
 std::string json_text(const HealthReply& reply) {

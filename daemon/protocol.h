@@ -16,7 +16,8 @@ namespace recalld {
 Expected<AppendRequest> append_request(Json& params);
 Expected<SearchRequest> search_request(Json& params);
 Expected<MemoriesListRequest> memories_list_request(Json& params);
-Expected<std::string> memory_request(Json& params);  // memories.get and memories.delete: the memory's name
+Expected<std::string> memory_request(Json& params);  // memories.get: the memory's name
+Expected<DeleteRequest> delete_request(Json& params);
 Expected<TurnsListRequest> turns_list_request(Json& params);
 Expected<ChunksListRequest> chunks_list_request(Json& params);
 
@@ -26,6 +27,13 @@ struct ChunksGetRequest {
 };
 Expected<ChunksGetRequest> chunks_get_request(Json& params);
 
+Expected<ForgetRequest> forget_request(Json& params);
+Expected<VerifyRequest> verify_request(Json& params);
+Expected<ExportRequest> export_request(Json& params);
+Expected<ImportRequest> import_request(Json& params);
+Expected<BackupRequest> backup_request(Json& params);
+Expected<ReencodeRequest> reencode_request(Json& params);
+
 // Methods without arguments.
 struct NoArguments {};
 Expected<NoArguments> no_arguments(Json& params);
@@ -34,10 +42,16 @@ std::string json_text(const AppendReply& reply);
 std::string json_text(const SearchReply& reply);
 std::string json_text(const MemoriesListReply& reply);
 std::string json_text(const MemoryView& reply);
-std::string json_text(const MemoryInfo& reply);
+std::string json_text(const DeleteReply& reply);
 std::string json_text(const TurnsListReply& reply);
 std::string json_text(const ChunksListReply& reply);
 std::string json_text(const ChunkDetail& reply);
+std::string json_text(const Receipt& reply);
+std::string json_text(const VerifyReply& reply);
+std::string json_text(const ExportReply& reply);
+std::string json_text(const ImportReply& reply);
+std::string json_text(const BackupReply& reply);
+std::string json_text(const JobView& reply);
 std::string json_text(const StatsReply& reply);
 std::string json_text(const HealthReply& reply);
 std::string json_text(const VersionReply& reply);

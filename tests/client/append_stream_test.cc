@@ -131,5 +131,52 @@ TEST(AppendStream, NothingToAppendSendsNothing) {
   EXPECT_TRUE(daemon.lines().empty());
 }
 
+TEST(AppendStream, SettlingSendsNoUnfinishedRequest) {
+  const FakeDaemon daemon(counting_daemon());
+  Client client = Client::connect(daemon.socket()).value();
+  AppendStream stream(client, "m", {.operation_prefix = "load"});
+  const uint64_t count = AppendStream::request_turns_max + 7;
+  for (uint64_t i = 0; i < count; ++i) ASSERT_TRUE(stream.add(turn_of("x"), {i + 1, i + 1}));
+  const auto total = stream.settle();
+  ASSERT_TRUE(total) << total.error().message;
+  ASSERT_EQ(daemon.lines().size(), 1u);
+  const uint64_t sent = Json::parse(daemon.lines()[0])["params"]["turns"].size();
+  EXPECT_LT(sent, count);
+  EXPECT_EQ(total->turns, sent);
+  EXPECT_EQ(total->end_line, sent);
+  EXPECT_EQ(stream.turns_in_flight(), 0u);
+}
+
+TEST(AppendStream, RepeatedRequestsAreCountedApart) {
+  const FakeDaemon daemon([](const std::string& line) {
+    const Json request = Json::parse(line);
+    Json result{{"memory", "m"}, {"first_turn", 0}, {"last_turn", 0}, {"tokens", 3}, {"searchable_through", nullptr}};
+    if (request["params"]["operation_id"] == "load-0") result["repeated"] = true;
+    return FakeDaemon::Answer{Json{{"jsonrpc", "2.0"}, {"id", request["id"]}, {"result", result}}.dump() + "\n"};
+  });
+  Client client = Client::connect(daemon.socket()).value();
+  AppendStream stream(client, "m", {.operation_prefix = "load"});
+  for (uint64_t i = 0; i < AppendStream::request_turns_max + 1; ++i)
+    ASSERT_TRUE(stream.add(turn_of("x"), {i + 1, i + 1}));
+  const auto total = stream.finish();
+  ASSERT_TRUE(total) << total.error().message;
+  EXPECT_EQ(total->turns, AppendStream::request_turns_max + 1);
+  ASSERT_EQ(daemon.lines().size(), 2u);
+  EXPECT_EQ(total->repeated_turns, Json::parse(daemon.lines()[0])["params"]["turns"].size());
+  EXPECT_EQ(total->tokens, 6u);
+  EXPECT_EQ(total->repeated_tokens, 3u);
+}
+
+TEST(AppendStream, TurnsWithoutAnAnswerAreCountedAsUncertain) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  Client client = Client::connect(daemon.socket(), {.reply_timeout = std::chrono::milliseconds(50)}).value();
+  AppendStream stream(client, "m", {});
+  for (uint64_t i = 0; i < AppendStream::request_turns_max + 1; ++i)
+    ASSERT_TRUE(stream.add(turn_of("x"), {i + 1, i + 1}));
+  EXPECT_FALSE(stream.finish());
+  EXPECT_EQ(stream.turns_in_flight(), AppendStream::request_turns_max + 1);
+  EXPECT_EQ(stream.total().turns, 0u);
+}
+
 }  // namespace
 }  // namespace recalld::client

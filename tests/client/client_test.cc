@@ -241,6 +241,156 @@ TEST(Client, MovedClientKeepsItsConnection) {
   EXPECT_TRUE(moved.call("x"));
 }
 
+Json receipt_json() {
+  return {{"memory", "m"},
+          {"turns", {{4, 4}, {10, 20}}},
+          {"turn_count", 12},
+          {"tokens", 300},
+          {"content_bytes", 900},
+          {"chunks", 5},
+          {"files", {{{"file", "kv/000001.seg"}, {"records", 5}, {"bytes", 81920}}}},
+          {"complete", false},
+          {"time", "2026-01-02T03:04:05Z"},
+          {"job", 7}};
+}
+
+Json memory_json() {
+  return {{"memory", "m"},  {"turns", 2},     {"tokens", 9},         {"chunks", 0},
+          {"created", "c"}, {"updated", "u"}, {"encoded_chunks", 0}, {"content_bytes", 30}};
+}
+
+Json sent(const FakeDaemon& daemon, size_t line = 0) {
+  return Json::parse(daemon.lines().at(line));
+}
+
+TEST(Client, ForgetSendsNumbersAndRangesOrAFilter) {
+  const FakeDaemon daemon(always(receipt_json()));
+  Client client = connected(daemon);
+  const auto receipt = client.forget({.memory = "m", .turns = {{4, 4}, {10, 20}}, .wait = false});
+  ASSERT_TRUE(receipt) << receipt.error().message;
+  EXPECT_EQ(receipt->turns, (std::vector<TurnRange>{{4, 4}, {10, 20}}));
+  EXPECT_EQ(receipt->turn_count, 12u);
+  EXPECT_EQ(receipt->files.at(0).file, "kv/000001.seg");
+  EXPECT_EQ(receipt->files.at(0).bytes, 81920u);
+  EXPECT_FALSE(receipt->complete);
+  EXPECT_FALSE(receipt->dry_run);
+  EXPECT_EQ(receipt->job, 7u);
+  EXPECT_EQ(sent(daemon)["method"], "forget");
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}, {"turns", {4, {10, 20}}}, {"wait", "none"}}));
+
+  ASSERT_TRUE(client.forget({.memory = "m", .filter = {{"role", "tool"}}, .dry_run = true}));
+  EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"memory", "m"}, {"filter", {{"role", "tool"}}}, {"dry_run", true}}));
+}
+
+TEST(Client, DeleteReturnsTheMemoryAndItsReceipt) {
+  Json reply = memory_json();
+  reply["receipt"] = receipt_json();
+  const FakeDaemon daemon(always(reply));
+  Client client = connected(daemon);
+  const auto deleted = client.delete_memory("m");
+  ASSERT_TRUE(deleted) << deleted.error().message;
+  EXPECT_EQ(deleted->memory.content_bytes, 30u);
+  EXPECT_EQ(deleted->receipt.chunks, 5u);
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}}));
+  ASSERT_TRUE(client.delete_memory("m", false));
+  EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"memory", "m"}, {"wait", "none"}}));
+}
+
+TEST(Client, VerifyReadsProblemsAndCounts) {
+  const FakeDaemon daemon(always({{"memories", 1},
+                                  {"turns", 2},
+                                  {"chunks", 3},
+                                  {"states", 4},
+                                  {"bytes", 5},
+                                  {"problems",
+                                   {{{"memory", "m"},
+                                     {"part", "kv"},
+                                     {"first", 6},
+                                     {"last", 7},
+                                     {"message", "checksum mismatch"},
+                                     {"repairable", true},
+                                     {"repaired", false}}}},
+                                  {"problem_count", 8},
+                                  {"repaired_count", 9}}));
+  Client client = connected(daemon);
+  const auto reply = client.verify({.memory = "m", .repair = true});
+  ASSERT_TRUE(reply) << reply.error().message;
+  EXPECT_EQ(reply->problems.at(0).part, "kv");
+  EXPECT_EQ(reply->problems.at(0).last, 7u);
+  EXPECT_TRUE(reply->problems.at(0).repairable);
+  EXPECT_EQ(reply->problem_count, 8u);
+  EXPECT_EQ(reply->repaired_count, 9u);
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}, {"repair", true}}));
+  ASSERT_TRUE(client.verify());
+  EXPECT_EQ(sent(daemon, 1)["params"], Json::object());
+}
+
+TEST(Client, ExportAndImportCarryRecordsAsTheyAre) {
+  const Json record{{"type", "turn"}, {"turn", 3}, {"content", "x"}, {"later", {1, 2}}};
+  Json imported = memory_json();
+  imported["imported"] = 1;
+  imported["present"] = 2;
+  const FakeDaemon daemon([&](const std::string& line) {
+    const Json request = Json::parse(line);
+    return FakeDaemon::Answer{result_line(request["id"], request["method"] == "export"
+                                                             ? Json{{"records", {record}}, {"next_cursor", "x:dGlk"}}
+                                                             : imported)};
+  });
+  Client client = connected(daemon);
+  const auto page = client.export_page({.memory = "m", .encodings = true, .limit = 5, .cursor = "x:b25l"});
+  ASSERT_TRUE(page) << page.error().message;
+  EXPECT_EQ(page->records, std::vector<Json>{record});
+  EXPECT_EQ(page->next_cursor, "x:dGlk");
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}, {"encodings", true}, {"limit", 5}, {"cursor", "x:b25l"}}));
+  const auto reply = client.import_records({"n", page->records});
+  ASSERT_TRUE(reply) << reply.error().message;
+  EXPECT_EQ(reply->imported, 1u);
+  EXPECT_EQ(reply->present, 2u);
+  EXPECT_EQ(reply->memory.turns, 2u);
+  EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"memory", "n"}, {"records", {record}}}));
+}
+
+TEST(Client, BackupReencodeAndJobsAreTyped) {
+  const Json job{{"job", 3},   {"kind", "reencode"}, {"state", "running"},       {"done", 1},
+                 {"total", 9}, {"started", "s"},     {"message", "then restart"}};
+  const FakeDaemon daemon([&](const std::string& line) {
+    const Json request = Json::parse(line);
+    Json result = job;
+    if (request["method"] == "stats") result = {{"jobs", {job}}};
+    if (request["method"] == "backup")
+      result = {{"directory", "/b"}, {"files", 1}, {"bytes", 2}, {"shared_bytes", 3}, {"took_ms", 4.5}};
+    return FakeDaemon::Answer{result_line(request["id"], result)};
+  });
+  Client client = connected(daemon);
+  EXPECT_EQ(client.backup("/b").value().shared_bytes, 3u);
+  EXPECT_EQ(client.reencode("/m").value().message, "then restart");
+  EXPECT_EQ(client.cancel_reencode().value().memory, "");
+  EXPECT_EQ(client.jobs().value().jobs.at(0).total, 9u);
+  EXPECT_EQ(sent(daemon, 0)["params"], (Json{{"directory", "/b"}}));
+  EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"model", "/m"}}));
+  EXPECT_EQ(sent(daemon, 2)["params"], (Json{{"cancel", true}}));
+}
+
+TEST(Client, WaitingEndsWhenItIsStoppedAndTheReplyIsStillTakenLater) {
+  bool stop = true;
+  const FakeDaemon daemon([asked = false](const std::string& line) mutable {
+    if (!std::exchange(asked, true)) return FakeDaemon::Answer{};
+    return FakeDaemon::Answer{result_line(1, "late") + result_line(Json::parse(line)["id"], "on time")};
+  });
+  ClientOptions options;
+  options.reply_timeout = std::chrono::milliseconds(0);
+  options.stop = [&stop] { return stop; };
+  Client client = connected(daemon, options);
+  const uint64_t first = client.submit("health").value();
+  const auto stopped = client.wait(first);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().kind, ErrorKind::busy);
+  EXPECT_THAT(stopped.error().message, HasSubstr("stopped waiting"));
+  stop = false;
+  EXPECT_EQ(client.call("health").value(), "on time");
+  EXPECT_EQ(client.wait(first).value(), "late");
+}
+
 class DefaultSocket : public ::testing::Test {
  protected:
   void SetUp() override {

@@ -27,6 +27,13 @@ TEST(Progress, UnknownTotalShowsCountsAlone) {
   EXPECT_THAT(line, Not(HasSubstr("%")));
 }
 
+TEST(Progress, OtherWorkShowsItsShareAndItsOwnCounts) {
+  const std::string line = progress_line(std::optional(0.25), "reencode  25 of 100 chunks", 5.0, 120);
+  EXPECT_THAT(line, HasSubstr("[#######.......................]  25%  reencode  25 of 100 chunks  0:15 left"));
+  EXPECT_EQ(progress_line(std::nullopt, "12 turns", 5.0, 120), "12 turns");
+  EXPECT_THAT(progress_line(std::optional(7.0), "x", 1.0, 120), HasSubstr("100%"));
+}
+
 TEST(Progress, NarrowTerminalIsNeverOverrun) {
   for (size_t columns = 1; columns < 130; ++columns) {
     EXPECT_LE(characters(progress_line(999, 1000, 123'456'789, 987'654'321, 12345.0, columns)), columns);

@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include "client/client.h"
 #include "fake_daemon.h"
@@ -45,8 +47,8 @@ std::string at(const FakeDaemon& daemon) {
 TEST(Recall, HelpNamesCommandsExitCodesAndExamples) {
   const Outcome outcome = shell("$RECALL --help");
   EXPECT_EQ(outcome.code, 0);
-  for (const char* word :
-       {"append", "search", "memories", "turns", "chunks", "stats", "health", "Exit codes", "Examples"}) {
+  for (const char* word : {"append", "search", "memories", "turns", "chunks", "forget", "export", "import", "verify",
+                           "backup", "reencode", "stats", "health", "Exit codes", "Examples"}) {
     EXPECT_THAT(outcome.output, HasSubstr(word));
   }
 }
@@ -201,11 +203,46 @@ TEST(Recall, ReaderThatStopsEarlyIsNoError) {
   EXPECT_EQ(outcome.output.find("recall:"), std::string::npos) << outcome.output;
 }
 
+Json receipt(uint64_t turn_count) {
+  return {{"memory", "m"},
+          {"turns", turn_count == 0 ? Json::array() : Json::array({{4, 4}, {10, 20}})},
+          {"turn_count", turn_count},
+          {"tokens", 300},
+          {"content_bytes", 900},
+          {"chunks", 5},
+          {"files", {{{"file", "kv/000001.seg"}, {"records", 5}, {"bytes", 81920}}}},
+          {"complete", true},
+          {"time", "2026-01-02T03:04:05Z"}};
+}
+
+Json memory(uint64_t turns) {
+  return {{"memory", "m"},  {"turns", turns}, {"tokens", 9 * turns}, {"chunks", 1},
+          {"created", "c"}, {"updated", "u"}, {"encoded_chunks", 1}, {"content_bytes", 30 * turns}};
+}
+
+FakeDaemon::Script always(const Json& result) {
+  return [result](const std::string& line) { return answer(line, result); };
+}
+
+Json sent(const FakeDaemon& daemon, size_t line = 0) {
+  return Json::parse(daemon.lines().at(line));
+}
+
+// The command with a terminal at standard input, on which `typed` was typed.
+Outcome on_terminal(const std::string& typed, const std::string& command) {
+  return shell("printf '" + typed + "' | script -q -e -c \"" + command + "\" /dev/null");
+}
+
 TEST(Recall, DeleteWithoutATerminalWantsYes) {
-  const FakeDaemon daemon([](const std::string& line) { return answer(line, {{"memory", "m"}}); });
+  Json reply = memory(12);
+  reply["receipt"] = receipt(12);
+  const FakeDaemon daemon(always(reply));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "memories delete m </dev/null").code, 2);
   EXPECT_TRUE(daemon.lines().empty());
-  EXPECT_EQ(shell("$RECALL " + at(daemon) + "memories delete m --yes").code, 0);
+  const Outcome deleted = shell("$RECALL " + at(daemon) + "memories delete m --yes");
+  EXPECT_EQ(deleted.code, 0);
+  EXPECT_THAT(deleted.output, HasSubstr("Deleted m: 12 turns, 108 tokens, 360 B.\nNothing of it is left on disk"));
+  EXPECT_THAT(deleted.output, HasSubstr("kv/000001.seg  5 records"));
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["method"], "memories.delete");
 }
 
@@ -215,6 +252,462 @@ TEST(Recall, FullDiskBehindStandardOutputIsReported) {
   });
   const Outcome outcome = shell("$RECALL " + at(daemon) + "health >/dev/full");
   EXPECT_EQ(outcome.code, 1);
+}
+
+TEST(Recall, AppendSkipsJsonLinesWithoutContentAndSaysSo) {
+  const FakeDaemon daemon(appending());
+  const TempDir directory;
+  const std::string path = directory.path() / "chat.jsonl";
+  std::ofstream(path) << "{\"content\":\"one\"}\n{\"role\":\"assistant\",\"content\":null}\n{\"content\":\"\"}\n"
+                         "{\"content\":\"two\"}\n";
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "append m '" + path + "'");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("warning: 2 lines without content skipped, the first is " + path + ":2"));
+  EXPECT_THAT(outcome.output, HasSubstr("Appended 2 turns"));
+}
+
+TEST(Recall, ARepeatedLoadSaysThatNothingWasAdded) {
+  const Json reply{{"memory", "m"}, {"first_turn", 5},         {"last_turn", 6},
+                   {"tokens", 9},   {"searchable_through", 6}, {"repeated", true}};
+  const FakeDaemon daemon(always(reply));
+  const std::string load = "printf 'one\\ntwo\\n' | $RECALL " + at(daemon) + "append m --operation-id load";
+  const Outcome outcome = shell(load);
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Nothing was added: this load is in m already, as turns 5-6"));
+  EXPECT_EQ(Json::parse(shell(load + " --json").output), reply);
+}
+
+TEST(Recall, ABadLineOfARepeatableLoadStoresWholeRequestsAlone) {
+  const FakeDaemon daemon(appending());
+  const std::string input = "{ seq 1 700; printf 'bad \\377\\n'; }";
+  const Outcome outcome = shell(input + " | $RECALL " + at(daemon) + "append m --operation-id load");
+  EXPECT_EQ(outcome.code, 2);
+  ASSERT_EQ(daemon.lines().size(), 1u) << "the rest would be refused under its id once the line is mended";
+  EXPECT_THAT(outcome.output,
+              HasSubstr("(" + std::to_string(sent(daemon)["params"]["turns"].size()) + " turns were stored)"));
+}
+
+TEST(Recall, CtrlCInAppendSaysHowMuchIsStored) {
+  const FakeDaemon daemon(appending());
+  const Outcome outcome = shell("{ seq 1 700; sleep 3; } | timeout --foreground --preserve-status -s INT 1 $RECALL " +
+                                at(daemon) + "append m --operation-id load");
+  EXPECT_EQ(outcome.code, 130);
+  ASSERT_EQ(daemon.lines().size(), 1u);
+  const std::string stored = std::to_string(sent(daemon)["params"]["turns"].size());
+  EXPECT_THAT(outcome.output, HasSubstr("interrupted: " + stored + " turns were stored in m, up to line " + stored +
+                                        " of standard input; the same command again goes on from there"));
+}
+
+TEST(Recall, CtrlCWhileTheDaemonIsSilentTellsWhatIsUncertain) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  const Outcome outcome =
+      shell("seq 1 700 | timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + "append m --wait");
+  EXPECT_EQ(outcome.code, 130);
+  EXPECT_THAT(outcome.output, HasSubstr("interrupted: 0 turns were stored in m; 700 turns more may have been"));
+}
+
+TEST(Recall, SearchSaysWhyATokenLimitLeavesNothing) {
+  const FakeDaemon daemon(always({{"results", Json::array()}, {"searchable_through", 3}, {"took_ms", 0.5}}));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "search m q --max-tokens 10").output,
+              HasSubstr("The best chunk has more than 10 tokens"));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "search m q").output, Not(HasSubstr("tokens")));
+}
+
+TEST(Recall, ForgetTakesNumbersAndRanges) {
+  const FakeDaemon daemon(always(receipt(12)));
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "forget m 4 10-20 1,7-8 --yes");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Forgot 12 turns (300 tokens, 900 B) of m: 4, 10-20.\n"));
+  ASSERT_EQ(daemon.lines().size(), 1u);
+  EXPECT_EQ(sent(daemon)["method"], "forget");
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}, {"turns", {4, {10, 20}, 1, {7, 8}}}}));
+}
+
+TEST(Recall, ForgetTakesConditionsAndJoinsThemWithAFilter) {
+  const FakeDaemon daemon(always(receipt(12)));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) +
+                  "forget m --role tool --name grep --before 2026-02-01 --after "
+                  "2026-01-01T12:00:00+01:00 --yes --no-wait")
+                .code,
+            0);
+  const Json conditions{{"role", "tool"},
+                        {"name", "grep"},
+                        {"time", {{"lt", "2026-02-01T00:00:00Z"}, {"gte", "2026-01-01T12:00:00+01:00"}}}};
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}, {"filter", conditions}, {"wait", "none"}}));
+  const std::string filter = " --filter '{\"metadata.draft\":true}'";
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "forget m --yes" + filter).code, 0);
+  EXPECT_EQ(sent(daemon, 1)["params"]["filter"], (Json{{"metadata.draft", true}}));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "forget m --yes --role user" + filter).code, 0);
+  EXPECT_EQ(sent(daemon, 2)["params"]["filter"], (Json{{"and", {{{"role", "user"}}, {{"metadata.draft", true}}}}}));
+}
+
+TEST(Recall, ForgetRefusesWhatItCannotMean) {
+  const FakeDaemon daemon(always(receipt(12)));
+  const auto refused = [&](const std::string& arguments) {
+    const Outcome outcome = shell("$RECALL " + at(daemon) + "forget m --yes " + arguments);
+    EXPECT_EQ(outcome.code, 2) << arguments;
+    return outcome.output;
+  };
+  EXPECT_THAT(refused(""), HasSubstr("say which turns"));
+  EXPECT_THAT(refused("4 --role tool"), HasSubstr("not both"));
+  for (const std::string turns : {"x", "4-", "-4", "9-4", "4,", ",4", "4-5-6", "18446744073709551616", "4.5"})
+    EXPECT_THAT(refused("-- " + turns), HasSubstr("expected numbers of turns")) << turns;
+  EXPECT_THAT(refused("--filter '[1]'"), HasSubstr("--filter: expected a JSON object"));
+  EXPECT_TRUE(daemon.lines().empty());
+}
+
+TEST(Recall, ForgetWithoutATerminalWantsYesOrADryRun) {
+  Json would = receipt(12);
+  would["dry_run"] = true;
+  const FakeDaemon daemon(always(would));
+  const Outcome refused = shell("$RECALL " + at(daemon) + "forget m 4 </dev/null");
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_THAT(refused.output, HasSubstr("nobody to ask; give --dry-run"));
+  EXPECT_TRUE(daemon.lines().empty());
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "forget m 4 --dry-run </dev/null");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Would forget 12 turns"));
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}, {"turns", {4}}, {"dry_run", true}}));
+}
+
+TEST(Recall, ForgetOnATerminalShowsHowMuchAndForgetsExactlyThat) {
+  const FakeDaemon daemon([](const std::string& line) {
+    Json result = receipt(12);
+    if (Json::parse(line)["params"].contains("dry_run")) result["dry_run"] = true;
+    return answer(line, result);
+  });
+  const Outcome kept = on_terminal("n\\n", "$RECALL " + at(daemon) + "forget m --role tool");
+  EXPECT_EQ(kept.code, 1);
+  EXPECT_THAT(kept.output, HasSubstr("Would forget 12 turns"));
+  EXPECT_THAT(kept.output, HasSubstr("Kept."));
+  ASSERT_EQ(daemon.lines().size(), 1u);
+  const Outcome forgotten = on_terminal("y\\n", "$RECALL " + at(daemon) + "forget m --role tool");
+  EXPECT_EQ(forgotten.code, 0) << forgotten.output;
+  ASSERT_EQ(daemon.lines().size(), 3u);
+  EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"memory", "m"}, {"filter", {{"role", "tool"}}}, {"dry_run", true}}));
+  EXPECT_EQ(sent(daemon, 2)["params"], (Json{{"memory", "m"}, {"turns", {4, {10, 20}}}}));
+}
+
+TEST(Recall, ForgetOnATerminalAsksNothingWhenThereIsNothing) {
+  const FakeDaemon daemon(always(receipt(0)));
+  const Outcome outcome = on_terminal("", "$RECALL " + at(daemon) + "forget m 99");
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("Nothing to forget"));
+  EXPECT_EQ(daemon.lines().size(), 1u);
+}
+
+TEST(Recall, LongCallsWaitUnlessATimeoutIsGiven) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  for (const std::string command : {"forget m 4 --yes", "verify", "backup /b", "memories delete m --yes"}) {
+    const Outcome outcome = shell("$RECALL " + at(daemon) + command + " --timeout 0.2");
+    EXPECT_EQ(outcome.code, 1) << command;
+    EXPECT_THAT(outcome.output, HasSubstr("within 200 ms")) << command;
+  }
+}
+
+TEST(Recall, VerifyFailsWhenProblemsAreLeft) {
+  Json reply{{"memories", 1},      {"turns", 9},         {"chunks", 1},
+             {"states", 1},        {"bytes", 500},       {"problems", Json::array()},
+             {"problem_count", 0}, {"repaired_count", 0}};
+  const FakeDaemon whole(always(reply));
+  EXPECT_EQ(shell("$RECALL " + at(whole) + "verify").code, 0);
+  EXPECT_EQ(sent(whole)["params"], Json::object());
+
+  reply["problems"] = {{{"memory", "m"},
+                        {"part", "kv"},
+                        {"first", 0},
+                        {"last", 0},
+                        {"message", "checksum mismatch"},
+                        {"repairable", true},
+                        {"repaired", false}}};
+  reply["problem_count"] = 1;
+  const FakeDaemon damaged(always(reply));
+  const Outcome found = shell("$RECALL " + at(damaged) + "verify m --json");
+  EXPECT_EQ(found.code, 1);
+  EXPECT_EQ(Json::parse(found.output), reply);
+
+  reply["repaired_count"] = 1;
+  const FakeDaemon repaired(always(reply));
+  EXPECT_EQ(shell("$RECALL " + at(repaired) + "verify m --repair").code, 0);
+  EXPECT_EQ(sent(repaired)["params"], (Json{{"memory", "m"}, {"repair", true}}));
+}
+
+TEST(Recall, BackupSendsAnAbsoluteDirectory) {
+  const FakeDaemon daemon(
+      always({{"directory", "/x/b"}, {"files", 3}, {"bytes", 5000}, {"shared_bytes", 4000}, {"took_ms", 1500.0}}));
+  const Outcome outcome = shell("cd /tmp && $RECALL " + at(daemon) + "backup ./b");
+  EXPECT_EQ(outcome.output,
+            "Backed up to /x/b: 3 files, 4.9 KiB, 3.9 KiB of them shared with the store's files in "
+            "1.50 s.\n");
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"directory", "/tmp/b"}}));
+}
+
+Json reencode_job(uint64_t done, const std::string& state) {
+  return {{"job", 3},
+          {"kind", "reencode"},
+          {"state", state},
+          {"done", done},
+          {"total", 4},
+          {"started", "s"},
+          {"message", "restart recalld with --model /m"}};
+}
+
+TEST(Recall, ReencodeStartsAndLeavesAJobBehind) {
+  const FakeDaemon daemon(always(reencode_job(0, "running")));
+  const Outcome outcome = shell("cd /tmp && $RECALL " + at(daemon) + "reencode m2");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("job 3  reencode  running  0 of 4"));
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"model", "/tmp/m2"}}));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "reencode --cancel").code, 0);
+  EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"cancel", true}}));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "reencode").code, 2);
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "reencode m2 --cancel").code, 2);
+}
+
+TEST(Recall, ReencodeIsFollowedToTheNextStep) {
+  const FakeDaemon daemon([asked = uint64_t{0}](const std::string& line) mutable {
+    if (Json::parse(line)["method"] == "reencode") return answer(line, reencode_job(0, "running"));
+    ++asked;
+    return answer(line, {{"jobs", {reencode_job(2 * asked, asked < 2 ? "running" : "done")}}});
+  });
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "reencode /m --wait");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("done  4 of 4"));
+  EXPECT_THAT(outcome.output, HasSubstr("restart recalld with --model /m"));
+  EXPECT_EQ(daemon.lines().size(), 3u);
+}
+
+TEST(Recall, AReencodingThatFailsSaysWhy) {
+  const FakeDaemon daemon([](const std::string& line) {
+    Json job = reencode_job(1, Json::parse(line)["method"] == "reencode" ? "running" : "failed");
+    job["message"] = "no space is left";
+    return answer(line, Json::parse(line)["method"] == "reencode" ? job : Json{{"jobs", {job}}});
+  });
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "reencode /m --wait");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("reencode failed: no space is left"));
+}
+
+TEST(Recall, CtrlCLeavesAReencodingRunning) {
+  const FakeDaemon daemon([](const std::string& line) {
+    const Json job = reencode_job(1, "running");
+    return answer(line, Json::parse(line)["method"] == "reencode" ? job : Json{{"jobs", {job}}});
+  });
+  const Outcome outcome =
+      shell("timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + "reencode /m --wait");
+  EXPECT_EQ(outcome.code, 130);
+  EXPECT_THAT(outcome.output, HasSubstr("job 3 goes on in the daemon; recall stats shows how far it is"));
+}
+
+// ---- export and import
+
+Json turn_record(uint64_t turn) {
+  return {{"type", "turn"},
+          {"turn", turn},
+          {"role", "user"},
+          {"content", "said \u00e9 " + std::to_string(turn)},
+          {"time", "2026-01-02T03:04:05.000001Z"}};
+}
+Json header_record() {
+  return {{"type", "memory"}, {"format", 1}, {"memory", "m"}, {"created", "c"}, {"updated", "u"}, {"next_turn", 3}};
+}
+Json end_record(uint64_t turns) {
+  return {{"type", "end"}, {"turns", turns}, {"chunks", 0}};
+}
+
+// Exports a header, `turns` turns in pages of two, and the end unless it is told to leave that out.
+FakeDaemon::Script exporting(uint64_t turns, bool with_end = true) {
+  return [=](const std::string& line) {
+    const Json request = Json::parse(line);
+    if (request["method"] == "memories.get") return answer(line, memory(turns));
+    const uint64_t from = request["params"].contains("cursor")
+                              ? std::stoull(request["params"]["cursor"].get<std::string>().substr(2))
+                              : 0;
+    Json records = Json::array();
+    if (from == 0) records.push_back(header_record());
+    for (uint64_t i = from; i < std::min(from + 2, turns); ++i) records.push_back(turn_record(i));
+    Json page{{"records", records}};
+    if (from + 2 < turns) {
+      page["next_cursor"] = "x:" + std::to_string(from + 2);
+    } else if (with_end) {
+      page["records"].push_back(end_record(turns));
+    }
+    return answer(line, page);
+  };
+}
+
+std::string contents(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream out;
+  out << in.rdbuf();
+  return out.str();
+}
+
+TEST(Recall, ExportWritesOneRecordALineToStandardOutput) {
+  const FakeDaemon daemon(exporting(3));
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "export m");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(outcome.output,
+            R"({"type":"memory","format":1,"memory":"m","created":"c","updated":"u","next_turn":3})"
+            "\n"
+            R"({"type":"turn","turn":0,"role":"user","content":"said é 0","time":"2026-01-02T03:04:05.000001Z"})"
+            "\n"
+            R"({"type":"turn","turn":1,"role":"user","content":"said é 1","time":"2026-01-02T03:04:05.000001Z"})"
+            "\n"
+            R"({"type":"turn","turn":2,"role":"user","content":"said é 2","time":"2026-01-02T03:04:05.000001Z"})"
+            "\n"
+            R"({"type":"end","turns":3,"chunks":0})"
+            "\n");
+}
+
+TEST(Recall, ExportToAFilePutsItInPlaceOnceItIsWhole) {
+  const TempDir directory;
+  const std::string path = directory.path() / "m.jsonl";
+  const FakeDaemon daemon(exporting(3));
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "export m '" + path + "' --encodings");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Exported m to " + path + ": 3 turns, "));
+  EXPECT_THAT(contents(path), HasSubstr("\"end\""));
+  EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+  EXPECT_EQ(std::filesystem::status(path).permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  EXPECT_EQ(sent(daemon, 1)["params"]["encodings"], true);
+}
+
+TEST(Recall, AnExportThatFailsLeavesTheOldFileAlone) {
+  const TempDir directory;
+  const std::string path = directory.path() / "m.jsonl";
+  std::ofstream(path) << "old\n";
+  const FakeDaemon endless(exporting(3, /*with_end=*/false));
+  const Outcome outcome = shell("$RECALL " + at(endless) + "export m '" + path + "'");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("without its end record"));
+  EXPECT_EQ(contents(path), "old\n");
+  EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+  EXPECT_EQ(shell("$RECALL " + at(endless) + "export m >/dev/full").code, 1);
+}
+
+// Takes imports, and says that every record of a turn below `present` was there.
+FakeDaemon::Script importing(uint64_t present = 0) {
+  return [=](const std::string& line) {
+    uint64_t known = 0;
+    const Json params = Json::parse(line)["params"];
+    for (const Json& record : params["records"]) known += record["type"] == "turn" && record["turn"] < present ? 1 : 0;
+    Json result = memory(3);
+    result["imported"] = params["records"].size() - known;
+    result["present"] = known;
+    return answer(line, result);
+  };
+}
+
+std::string lines_of(const std::vector<Json>& records) {
+  std::string out;
+  for (const Json& record : records) out += record.dump() + "\n";
+  return out;
+}
+
+class RecallImport : public ::testing::Test {
+ protected:
+  Outcome import(const FakeDaemon& daemon, const std::string& bytes, const std::string& options = "") {
+    std::ofstream(path_, std::ios::binary) << bytes;
+    return shell("$RECALL " + at(daemon) + "import '" + path_ + "' " + options);
+  }
+
+  TempDir directory_;
+  std::string path_ = directory_.path() / "m.jsonl";
+  std::vector<Json> records_{header_record(), turn_record(0), turn_record(1), turn_record(2), end_record(3)};
+};
+
+TEST_F(RecallImport, SendsTheRecordsAsTheyAreAndSumsUp) {
+  const FakeDaemon daemon(importing(2));
+  const Outcome outcome = import(daemon, lines_of(records_) + "\n");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(outcome.output, "Imported 3 records of " + path_ +
+                                " into m; 2 were there already. It has 3 turns and 1 chunk, 1 of them encoded.\n");
+  ASSERT_EQ(daemon.lines().size(), 1u);
+  EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}, {"records", records_}}));
+}
+
+TEST_F(RecallImport, TakesAnotherNameAndStandardInput) {
+  const FakeDaemon daemon(importing());
+  EXPECT_EQ(import(daemon, lines_of(records_), "--memory other/m").code, 0);
+  EXPECT_EQ(sent(daemon)["params"]["memory"], "other/m");
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "import - <'" + path_ + "'").code, 0);
+  EXPECT_EQ(sent(daemon, 1)["params"]["memory"], "m");
+}
+
+TEST_F(RecallImport, CutsLongFilesIntoPagesBelowTheLineLimit) {
+  const FakeDaemon daemon(importing());
+  std::vector<Json> records{header_record()};
+  for (uint64_t i = 0; i < 10; ++i) {
+    records.push_back(turn_record(i));
+    records.back()["content"] = std::string(content_bytes_max, 'x');
+  }
+  for (uint64_t i = 10; i < 2'010; ++i) records.push_back(turn_record(i));
+  records.push_back(end_record(2'010));
+  const Outcome outcome = import(daemon, lines_of(records));
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  std::vector<Json> received;
+  for (const std::string& line : daemon.lines()) {
+    EXPECT_LT(line.size(), line_bytes_max);
+    const Json request = Json::parse(line);
+    for (const Json& record : request["params"]["records"]) received.push_back(record);
+  }
+  EXPECT_GE(daemon.lines().size(), 5u);
+  EXPECT_TRUE(received == records);
+}
+
+TEST_F(RecallImport, AFileThatIsCutOffChangesNothing) {
+  const FakeDaemon daemon(importing());
+  const std::string whole = lines_of(records_);
+  for (const size_t bytes : {size_t{0}, whole.find('\n') + 1, whole.size() - 3, whole.rfind("{\"chunks\"")}) {
+    const Outcome outcome = import(daemon, whole.substr(0, bytes));
+    EXPECT_EQ(outcome.code, 2) << bytes;
+    EXPECT_THAT(outcome.output, HasSubstr("the file is cut off")) << bytes;
+  }
+  EXPECT_TRUE(daemon.lines().empty());
+}
+
+TEST_F(RecallImport, APipeThatIsCutOffIsNoticedAtItsEnd) {
+  const FakeDaemon daemon(importing());
+  records_.pop_back();
+  std::ofstream(path_) << lines_of(records_);
+  const Outcome outcome = shell("cat '" + path_ + "' | $RECALL " + at(daemon) + "import -");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("standard input: the file is cut off: it ends after line 4"));
+}
+
+TEST_F(RecallImport, AMissingLineInTheMiddleIsNoticed) {
+  const FakeDaemon daemon(importing());
+  records_.erase(records_.begin() + 2);
+  const Outcome outcome = import(daemon, lines_of(records_));
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr(path_ + ":4: the file holds 2 turns, its end record says 3"));
+}
+
+TEST_F(RecallImport, WrongLinesAreNamedByTheirNumber) {
+  const FakeDaemon daemon(importing());
+  const std::string end = end_record(0).dump() + "\n";
+  const std::string header = header_record().dump() + "\n";
+  EXPECT_THAT(import(daemon, header + "\nnot JSON\n" + end).output, HasSubstr(path_ + ":3: expected a record"));
+  EXPECT_THAT(import(daemon, turn_record(0).dump() + "\n" + end).output,
+              HasSubstr(path_ + ":1: expected the record of type memory"));
+  EXPECT_THAT(import(daemon, header + header + end).output, HasSubstr(path_ + ":2: a second record of type memory"));
+  EXPECT_THAT(import(daemon, header + end + end).output, HasSubstr(path_ + ":3: a record behind the end record"));
+}
+
+TEST_F(RecallImport, TheDaemonsComplaintIsNamedByItsLineToo) {
+  const FakeDaemon daemon([](const std::string& line) {
+    return refuse(line, "records[2].time: expected a time of RFC 3339", "invalid_request");
+  });
+  const Outcome outcome = import(daemon, "\n" + lines_of(records_));
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(outcome.output, "recall: " + path_ + ":4: time: expected a time of RFC 3339\n");
+
+  const FakeDaemon other([](const std::string& line) { return refuse(line, "no space is left", "full"); });
+  const Outcome full = import(other, lines_of(records_));
+  EXPECT_EQ(full.code, 1);
+  EXPECT_EQ(full.output, "recall: " + path_ + ", lines 1 to 5: no space is left\n");
 }
 
 }  // namespace

@@ -118,5 +118,115 @@ TEST(Report, AppendSaysWhatBecameSearchable) {
             "Appended 2 turns (1,500 tokens) to m as turns 0-1 in 0.10 s; stored, encoding goes on behind.\n");
 }
 
+TEST(Report, NothingFoundNamesATokenLimitThatIsTooSmall) {
+  SearchReply reply;
+  reply.searchable_through = 9;
+  EXPECT_THAT(report(reply, Style{}, 10), HasSubstr("The best chunk has more than 10 tokens; a chunk has up to 64"));
+  EXPECT_THAT(report(reply, Style{}), Not(HasSubstr("tokens;")));
+  EXPECT_THAT(report(one_result(), Style{}, 10), Not(HasSubstr("tokens;")));
+  reply.searchable_through = std::nullopt;
+  EXPECT_THAT(report(reply, Style{}, 10), Not(HasSubstr("tokens;"))) << "there is nothing to find yet";
+}
+
+TEST(Report, ARepeatedLoadSaysThatNothingWasAdded) {
+  AppendStream::Total total;
+  total.turns = total.repeated_turns = 812;
+  total.tokens = total.repeated_tokens = 9'000;
+  total.first_turn = 0;
+  total.last_turn = 811;
+  EXPECT_EQ(report(total, "notes", 0.5),
+            "Nothing was added: this load is in notes already, as turns 0-811, under the same operation id.\n");
+  total.repeated_turns = 500;
+  total.repeated_tokens = 6'000;
+  EXPECT_THAT(report(total, "notes", 0.5),
+              HasSubstr("Appended 312 turns (3,000 tokens) to notes, after 500 turns that were there"));
+}
+
+Receipt three_turns() {
+  return {.memory = "notes",
+          .turns = {{4, 4}, {10, 11}},
+          .turn_count = 3,
+          .tokens = 1'234,
+          .content_bytes = 5'000,
+          .chunks = 7,
+          .files = {{"kv/000000.seg", 7, 114'688}, {"catalog", 1, 900}},
+          .complete = true,
+          .time = "2026-01-02T03:04:05Z",
+          .job = std::nullopt};
+}
+
+TEST(Report, ReceiptSaysWhatIsGoneAndFromWhere) {
+  Receipt receipt = three_turns();
+  EXPECT_EQ(report(receipt, Style{}),
+            "Forgot 3 turns (1,234 tokens, 4.9 KiB) of notes: 4, 10-11.\n"
+            "Nothing of it is left on disk since 2026-01-02 03:04; erased:\n"
+            "  kv/000000.seg  7 records, 112.0 KiB\n"
+            "  catalog        1 record, 900 B\n");
+  receipt.complete = false;
+  receipt.job = 12;
+  EXPECT_THAT(report(receipt, Style{}), HasSubstr("erased from the disk behind, as job 12: recall stats"));
+  receipt.dry_run = true;
+  receipt.job = std::nullopt;
+  const std::string would = report(receipt, Style{});
+  EXPECT_THAT(would, HasSubstr("Would forget 3 turns"));
+  EXPECT_THAT(would, HasSubstr("7 encoded chunks"));
+  EXPECT_THAT(would, HasSubstr("Nothing was changed"));
+  EXPECT_THAT(would, Not(HasSubstr("erased:")));
+  receipt.turn_count = 0;
+  EXPECT_EQ(report(receipt, Style{}), "Nothing to forget: notes has no such turn.\n");
+}
+
+TEST(Report, LongReceiptsAreCutForPeople) {
+  Receipt receipt = three_turns();
+  receipt.turns.clear();
+  for (uint64_t i = 0; i < 21; ++i) receipt.turns.push_back({2 * i, 2 * i});
+  EXPECT_THAT(report(receipt, Style{}), HasSubstr("36, 38 and 1 ranges more.\n"));
+  receipt.turns.pop_back();
+  EXPECT_THAT(report(receipt, Style{}), HasSubstr("36, 38.\n"));
+}
+
+TEST(Report, VerifyTellsTheNextStepForWhatIsLeft) {
+  VerifyReply reply{.memories = 2, .turns = 9, .chunks = 4, .states = 1, .bytes = 70'000, .problems = {}, .job = {}};
+  EXPECT_EQ(report(reply, Style{}),
+            "Checked 9 turns, 4 chunks and 1 state of 2 memories, 68.4 KiB: nothing is wrong.\n");
+  reply.problems = {{"notes", "kv", 3, 3, "checksum mismatch\x1b", true, false}};
+  reply.problem_count = 5;
+  const std::string found = report(reply, Style{});
+  EXPECT_THAT(found, HasSubstr("notes kv 3: checksum mismatch\\x1b\n... and 4 more\n"));
+  EXPECT_THAT(found, HasSubstr("5 problems.\nrecall verify --repair"));
+  EXPECT_THAT(found, Not(HasSubstr("backup")));
+  reply.problems[0].repaired = true;
+  reply.problems.push_back({"notes", "turn", 2, 4, "lost", false, false});
+  reply.problem_count = 2;
+  reply.repaired_count = 1;
+  const std::string repaired = report(reply, Style{});
+  EXPECT_THAT(repaired, HasSubstr("(repaired)"));
+  EXPECT_THAT(repaired, HasSubstr("notes turn 2-4: lost"));
+  EXPECT_THAT(repaired, HasSubstr("2 problems, 1 repaired.\nWhat cannot be made again needs a backup.\n"));
+}
+
+TEST(Report, StatsShowTheirJobsBelowTheFigures) {
+  const Json stats{{"turns", 5},
+                   {"jobs",
+                    {{{"job", 3},
+                      {"kind", "reencode"},
+                      {"state", "running"},
+                      {"done", 120},
+                      {"total", 1970},
+                      {"started", "2026-01-02T03:04:05Z"},
+                      {"message", "then restart"}},
+                     {{"job", 4},
+                      {"kind", "forget"},
+                      {"memory", "notes"},
+                      {"state", "done"},
+                      {"done", 2},
+                      {"total", 2},
+                      {"started", "2026-01-02T03:04:05Z"}}}}};
+  EXPECT_EQ(report(stats, Style{}),
+            "turns  5\n"
+            "job 3  reencode  running  120 of 1,970  since 2026-01-02 03:04  then restart\n"
+            "job 4  forget notes  done  2 of 2  since 2026-01-02 03:04\n");
+}
+
 }  // namespace
 }  // namespace recalld::client

@@ -54,5 +54,11 @@ TEST(Text, NumbersAreReadable) {
   EXPECT_EQ(fixed(3.14159, 2), "3.14");
 }
 
+TEST(Text, CountsTakeTheirNounInTheRightNumber) {
+  EXPECT_EQ(counted(0, "turn"), "0 turns");
+  EXPECT_EQ(counted(1, "turn"), "1 turn");
+  EXPECT_EQ(counted(1'234, "turn"), "1,234 turns");
+}
+
 }  // namespace
 }  // namespace recalld::client

@@ -106,7 +106,6 @@ TEST_F(TurnReaderTest, ErrorsNameFileLineAndField) {
   EXPECT_THAT(error("good\nbad \xff byte\n"), HasSubstr("chat.txt:2: byte 5"));
   const std::string good = "{\"content\":\"x\"}\n";
   EXPECT_THAT(error(good + "plain\n"), HasSubstr("chat.txt:2: expected a JSON object"));
-  EXPECT_THAT(error(good + "{\"content\":\"\"}\n"), HasSubstr("chat.txt:2: content"));
   EXPECT_THAT(error(good + "{\"role\":\"user\"}\n"), HasSubstr("chat.txt:2: content"));
   EXPECT_THAT(error(good + "{\"content\":7}\n"), HasSubstr("chat.txt:2: content: expected a string, got number"));
   EXPECT_THAT(error(good + "{\"content\":\"x\",\"id\":1}\n"), HasSubstr("chat.txt:2: unknown key 'id'"));
@@ -114,6 +113,36 @@ TEST_F(TurnReaderTest, ErrorsNameFileLineAndField) {
   EXPECT_THAT(error(good + "{\"content\":\"x\",\"time\":\"noon\"}\n"), HasSubstr("chat.txt:2: time"));
   EXPECT_THAT(error(good + "{\"content\":\"x\",\"metadata\":[1]}\n"), HasSubstr("chat.txt:2: metadata"));
   EXPECT_THAT(error(good + "{\"content\":\"x\",\"metadata\":{\"a\":{}}}\n"), HasSubstr("chat.txt:2: metadata.a"));
+}
+
+TEST_F(TurnReaderTest, JsonLinesWithoutContentAreSkippedAndCounted) {
+  std::ofstream(path_, std::ios::binary) << "{\"content\":\"one\"}\n\n{\"role\":\"assistant\",\"content\":\"\"}\n"
+                                            "{\"content\":null}\n{\"content\":\"two\"}\n";
+  auto reader = TurnReader::open(path_, {});
+  ASSERT_TRUE(reader);
+  EXPECT_EQ(reader->next().value()->turn.content, "one");
+  EXPECT_EQ(reader->skipped(), 0u);
+  const auto second = reader->next();
+  EXPECT_EQ(second.value()->turn.content, "two");
+  EXPECT_EQ(second.value()->origin.line, 5u);
+  EXPECT_FALSE(reader->next().value());
+  EXPECT_EQ(reader->skipped(), 2u);
+  EXPECT_EQ(reader->first_skipped_line(), 3u);
+}
+
+TEST_F(TurnReaderTest, OtherMistakesOfALineWithoutContentStillStop) {
+  EXPECT_THAT(error("{\"content\":\"\",\"id\":1}\n"), HasSubstr("chat.txt:1: unknown key 'id'"));
+  EXPECT_THAT(error("{\"content\":\"x\"}\n{\"name\":\"Ana\"}\n"), HasSubstr("chat.txt:2: content"));
+}
+
+TEST_F(TurnReaderTest, ASourceThatIsStoppedHasEnded) {
+  std::ofstream(path_) << "one\ntwo\n";
+  bool stop = false;
+  auto reader = TurnReader::open(path_, {.stop = [&stop] { return stop; }});
+  ASSERT_TRUE(reader);
+  EXPECT_TRUE(reader->next().value());
+  stop = true;
+  EXPECT_FALSE(reader->next().value());
 }
 
 TEST_F(TurnReaderTest, TurnOverOneMebibyteIsRefusedWithItsSize) {

@@ -59,16 +59,19 @@ TEST_F(CommandsTest, EveryMethodReachesTheEngineAndAnswers) {
   EXPECT_EQ(call("stats")["result"]["turns"], 20);
   EXPECT_EQ(call("health")["result"]["ready"], true);
   EXPECT_EQ(call("version")["result"]["protocol"], 1);
-  EXPECT_EQ(call("memories.delete", m)["result"]["turns"], 20);
+  const Json deleted = call("memories.delete", m)["result"];
+  EXPECT_EQ(deleted["turns"], 20);
+  EXPECT_EQ(deleted["receipt"]["memory"], "m");
   EXPECT_EQ(call("memories.get", m)["error"]["data"]["kind"], "not_found");
 }
 
 TEST_F(CommandsTest, AnUnknownMethodIsAnsweredWithThoseThatThereAre) {
-  const Json error = call("forget", {{"memory", "m"}})["error"];
+  const Json error = call("generate", {{"memory", "m"}})["error"];
   EXPECT_EQ(error["code"], code_method_not_found);
   EXPECT_EQ(error["message"],
-            "method: there is no \"forget\"; there are append, search, memories.list, memories.get, memories.delete, "
-            "turns.list, chunks.list, chunks.get, stats, health, version");
+            "method: there is no \"generate\"; there are append, search, memories.list, memories.get, memories.delete, "
+            "turns.list, chunks.list, chunks.get, forget, verify, export, import, backup, reencode, stats, health, "
+            "version");
 }
 
 TEST_F(CommandsTest, WrongArgumentsNeverReachTheEngine) {

@@ -24,7 +24,14 @@ std::string verdict(const std::string& method, Json params) {
   if (method == "append") return judge(append_request);
   if (method == "search") return judge(search_request);
   if (method == "memories.list") return judge(memories_list_request);
-  if (method == "memories.get" || method == "memories.delete") return judge(memory_request);
+  if (method == "memories.get") return judge(memory_request);
+  if (method == "memories.delete") return judge(delete_request);
+  if (method == "forget") return judge(forget_request);
+  if (method == "verify") return judge(verify_request);
+  if (method == "export") return judge(export_request);
+  if (method == "import") return judge(import_request);
+  if (method == "backup") return judge(backup_request);
+  if (method == "reencode") return judge(reencode_request);
   if (method == "turns.list") return judge(turns_list_request);
   if (method == "chunks.list") return judge(chunks_list_request);
   if (method == "chunks.get") return judge(chunks_get_request);
@@ -142,8 +149,10 @@ TEST(Protocol, ACursorGoesOnWhereThePageEnded) {
 }
 
 TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
-  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, {}}),
+  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, {}, false}),
             R"({"memory":"a/b","first_turn":3,"last_turn":4,"tokens":17,"searchable_through":null})");
+  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, 9, true}),
+            R"({"memory":"a/b","first_turn":3,"last_turn":4,"tokens":17,"searchable_through":9,"repeated":true})");
 
   const Passage passage{.first_token = 64,
                         .end_token = 128,
@@ -173,7 +182,12 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
   const std::string memory =
       R"({"memory":"a","turns":2,"tokens":130,"chunks":2,"encoded_chunks":1,"content_bytes":400,)"
       R"("created":"1970-01-01T00:00:00Z","updated":"1970-01-01T00:00:00Z")";
-  EXPECT_EQ(json_text(info), memory + "}");
+  const Receipt nothing{.memory = "a", .complete = true, .time_us = 1'000'000};
+  EXPECT_EQ(
+      json_text(DeleteReply{info, nothing}),
+      memory +
+          R"(,"receipt":{"memory":"a","turns":[],"turn_count":0,"tokens":0,"content_bytes":0,"chunks":0,"files":[],)"
+          R"("complete":true,"time":"1970-01-01T00:00:01Z"}})");
   EXPECT_EQ(json_text(MemoryView{info, 1}), memory + R"(,"searchable_through":1})");
   EXPECT_EQ(json_text(MemoriesListReply{{{info, {}}}, "a"}),
             R"({"memories":[)" + memory + R"(,"searchable_through":null}],"next_cursor":"m:a"})");
@@ -204,6 +218,169 @@ TEST(Protocol, ChunksShowWhereTheirRecordLies) {
   EXPECT_EQ(json_text(ChunksListReply{{view}, {}}), R"({"chunks":[)" + chunk + "}]}");
   EXPECT_EQ(json_text(ChunkDetail{view, {9, 10}, {"t", ""}, 16384}),
             chunk + R"(,"token_ids":[9,10],"token_texts":["t",""],"kv_bytes":16384})");
+}
+
+TEST(Protocol, ForgetReadsNumbersAndRanges) {
+  Json params = parsed(R"({"memory":"m","turns":[7,[3,5],[9007199254740992,9007199254740992]]})");
+  const auto request = forget_request(params);
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->turns, (std::vector<TurnRange>{{7, 7}, {3, 5}, {1ULL << 53, 1ULL << 53}}));
+  EXPECT_FALSE(request->filter);
+  EXPECT_FALSE(request->dry_run);
+  EXPECT_TRUE(request->wait);
+  params = parsed(R"({"memory":"m","filter":{"role":"tool"},"dry_run":true,"wait":"none"})");
+  const auto filtered = forget_request(params);
+  ASSERT_TRUE(filtered) << filtered.error().message;
+  EXPECT_TRUE(filtered->turns.empty());
+  ASSERT_TRUE(filtered->filter);
+  EXPECT_TRUE(filtered->filter(0, Turn{.role = Role::tool, .name = {}, .content = "x", .time_us = 0, .metadata = ""}));
+  EXPECT_TRUE(filtered->dry_run);
+  EXPECT_FALSE(filtered->wait);
+}
+
+TEST(Protocol, CountsOfTheUpkeepMethodsAreBounded) {
+  Json forget = {{"memory", "m"}, {"turns", Json::array()}};
+  for (size_t i = 0; i < forget_ranges_max; ++i) forget["turns"].push_back(i);
+  EXPECT_EQ(verdict("forget", forget), "fine");
+  forget["turns"].push_back(0);
+  EXPECT_EQ(verdict("forget", forget), "turns: expected an array of 1 to 10000, got an array of 10001");
+
+  Json import = {{"memory", "m"}, {"records", Json::array()}};
+  for (size_t i = 0; i < import_records_max; ++i)
+    import["records"].push_back({{"type", "end"}, {"turns", 0U}, { "chunks", 0U }});
+  EXPECT_EQ(verdict("import", import), "fine");
+  import["records"].push_back(0);
+  EXPECT_EQ(verdict("import", import), "records: expected an array of 1 to 10000, got an array of 10001");
+
+  EXPECT_EQ(verdict("backup", {{"directory", "/" + std::string(path_bytes_max - 1, 'x')}}), "fine");
+  EXPECT_THAT(verdict("backup", {{"directory", "/" + std::string(path_bytes_max, 'x')}}), StartsWith("directory: "));
+  EXPECT_THAT(verdict("reencode", {{"model", std::string("/a\0b", 4)}}), StartsWith("model: "));
+}
+
+TEST(Protocol, ReceiptsNameWhatWasRemovedAndFromWhere) {
+  Receipt receipt{.memory = "m",
+                  .turns = {{1, 1}, {4, 9}},
+                  .turn_count = 7,
+                  .tokens = 300,
+                  .content_bytes = 1200,
+                  .chunks = 5,
+                  .files = {{"kv/000000.seg", 5, 81920}, {"catalog", 12, 4000}},
+                  .dry_run = false,
+                  .complete = true,
+                  .time_us = 1'500'000,
+                  .job = {}};
+  const std::string removed =
+      R"({"memory":"m","turns":[[1,1],[4,9]],"turn_count":7,"tokens":300,"content_bytes":1200,"chunks":5,"files":[)"
+      R"({"file":"kv/000000.seg","records":5,"bytes":81920},{"file":"catalog","records":12,"bytes":4000}],"complete":)";
+  EXPECT_EQ(json_text(receipt), removed + R"(true,"time":"1970-01-01T00:00:01.5Z"})");
+  receipt.complete = false;
+  receipt.job = 3;
+  EXPECT_EQ(json_text(receipt), removed + R"(false,"time":"1970-01-01T00:00:01.5Z","job":3})");
+  receipt.job = {};
+  receipt.dry_run = true;
+  EXPECT_EQ(json_text(receipt), removed + R"(false,"time":"1970-01-01T00:00:01.5Z","dry_run":true})");
+}
+
+TEST(Protocol, VerifyBackupAndJobsAreWrittenInTheOrderOfTheirDescription) {
+  VerifyReply verify{.memories = 2,
+                     .turns = 9,
+                     .chunks = 4,
+                     .states = 1,
+                     .bytes = 70'000,
+                     .problems = {{1, "m", "kv", 3, 3, "checksum mismatch", true, false}, {0, "", "table", 0, 0, "x"}},
+                     .problem_count = 2,
+                     .repaired_count = 0,
+                     .job = {}};
+  const std::string found =
+      R"({"memories":2,"turns":9,"chunks":4,"states":1,"bytes":70000,"problems":[)"
+      R"({"memory":"m","part":"kv","first":3,"last":3,"message":"checksum mismatch","repairable":true,"repaired":false},)"
+      R"({"part":"table","first":0,"last":0,"message":"x","repairable":false,"repaired":false}],)"
+      R"("problem_count":2,"repaired_count":0)";
+  EXPECT_EQ(json_text(verify), found + "}");
+  verify.job = 8;
+  EXPECT_EQ(json_text(verify), found + R"(,"job":8})");
+  EXPECT_EQ(json_text(BackupReply{"/b", 3, 500, 400, 1.5}),
+            R"({"directory":"/b","files":3,"bytes":500,"shared_bytes":400,"took_ms":1.5})");
+
+  const JobView job{4, "reencode", "", "running", 7, 90, 0, "restart with --model /m"};
+  const std::string view =
+      R"({"job":4,"kind":"reencode","state":"running","done":7,"total":90,"started":"1970-01-01T00:00:00Z",)"
+      R"("message":"restart with --model /m"})";
+  EXPECT_EQ(json_text(job), view);
+  StatsReply stats;
+  stats.jobs = {job, {5, "forget", "a/b", "done", 2, 2, 0, ""}};
+  EXPECT_THAT(json_text(stats),
+              HasSubstr(R"("jobs":[)" + view +
+                        R"(,{"job":5,"kind":"forget","memory":"a/b","state":"done","done":2,"total":2,)"
+                        R"("started":"1970-01-01T00:00:00Z"}]})"));
+}
+
+// One record of each type, with bytes and texts that JSON cannot hold as they are.
+std::vector<ExportRecord> every_record() {
+  Hash128 digest{};
+  digest[0] = std::byte{0xab};
+  return {ExportHeader{"a/b", 1'000'001, 2'000'000, 9, "00112233445566778899aabbccddeeff"},
+          ExportHeader{"a/b", 0, 0, 0, ""},
+          StoredTurn{.turn = 7,
+                     .value = {.role = Role::tool,
+                               .name = "grep",
+                               .content = std::string("\0\"\n\x7f", 4),
+                               .time_us = 123'456,
+                               .metadata = R"({"a":1.5,"b":null})"}},
+          ExportOperation{"load-1", digest, 3, 7, 55},
+          ExportChunk{2, std::string("\0\xff", 2), std::string(100, '\xfe')},
+          ExportState{64, std::string("s\0s", 3)},
+          ExportEnd{8, 1}};
+}
+
+TEST(Protocol, ExportedRecordsAreWrittenAsTheirDescriptionSays) {
+  const Json written = Json::parse(json_text(ExportReply{every_record(), {}}));
+  EXPECT_FALSE(written.contains("next_cursor"));
+  const std::vector<std::string> expected{
+      R"({"type":"memory","format":1,"memory":"a/b","created":"1970-01-01T00:00:01.000001Z","updated":"1970-01-01T00:00:02Z","next_turn":9,"model_hash":"00112233445566778899aabbccddeeff"})",
+      R"({"type":"memory","format":1,"memory":"a/b","created":"1970-01-01T00:00:00Z","updated":"1970-01-01T00:00:00Z","next_turn":0})",
+      R"({"type":"turn","turn":7,"role":"tool","name":"grep","content":"\u0000\"\n\u007f","time":"1970-01-01T00:00:00.123456Z","metadata":{"a":1.5,"b":null}})",
+      R"({"type":"operation","operation_id":"load-1","digest":"ab000000000000000000000000000000","first_turn":3,"last_turn":7,"tokens":55})",
+      R"({"type":"chunk","chunk":2,"landmark":"AP8=","kv":")" + std::string() +
+          Json::parse(json_text(ExportReply{every_record(), {}}))["records"][4]["kv"].get<std::string>() + "\"}",
+      R"({"type":"state","chunks":64,"state":"cwBz"})",
+      R"({"type":"end","turns":8,"chunks":1})"};
+  ASSERT_EQ(written["records"].size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(written["records"][i], Json::parse(expected[i])) << i;
+  EXPECT_THAT(json_text(ExportReply{{ExportEnd{8, 1}}, {}}), StartsWith(R"({"records":[{"type":"end","turns":8)"));
+}
+
+TEST(Protocol, WhatExportWritesImportReadsBack) {
+  const auto text = [](std::vector<ExportRecord> records) { return json_text(ExportReply{std::move(records), {}}); };
+  const std::string written = text(every_record());
+  Json params = {{"memory", "m"}, {"records", parsed(written)["records"]}};
+  auto request = import_request(params);
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->memory, "m");
+  ASSERT_EQ(request->records.size(), every_record().size());
+  EXPECT_EQ(std::get<StoredTurn>(request->records[2]).value.content, std::string("\0\"\n\x7f", 4));
+  EXPECT_EQ(std::get<ExportChunk>(request->records[4]).kv, std::string(100, '\xfe'));
+  EXPECT_EQ(text(std::move(request->records)), written);
+}
+
+TEST(Protocol, AnExportGoesOnAtItsCursorWhateverBytesTheEngineChose) {
+  const std::string after("o\0\xff/", 4);
+  const Json reply = Json::parse(json_text(ExportReply{{}, after}));
+  Json params = {{"memory", "m"}, {"cursor", reply["next_cursor"]}, {"encodings", true}};
+  const auto request = export_request(params);
+  ASSERT_TRUE(request) << request.error().message;
+  EXPECT_EQ(request->after, after);
+  EXPECT_TRUE(request->encodings);
+  EXPECT_EQ(request->limit, 1'000u);
+}
+
+TEST(Protocol, ImportTellsWhatItAdded) {
+  ImportReply reply;
+  reply.memory.name = "m";
+  reply.imported = 3;
+  reply.present = 2;
+  EXPECT_THAT(json_text(reply), StartsWith(R"({"memory":"m","turns":0)"));
+  EXPECT_THAT(json_text(reply), HasSubstr(R"(,"imported":3,"present":2})"));
 }
 
 }  // namespace

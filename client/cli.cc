@@ -1,0 +1,108 @@
+#include "client/cli.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <utility>
+
+#include "client/text.h"
+
+namespace recalld::client {
+
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+extern "C" void take_interrupt(int) {
+  interrupted = 1;
+}
+
+std::string whole_number(const std::string& text, uint64_t least) {
+  uint64_t number = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  if (error == std::errc() && stop == end && number >= least) return "";
+  return "expected a whole number from " + std::to_string(least) + " on, got '" + text + "'";
+}
+
+}  // namespace
+
+int fail_with(const Error& error, int code) {
+  std::fprintf(stderr, "recall: %s\n", printable(error.message).c_str());
+  return code;
+}
+
+int fail_with(const Error& error) {
+  return fail_with(error, error.kind == ErrorKind::not_found ? exit_not_found : exit_error);
+}
+
+void warn(std::string_view message) {
+  std::fprintf(stderr, "recall: warning: %s\n", printable(message).c_str());
+}
+
+int print(std::string_view text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+  if (written) return exit_ok;
+  if (errno == EPIPE) std::_Exit(exit_ok);
+  return fail_with(system_error("write to standard output", errno));
+}
+
+int print_line(const Json& result) {
+  return print(result.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+Expected<Client> connect(const Globals& globals, bool wait_for_ever, std::function<bool()> stop) {
+  ClientOptions options;
+  options.stop = std::move(stop);
+  options.reply_timeout = std::chrono::milliseconds(static_cast<int64_t>(globals.timeout_s * 1000));
+  if (wait_for_ever && !globals.timeout_given) options.reply_timeout = std::chrono::milliseconds(0);
+  return Client::connect(globals.socket, std::move(options));
+}
+
+bool can_ask() {
+  return isatty(STDIN_FILENO) != 0;
+}
+
+bool confirmed(const std::string& question) {
+  std::fprintf(stderr, "%s [y/N] ", printable(question).c_str());
+  std::string answer;
+  std::getline(std::cin, answer);
+  return answer == "y" || answer == "Y" || answer == "yes";
+}
+
+Interrupt::Interrupt() {
+  interrupted = 0;
+  // Who started the process with Ctrl-C ignored, as nohup and `&` do, does not mean it.
+  struct sigaction before {};
+  if (sigaction(SIGINT, nullptr, &before) == 0 && before.sa_handler == SIG_IGN) return;
+  ours_ = true;
+  // Without SA_RESTART, so that a read that waits ends; reset, so that a second Ctrl-C does what it always does.
+  struct sigaction action {};
+  action.sa_handler = take_interrupt;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+Interrupt::~Interrupt() {
+  if (ours_) std::signal(SIGINT, SIG_DFL);
+}
+
+bool Interrupt::seen() {
+  return interrupted != 0;
+}
+
+std::string count_check(const std::string& text) {
+  return whole_number(text, 1);
+}
+
+std::string index_check(const std::string& text) {
+  return whole_number(text, 0);
+}
+
+}  // namespace recalld::client

@@ -1,0 +1,385 @@
+// Commands of recall that take a memory out of the store and bring it back: export and import.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "client/cli.h"
+#include "client/line_reader.h"
+#include "client/progress.h"
+#include "client/text.h"
+
+namespace recalld::client {
+
+namespace {
+
+// ---- Bounds of one import request; a single longer record goes alone.
+constexpr size_t import_page_bytes_max = size_t{2} << 20;
+constexpr size_t import_page_records_max = 1'000;
+constexpr size_t end_record_bytes_max = 256;
+
+std::string type_of(const Json& record) {
+  const auto type = record.is_object() ? record.find("type") : record.end();
+  return type != record.end() && type->is_string() ? type->get<std::string>() : "";
+}
+
+// ---- export
+
+// A record as a line, its members in the order of docs/export-format.md.
+std::string record_line(Json record) {
+  constexpr std::array keys{"type",       "format",       "memory", "created",    "updated",   "next_turn",
+                            "model_hash", "turn",         "role",   "name",       "content",   "time",
+                            "metadata",   "operation_id", "digest", "first_turn", "last_turn", "tokens",
+                            "turns",      "chunk",        "chunks", "landmark",   "kv",        "state"};
+  nlohmann::ordered_json out;
+  for (const char* key : keys) {
+    if (const auto found = record.find(key); found != record.end()) {
+      out[key] = std::move(*found);
+      record.erase(found);
+    }
+  }
+  for (auto& [key, value] : record.items()) out[key] = std::move(value);  // what is newer than this
+  return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+// Where an export goes: standard output, or FILE.part, which becomes FILE once it is whole. An unfinished one is
+// removed.
+class Output {
+ public:
+  static Expected<Output> open(const std::string& path) {
+    if (path == "-") return Output(Descriptor(), "");
+    const std::string part = path + ".part";
+    // What somebody remembers is for their own eyes.
+    Descriptor file(::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    if (file.get() == -1) return std::unexpected(system_error("write " + part, errno));
+    return Output(std::move(file), path);
+  }
+  Output(Output&&) = default;
+  ~Output() {
+    if (file_.get() != -1) unlink((path_ + ".part").c_str());
+  }
+
+  Expected<void> write(std::string_view text) {
+    bytes_ += text.size();
+    if (file_.get() == -1) {
+      if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return {};
+      return std::unexpected(system_error("write to standard output", errno));
+    }
+    while (!text.empty()) {
+      const ssize_t written = ::write(file_.get(), text.data(), text.size());
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) return std::unexpected(system_error("write " + path_ + ".part", errno));
+      text.remove_prefix(static_cast<size_t>(written));
+    }
+    return {};
+  }
+
+  Expected<void> finish() {
+    if (file_.get() == -1) {
+      if (std::fflush(stdout) == 0) return {};
+      return std::unexpected(system_error("write to standard output", errno));
+    }
+    const std::string part = path_ + ".part";
+    if (fsync(file_.get()) != 0) return std::unexpected(system_error("write " + part, errno));
+    if (std::rename(part.c_str(), path_.c_str()) != 0)
+      return std::unexpected(system_error("rename " + part + " to " + path_, errno));
+    file_ = Descriptor();
+    return {};
+  }
+
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  Output(Descriptor file, std::string path) : file_(std::move(file)), path_(std::move(path)) {}
+
+  Descriptor file_;  // none: standard output
+  std::string path_;
+  uint64_t bytes_ = 0;
+};
+
+struct Counts {
+  uint64_t records = 0;
+  uint64_t turns = 0;
+  uint64_t chunks = 0;
+
+  void add(const std::string& type) {
+    ++records;
+    turns += type == "turn" ? 1 : 0;
+    chunks += type == "chunk" ? 1 : 0;
+  }
+};
+
+struct ExportArguments {
+  std::string file = "-";
+  ExportRequest request;
+};
+
+// Writes page after page; the last record must be the one that says that nothing is missing.
+Expected<Counts> write_export(Client& client, ExportRequest request, const Memory& memory, bool show_progress,
+                              Output& output) {
+  Progress progress(show_progress ? STDERR_FILENO : -1);
+  const double expected = static_cast<double>(memory.turns + (request.encodings ? memory.encoded_chunks : 0));
+  Counts counts;
+  std::string last_type;
+  for (;;) {
+    RECALLD_TRY(ExportReply page, client.export_page(request));
+    for (Json& record : page.records) {
+      last_type = type_of(record);
+      counts.add(last_type);
+      RECALLD_CHECK(output.write(record_line(std::move(record))));
+    }
+    const double done = static_cast<double>(counts.turns + counts.chunks);
+    progress.show(expected > 0 ? std::optional(done / expected) : std::nullopt,
+                  counted(counts.turns, "turn") + "  " + readable_bytes(output.bytes()));
+    if (Interrupt::seen()) return fail(ErrorKind::busy, "interrupted");
+    if (!page.next_cursor) break;
+    request.cursor = *page.next_cursor;
+  }
+  if (last_type != "end") {
+    return fail(ErrorKind::internal,
+                "export " + request.memory + ": the daemon ended it without its end record: is it of another version?");
+  }
+  return counts;
+}
+
+int run_export(const Globals& globals, const ExportArguments& arguments) {
+  const bool to_file = arguments.file != "-";
+  const Interrupt interrupt;
+  auto client = connect(globals, false, Interrupt::seen);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  const auto memory = client->memory(arguments.request.memory);
+  if (!memory) return fail_with(memory.error());
+  auto output = Output::open(arguments.file);
+  if (!output) return fail_with(output.error());
+  const bool show_progress = to_file || isatty(STDOUT_FILENO) == 0;
+  const auto counts = write_export(*client, arguments.request, *memory, show_progress, *output);
+  if (Interrupt::seen()) {
+    return fail_with({ErrorKind::busy, "interrupted; " + (to_file ? arguments.file + " was not written"
+                                                                  : "what was written has no end record")},
+                     exit_interrupted);
+  }
+  if (!counts) return fail_with(counts.error());
+  if (const auto finished = output->finish(); !finished) return fail_with(finished.error());
+  if (!to_file) return exit_ok;
+  if (globals.json) {
+    return print_line({{"memory", memory->memory},
+                       {"file", arguments.file},
+                       {"records", counts->records},
+                       {"turns", counts->turns},
+                       {"chunks", counts->chunks},
+                       {"bytes", output->bytes()}});
+  }
+  std::string message = "Exported " + memory->memory + " to " + arguments.file + ": " + counted(counts->turns, "turn");
+  if (counts->chunks > 0) message += ", " + counted(counts->chunks, "chunk");
+  return print(printable(message) + ", " + readable_bytes(output->bytes()) + ".\n");
+}
+
+// ---- import
+
+// A file of records on its way into a memory.
+class Import {
+ public:
+  Import(Client& client, LineReader& lines, std::string memory)
+      : client_(client), lines_(lines), memory_(std::move(memory)) {}
+
+  // Everything, page after page. What was sent before an error stays: the same import again goes on from there.
+  Expected<void> run() {
+    RECALLD_CHECK(check_end());
+    Progress progress(STDERR_FILENO, lines_.bytes_total());
+    std::string line;
+    for (;;) {
+      RECALLD_TRY(const bool more, lines_.next(line));
+      if (Interrupt::seen()) return fail(ErrorKind::busy, "interrupted");
+      if (!more) break;
+      if (line.ends_with('\r')) line.pop_back();
+      if (is_blank(line)) continue;
+      RECALLD_CHECK(add(line));
+      progress.show(lines_.end_byte(), counts_.turns, 0);
+    }
+    if (!ended_) return cut_off("it ends after line " + std::to_string(counts_.records == 0 ? 0 : last_line_));
+    return send();
+  }
+
+  const std::string& memory() const { return memory_; }
+  const Counts& counts() const { return counts_; }
+  uint64_t imported() const { return imported_; }
+  uint64_t present() const { return present_; }
+  const std::optional<ImportReply>& reply() const { return reply_; }
+
+ private:
+  std::unexpected<Error> cut_off(const std::string& how) const {
+    return fail(ErrorKind::invalid_request, lines_.source() + ": the file is cut off: " + how +
+                                                ", without the end record of an export; export it again");
+  }
+
+  // Where the end can be seen before anything is sent, a file that was cut off changes nothing.
+  Expected<void> check_end() const {
+    RECALLD_TRY(const std::optional<std::string> tail, lines_.tail(end_record_bytes_max));
+    if (!tail) return {};
+    std::string_view rest = *tail;
+    while (!rest.empty() && std::string_view(" \t\r\n").contains(rest.back())) rest.remove_suffix(1);
+    if (rest.empty()) return cut_off("it holds nothing");
+    const size_t newline = rest.rfind('\n');
+    const std::string_view last = newline == std::string_view::npos ? rest : rest.substr(newline + 1);
+    if (type_of(Json::parse(last, nullptr, /*allow_exceptions=*/false)) != "end")
+      return cut_off("it ends in another line");
+    return {};
+  }
+
+  Expected<void> add(const std::string& line) {
+    Json record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    const std::string type = type_of(record);
+    if (type.empty()) return lines_.refuse("expected a record of an export: a JSON object with a type");
+    if (ended_) return lines_.refuse("a record behind the end record; is this more than one export?");
+    if (counts_.records == 0 && type != "memory")
+      return lines_.refuse("expected the record of type memory that an export begins with, got one of type " + type);
+    if (counts_.records > 0 && type == "memory")
+      return lines_.refuse("a second record of type memory; is this more than one export?");
+    if (type == "memory" && memory_.empty()) {
+      const auto name = record.find("memory");
+      if (name == record.end() || !name->is_string())
+        return lines_.refuse("memory: expected the memory's name; or name one with --memory");
+      name->get_to(memory_);
+    }
+    counts_.add(type);
+    last_line_ = lines_.line();
+    if (type == "end") {
+      RECALLD_CHECK(check_counts(record));
+      ended_ = true;
+    }
+    const bool full = page_bytes_ + line.size() > import_page_bytes_max || page_.size() >= import_page_records_max;
+    if (full && !page_.empty()) RECALLD_CHECK(send());
+    page_.push_back(std::move(record));
+    page_lines_.push_back(lines_.line());
+    page_bytes_ += line.size();
+    return {};
+  }
+
+  // The end record says how many there were.
+  Expected<void> check_counts(const Json& end) const {
+    for (const auto& [key, count] : {std::pair("turns", counts_.turns), std::pair("chunks", counts_.chunks)}) {
+      const auto said = end.find(key);
+      if (said != end.end() && said->is_number_unsigned() && *said != count)
+        return lines_.refuse("the file holds " + with_thousands(count) + " " + key + ", its end record says " +
+                             with_thousands(said->get<uint64_t>()) + ": lines are missing or were added");
+    }
+    return {};
+  }
+
+  Expected<void> send() {
+    if (page_.empty()) return {};
+    auto reply = client_.import_records({memory_, std::exchange(page_, {})});
+    const std::vector<uint64_t> lines = std::exchange(page_lines_, {});
+    page_bytes_ = 0;
+    if (!reply) return std::unexpected(named_by_line(std::move(reply).error(), lines));
+    imported_ += reply->imported;
+    present_ += reply->present;
+    reply_ = *std::move(reply);
+    return {};
+  }
+
+  // "records[17].time: ..." as "notes.jsonl:18: time: ...".
+  Error named_by_line(Error error, const std::vector<uint64_t>& lines) const {
+    constexpr std::string_view begin = "records[";
+    if (error.message.starts_with(begin)) {
+      size_t record = 0;
+      const char* const end = error.message.data() + error.message.size();
+      const auto [stop, problem] = std::from_chars(error.message.data() + begin.size(), end, record);
+      if (problem == std::errc() && stop != end && *stop == ']' && record < lines.size()) {
+        std::string_view rest(stop + 1, end);
+        while (rest.starts_with('.') || rest.starts_with(':') || rest.starts_with(' ')) rest.remove_prefix(1);
+        error.message = lines_.source() + ":" + std::to_string(lines[record]) + ": " + std::string(rest);
+        return error;
+      }
+    }
+    return std::move(error).within(lines_.source() + ", lines " + std::to_string(lines.front()) + " to " +
+                                   std::to_string(lines.back()));
+  }
+
+  Client& client_;
+  LineReader& lines_;
+  std::string memory_;
+  std::vector<Json> page_;
+  std::vector<uint64_t> page_lines_;  // where each record of the page stands
+  size_t page_bytes_ = 0;
+  Counts counts_;
+  uint64_t last_line_ = 0;
+  bool ended_ = false;
+  uint64_t imported_ = 0;
+  uint64_t present_ = 0;
+  std::optional<ImportReply> reply_;  // the last
+};
+
+int run_import(const Globals& globals, const std::string& file, const std::string& memory) {
+  const Interrupt interrupt;
+  auto lines = LineReader::open(file, Interrupt::seen);
+  if (!lines) return fail_with(lines.error(), exit_usage);
+  auto client = connect(globals, true, Interrupt::seen);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  Import import(*client, *lines, memory);
+  if (const auto done = import.run(); !done) {
+    Error error = done.error();
+    if (Interrupt::seen()) error.message = "interrupted";
+    if (import.imported() > 0) {
+      error.message += " (" + counted(import.imported(), "record") + (import.imported() == 1 ? " was" : " were") +
+                       " imported; the same import again goes on from there)";
+    }
+    if (Interrupt::seen()) return fail_with(error, exit_interrupted);
+    return error.kind == ErrorKind::invalid_request ? fail_with(error, exit_usage) : fail_with(error);
+  }
+  const Memory& now = import.reply()->memory;
+  if (globals.json) {
+    return print_line({{"memory", import.memory()},
+                       {"records", import.counts().records},
+                       {"imported", import.imported()},
+                       {"present", import.present()},
+                       {"turns", now.turns},
+                       {"chunks", now.chunks},
+                       {"encoded_chunks", now.encoded_chunks}});
+  }
+  std::string message =
+      "Imported " + counted(import.imported(), "record") + " of " + lines->source() + " into " + import.memory();
+  if (import.present() > 0) {
+    message += "; " + with_thousands(import.present()) + (import.present() == 1 ? " was" : " were") + " there already";
+  }
+  message += ". It has " + counted(now.turns, "turn") + " and " + counted(now.chunks, "chunk") + ", " +
+             with_thousands(now.encoded_chunks) + " of them encoded";
+  if (now.encoded_chunks < now.chunks) message += "; the rest is encoded behind";
+  return print(printable(message) + ".\n");
+}
+
+}  // namespace
+
+void add_export(CLI::App& app, const Globals& globals, Run& run) {
+  auto arguments = std::make_shared<ExportArguments>();
+  CLI::App* command = app.add_subcommand("export", "Write a memory as a file of JSON lines, which import restores");
+  command->add_option("MEMORY", arguments->request.memory)->required();
+  command->add_option("FILE", arguments->file, "Where to; - is standard output")->capture_default_str();
+  command->add_flag("--encodings", arguments->request.encodings,
+                    "Also landmarks, K/V and states: larger, and nothing is encoded anew where the model is the same");
+  command->callback(
+      [&globals, &run, arguments] { run = [&globals, arguments] { return run_export(globals, *arguments); }; });
+}
+
+void add_import(CLI::App& app, const Globals& globals, Run& run) {
+  auto file = std::make_shared<std::string>();
+  auto memory = std::make_shared<std::string>();
+  CLI::App* command = app.add_subcommand("import", "Restore a memory from what export wrote");
+  command->add_option("FILE", *file, "What to read; - is standard input")->required();
+  command->add_option("--memory", *memory, "Into a memory of this name instead of its own");
+  command->callback([&globals, &run, file, memory] {
+    run = [&globals, file, memory] { return run_import(globals, *file, *memory); };
+  });
+}
+
+}  // namespace recalld::client

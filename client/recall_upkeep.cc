@@ -1,0 +1,308 @@
+// Commands of recall that look after what is stored: forget, memories delete, verify, backup, reencode.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "client/cli.h"
+#include "client/progress.h"
+#include "client/text.h"
+
+namespace recalld::client {
+
+namespace {
+
+constexpr auto poll_interval = std::chrono::milliseconds(500);
+
+// ---- forget
+
+// "4", "10-20", or several with commas between.
+Expected<std::vector<TurnRange>> turn_ranges(const std::string& text) {
+  std::vector<TurnRange> out;
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  const auto refuse = [&] {
+    return fail(ErrorKind::invalid_request, "expected numbers of turns, or ranges such as 10-20, got '" + text + "'");
+  };
+  for (;;) {
+    TurnRange range;
+    const auto first = std::from_chars(at, end, range.first);
+    if (first.ec != std::errc()) return refuse();
+    range.last = range.first;
+    at = first.ptr;
+    if (at != end && *at == '-') {
+      const auto last = std::from_chars(at + 1, end, range.last);
+      if (last.ec != std::errc() || range.last < range.first) return refuse();
+      at = last.ptr;
+    }
+    out.push_back(range);
+    if (at == end) return out;
+    if (*at++ != ',') return refuse();
+  }
+}
+
+std::string turns_check(const std::string& text) {
+  const auto ranges = turn_ranges(text);
+  return ranges ? "" : ranges.error().message;
+}
+
+// A day means its beginning, in UTC; anything else is for the daemon to judge.
+std::string moment(const std::string& text) {
+  constexpr size_t day_characters = 10;  // 2026-01-31
+  return text.size() == day_characters ? text + "T00:00:00Z" : text;
+}
+
+struct ForgetArguments {
+  std::string memory;
+  std::vector<std::string> turns;
+  std::string role;
+  std::string name;
+  std::string before;
+  std::string after;
+  std::string filter;
+  bool dry_run = false;
+  bool yes = false;
+  bool no_wait = false;
+};
+
+Expected<ForgetRequest> forget_request(const ForgetArguments& arguments) {
+  ForgetRequest request;
+  request.memory = arguments.memory;
+  request.wait = !arguments.no_wait;
+  Json conditions = Json::object();
+  if (!arguments.role.empty()) conditions["role"] = arguments.role;
+  if (!arguments.name.empty()) conditions["name"] = arguments.name;
+  if (!arguments.before.empty()) conditions["time"]["lt"] = moment(arguments.before);
+  if (!arguments.after.empty()) conditions["time"]["gte"] = moment(arguments.after);
+  Json filter = nullptr;
+  if (!arguments.filter.empty()) {
+    filter = Json::parse(arguments.filter, nullptr, /*allow_exceptions=*/false);
+    if (!filter.is_object()) {
+      return fail(
+          ErrorKind::invalid_request,
+          R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + arguments.filter + "'");
+    }
+  }
+  const bool filtered = !conditions.empty() || filter.is_object();
+  if (filtered && !arguments.turns.empty()) {
+    return fail(ErrorKind::invalid_request,
+                "forget: give turns by number, or by --role, --name, --before, --after and --filter, not both; "
+                R"(a filter may name numbers too: --filter '{"turn":{"gte":10,"lte":20}}')");
+  }
+  if (!filtered && arguments.turns.empty()) {
+    return fail(
+        ErrorKind::invalid_request,
+        "forget: say which turns, by number or by --role, --name, --before, --after or --filter; recall memories "
+        "delete removes a whole memory");
+  }
+  for (const std::string& text : arguments.turns) {
+    RECALLD_TRY(const std::vector<TurnRange> ranges, turn_ranges(text));
+    request.turns.insert(request.turns.end(), ranges.begin(), ranges.end());
+  }
+  if (!filtered) return request;
+  if (conditions.empty()) {
+    request.filter = std::move(filter);
+  } else if (filter.is_null()) {
+    request.filter = std::move(conditions);
+  } else {
+    request.filter = {{"and", Json::array({std::move(conditions), std::move(filter)})}};
+  }
+  return request;
+}
+
+int run_forget(const Globals& globals, const ForgetArguments& arguments) {
+  auto request = forget_request(arguments);
+  if (!request) return fail_with(request.error(), exit_usage);
+  const bool ask = !arguments.yes && !arguments.dry_run;
+  if (ask && !can_ask()) {
+    return fail_with({ErrorKind::invalid_request, "forget turns of " + arguments.memory +
+                                                      ": nobody to ask; give --dry-run to see how much would go, and "
+                                                      "--yes to forget it"},
+                     exit_usage);
+  }
+  auto client = connect(globals, true);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  if (ask) {
+    request->dry_run = true;
+    const auto would = client->forget(*request);
+    if (!would) return fail_with(would.error());
+    std::fputs(report(*would, Style{}).c_str(), stderr);
+    if (would->turn_count == 0) return exit_ok;
+    if (!confirmed("Forget them for good?")) {
+      std::fputs("Kept.\n", stderr);
+      return exit_error;
+    }
+    // Exactly what was shown, whatever was appended meanwhile.
+    if (would->turns.size() <= forget_ranges_max) {
+      request->turns = would->turns;
+      request->filter = nullptr;
+    }
+  }
+  request->dry_run = arguments.dry_run;
+  const auto result = client->call("forget", params(*request));
+  if (!result) return fail_with(result.error());
+  return print_reply<Receipt>(globals, *result);
+}
+
+// ---- verify
+
+int run_verify(const Globals& globals, const VerifyRequest& request) {
+  auto client = connect(globals, true);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  const auto result = client->call("verify", params(request));
+  if (!result) return fail_with(result.error());
+  const auto reply = decode<VerifyReply>(*result);
+  if (!reply) return fail_with(reply.error());
+  const int code = globals.json ? print_line(*result) : print(report(*reply, Style::of_standard_output()));
+  if (code != exit_ok) return code;
+  return reply->problem_count > reply->repaired_count ? exit_error : exit_ok;
+}
+
+// ---- reencode
+
+// The directory as the daemon needs it, whose own directory is another.
+std::string absolute(const std::string& directory) {
+  return std::filesystem::absolute(directory).lexically_normal().string();
+}
+
+// Shows how far a job is until it ends, or until Ctrl-C, which leaves it running.
+int follow(const Globals& globals, Client& client, Job job) {
+  {
+    Progress progress(STDERR_FILENO);
+    while (job.state == "running" && !Interrupt::seen()) {
+      const bool known = job.total > 0;
+      progress.show(
+          known ? std::optional(static_cast<double>(job.done) / static_cast<double>(job.total)) : std::nullopt,
+          printable(job.kind) + "  " + with_thousands(job.done) + " of " + counted(job.total, "chunk"));
+      std::this_thread::sleep_for(poll_interval);
+      const auto jobs = client.jobs();
+      if (!jobs && Interrupt::seen()) break;
+      if (!jobs) return fail_with(jobs.error());
+      const auto found = std::ranges::find(jobs->jobs, job.job, &Job::job);
+      if (found == jobs->jobs.end()) {
+        return fail_with({ErrorKind::not_found,
+                          "job " + std::to_string(job.job) + " is no longer among the daemon's jobs; see its log"},
+                         exit_error);
+      }
+      job = *found;
+    }
+  }
+  if (job.state == "running") {
+    return fail_with({ErrorKind::busy, "job " + std::to_string(job.job) +
+                                           " goes on in the daemon; recall stats shows how far it is, recall reencode "
+                                           "--cancel drops it"},
+                     exit_interrupted);
+  }
+  if (job.state == "failed") {
+    return fail_with({ErrorKind::internal, job.kind + " failed: " + job.message});
+  }
+  if (globals.json) {
+    return print_line({{"job", job.job}, {"kind", job.kind}, {"state", job.state}, {"message", job.message}});
+  }
+  return print(report(job, Style::of_standard_output()));
+}
+
+int run_reencode(const Globals& globals, const std::string& model, bool cancel, bool wait) {
+  if (model.empty() != cancel) {
+    return fail_with({ErrorKind::invalid_request, "reencode: give the directory of a model, or --cancel"}, exit_usage);
+  }
+  const Interrupt interrupt;
+  auto client = connect(globals, true, Interrupt::seen);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  const auto result = client->call("reencode", cancel ? Json{{"cancel", true}} : Json{{"model", absolute(model)}});
+  if (!result) return fail_with(result.error(), Interrupt::seen() ? exit_interrupted : exit_error);
+  const auto job = decode<Job>(*result);
+  if (!job) return fail_with(job.error());
+  const bool follows = !cancel && (wait || isatty(STDERR_FILENO) != 0);
+  if (follows && job->state == "running") return follow(globals, *client, *job);
+  return globals.json ? print_line(*result) : print(report(*job, Style::of_standard_output()));
+}
+
+}  // namespace
+
+int run_memories_delete(const Globals& globals, const std::string& memory, bool yes, bool wait) {
+  auto client = connect(globals, true);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  if (!yes) {
+    if (!can_ask()) {
+      return fail_with({ErrorKind::invalid_request, "delete " + memory + ": nobody to ask; give --yes to delete it"},
+                       exit_usage);
+    }
+    const auto found = client->memory(memory);
+    if (!found) return fail_with(found.error());
+    if (!confirmed("Delete " + memory + " with " + counted(found->turns, "turn") + " for good?")) {
+      std::fputs("Kept.\n", stderr);
+      return exit_error;
+    }
+  }
+  Json arguments{{"memory", memory}};
+  if (!wait) arguments["wait"] = "none";
+  const auto result = client->call("memories.delete", std::move(arguments));
+  if (!result) return fail_with(result.error());
+  return print_reply<DeleteReply>(globals, *result);
+}
+
+void add_forget(CLI::App& app, const Globals& globals, Run& run) {
+  auto arguments = std::make_shared<ForgetArguments>();
+  CLI::App* command = app.add_subcommand("forget", "Forget turns of a memory, for good and without a trace");
+  command->add_option("MEMORY", arguments->memory)->required();
+  command->add_option("TURNS", arguments->turns, "Numbers of turns and ranges, such as 4 10-20")->check(turns_check);
+  command->add_option("--role", arguments->role, "All turns of this role: user, assistant, system or tool");
+  command->add_option("--name", arguments->name, "All turns of this speaker");
+  command->add_option("--before", arguments->before,
+                      "All turns before this time, such as 2026-01-31 (UTC) or RFC 3339");
+  command->add_option("--after", arguments->after, "All turns at this time or later");
+  command->add_option("--filter", arguments->filter, "A filter as docs/protocol.md describes it, as JSON");
+  command->add_flag("--dry-run", arguments->dry_run, "Only say what would go");
+  command->add_flag("--yes", arguments->yes, "Do not ask");
+  command->add_flag("--no-wait", arguments->no_wait, "Do not wait until the bytes are erased from the disk");
+  command->footer("Several options together mean the turns that fit all of them.");
+  command->callback(
+      [&globals, &run, arguments] { run = [&globals, arguments] { return run_forget(globals, *arguments); }; });
+}
+
+void add_verify(CLI::App& app, const Globals& globals, Run& run) {
+  auto request = std::make_shared<VerifyRequest>();
+  CLI::App* command = app.add_subcommand("verify", "Read everything that is stored and say what is damaged");
+  command->add_option("MEMORY", request->memory, "Only this memory");
+  command->add_flag("--repair", request->repair, "Make again what follows from the turns");
+  command->callback([&globals, &run, request] { run = [&globals, request] { return run_verify(globals, *request); }; });
+}
+
+void add_backup(CLI::App& app, const Globals& globals, Run& run) {
+  auto directory = std::make_shared<std::string>();
+  CLI::App* command = app.add_subcommand("backup", "Copy the whole store while it is in use");
+  command->add_option("DIR", *directory, "Where to: a directory that does not exist yet, on the daemon's machine")
+      ->required();
+  command->callback([&globals, &run, directory] {
+    run = [&globals, directory] {
+      return call_and_report<BackupReply>(globals, "backup", {{"directory", absolute(*directory)}}, true);
+    };
+  });
+}
+
+void add_reencode(CLI::App& app, const Globals& globals, Run& run) {
+  struct Arguments {
+    std::string model;
+    bool cancel = false;
+    bool wait = false;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("reencode", "Encode everything with another model, behind what is served");
+  command->add_option("MODEL_DIR", arguments->model, "The directory of the model's checkpoint");
+  command->add_flag("--cancel", arguments->cancel, "Drop what has been encoded with another model");
+  command->add_flag("--wait", arguments->wait, "Wait until it is ready; on a terminal this is so without it");
+  command->callback([&globals, &run, arguments] {
+    run = [&globals, arguments] { return run_reencode(globals, arguments->model, arguments->cancel, arguments->wait); };
+  });
+}
+
+}  // namespace recalld::client

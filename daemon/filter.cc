@@ -1,0 +1,256 @@
+#include "daemon/filter.h"
+
+#include <algorithm>
+#include <compare>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "daemon/arguments.h"
+#include "daemon/protocol_parts.h"
+#include "daemon/rfc3339.h"
+
+namespace recalld {
+namespace {
+
+// The turn that is judged. Its metadata is parsed when the first condition asks for it.
+class Subject {
+ public:
+  Subject(uint64_t number, const Turn& turn) : number_(number), turn_(turn) {}
+
+  Json role() const { return Json(name(turn_.role)); }
+  Json speaker_name() const { return turn_.name ? Json(*turn_.name) : Json(nullptr); }
+  Json time() const { return Json(turn_.time_us); }
+  Json turn() const { return Json(number_); }
+  // A key that is not there counts as null.
+  Json metadata(const std::string& key) {
+    if (!metadata_) {
+      metadata_ = Json::parse(turn_.metadata, nullptr, /*allow_exceptions=*/false);
+      if (!metadata_->is_object()) metadata_ = Json::object();
+    }
+    const auto found = metadata_->find(key);
+    return found == metadata_->end() ? Json(nullptr) : *found;
+  }
+
+ private:
+  uint64_t number_;
+  const Turn& turn_;
+  std::optional<Json> metadata_;
+};
+
+using Condition = std::function<bool(Subject&)>;
+using Value = std::function<Json(Subject&)>;
+
+// Numbers by their value, texts byte by byte, and nothing with anything of another type. A long double holds every
+// integer of 64 bits and every double exactly.
+std::partial_ordering compare(const Json& a, const Json& b) {
+  if (a.is_number() && b.is_number()) {
+    const auto exact = [](const Json& number) {
+      if (number.is_number_unsigned()) return static_cast<long double>(number.get<uint64_t>());
+      if (number.is_number_integer()) return static_cast<long double>(number.get<int64_t>());
+      return static_cast<long double>(number.get<double>());
+    };
+    return exact(a) <=> exact(b);
+  }
+  if (a.is_string() && b.is_string())
+    return a.get_ref<const std::string&>().compare(b.get_ref<const std::string&>()) <=> 0;
+  if (a.type() == b.type() && a == b) return std::partial_ordering::equivalent;
+  return std::partial_ordering::unordered;
+}
+
+bool is_one_of(const Json& value, const Json::array_t& set) {
+  return std::ranges::any_of(set, [&](const Json& each) { return compare(value, each) == 0; });
+}
+
+struct Operator {
+  std::string_view name;
+  bool takes_list = false;
+  bool orders = false;                                                        // and so needs numbers or texts
+  bool (*holds)(const Json& value, const Json::array_t& operands) = nullptr;  // one operand unless it takes a list
+};
+constexpr Operator equal{"eq", false, false,
+                         [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) == 0; }};
+constexpr Operator unequal{"ne", false, false,
+                           [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) != 0; }};
+constexpr Operator in{"in", true, false, [](const Json& v, const Json::array_t& o) { return is_one_of(v, o); }};
+constexpr Operator not_in{"nin", true, false, [](const Json& v, const Json::array_t& o) { return !is_one_of(v, o); }};
+constexpr Operator above{"gt", false, true, [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) > 0; }};
+constexpr Operator from{"gte", false, true,
+                        [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) >= 0; }};
+constexpr Operator below{"lt", false, true, [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) < 0; }};
+constexpr Operator to{"lte", false, true, [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) <= 0; }};
+
+// One member of a filter: what it looks at, and what that may be compared with.
+struct Field {
+  std::initializer_list<Operator> operators;
+  bool plain = true;  // a value that stands alone means eq
+  std::string_view expected;
+  bool (*accept)(Json& operand, bool orders) = nullptr;  // false: of another type; may bring it into the value's form
+};
+
+bool accept_role(Json& operand, bool) {
+  return operand.is_string() && role_from_name(operand.get_ref<const std::string&>()).has_value();
+}
+bool accept_name(Json& operand, bool) {
+  if (operand.is_null()) return true;
+  if (!operand.is_string()) return false;
+  const std::string& name = operand.get_ref<const std::string&>();
+  return !name.empty() && name.size() <= name_bytes_max;
+}
+bool accept_time(Json& operand, bool) {
+  if (!operand.is_string()) return false;
+  const auto time_us = parse_rfc3339(operand.get_ref<const std::string&>());
+  if (time_us) operand = *time_us;
+  return time_us.has_value();
+}
+bool accept_turn(Json& operand, bool) {
+  return operand.is_number_unsigned() && operand.get<uint64_t>() <= number_max;
+}
+bool accept_metadata(Json& operand, bool orders) {
+  if (orders) return operand.is_string() || operand.is_number();
+  return operand.is_primitive() && !operand.is_binary();
+}
+
+constexpr auto role_operators = {equal, unequal, in, not_in};
+constexpr auto time_operators = {from, above, to, below};
+constexpr auto turn_operators = {from, above, to, below, equal, in};
+constexpr auto metadata_operators = {equal, unequal, in, not_in, above, from, below, to};
+
+const Field role_field{role_operators, true, R"("user", "assistant", "system" or "tool")", accept_role};
+const Field name_field{role_operators, true, "a name of 1 to 200 bytes, or null for turns without one", accept_name};
+const Field time_field{time_operators, false, R"(a time of RFC 3339, such as "2026-01-02T03:04:05Z")", accept_time};
+const Field turn_field{turn_operators, true, "an integer from 0 to 9007199254740992", accept_turn};
+const Field metadata_field{metadata_operators, true,
+                           "a string, a number that fits 64 bits, true, false or null (to order by: a string or a "
+                           "number)",
+                           accept_metadata};
+
+constexpr std::string_view metadata_prefix = "metadata.";
+
+std::string names_of(const Field& field) {
+  std::string names;
+  for (const Operator& each : field.operators) names.append(names.empty() ? "" : ", ").append(each.name);
+  return names;
+}
+
+std::unexpected<Error> refuse(const std::string& path, std::string_view why) {
+  return fail(ErrorKind::invalid_request, path + ": " + std::string(why));
+}
+
+// Reads one filter, and counts what it costs.
+class Reader {
+ public:
+  // Conditions joined by and.
+  Expected<Condition> group(Json& value, const std::string& path, size_t depth) {
+    if (depth > filter_depth_max)
+      return refuse(path, "the filter is nested deeper than " + std::to_string(filter_depth_max) + " levels");
+    if (!value.is_object()) return refuse(path, "expected an object of conditions, got " + described(value));
+    if (value.empty())
+      return refuse(path, R"(expected at least one condition, such as {"role":"tool"}; none would mean every turn)");
+    std::vector<Condition> all;
+    for (auto& [key, member] : value.items()) {
+      RECALLD_TRY(Condition condition, this->condition(key, member, path + "." + key.substr(0, 64), depth));
+      all.push_back(std::move(condition));
+    }
+    if (all.size() == 1) return std::move(all.front());
+    return [all = std::move(all)](Subject& subject) {
+      return std::ranges::all_of(all, [&](const Condition& each) { return each(subject); });
+    };
+  }
+
+ private:
+  Expected<Condition> condition(const std::string& key, Json& value, const std::string& path, size_t depth) {
+    if (key == "role") return field(role_field, &Subject::role, value, path);
+    if (key == "name") return field(name_field, &Subject::speaker_name, value, path);
+    if (key == "time") return field(time_field, &Subject::time, value, path);
+    if (key == "turn") return field(turn_field, &Subject::turn, value, path);
+    if (key.starts_with(metadata_prefix)) {
+      const std::string name = key.substr(metadata_prefix.size());
+      return field(
+          metadata_field, [name](Subject& subject) { return subject.metadata(name); }, value, path);
+    }
+    if (key == "and" || key == "or") return list(key == "and", value, path, depth);
+    if (key == "not") {
+      RECALLD_TRY(Condition inside, group(value, path, depth + 1));
+      return [inside = std::move(inside)](Subject& subject) { return !inside(subject); };
+    }
+    return refuse(path, "unknown condition; there are role, name, time, turn, metadata.KEY, and, or, not");
+  }
+
+  // Filters joined by and or by or.
+  Expected<Condition> list(bool all, Json& value, const std::string& path, size_t depth) {
+    if (!value.is_array() || value.empty() || value.size() > filter_values_max)
+      return refuse(
+          path, "expected an array of 1 to " + std::to_string(filter_values_max) + " filters, got " + described(value));
+    std::vector<Condition> inside;
+    for (size_t i = 0; i < value.size(); ++i) {
+      RECALLD_TRY(Condition condition, group(value[i], path + "[" + std::to_string(i) + "]", depth + 1));
+      inside.push_back(std::move(condition));
+    }
+    return [all, inside = std::move(inside)](Subject& subject) {
+      const auto holds = [&](const Condition& each) { return each(subject); };
+      return all ? std::ranges::all_of(inside, holds) : std::ranges::any_of(inside, holds);
+    };
+  }
+
+  // A value that stands alone, or an object of comparisons joined by and.
+  Expected<Condition> field(const Field& field, Value value_of, Json& value, const std::string& path) {
+    std::vector<std::pair<const Operator*, Json::array_t>> comparisons;
+    if (!value.is_object()) {
+      if (!field.plain) return refuse(path, "expected an object with " + names_of(field) + ", got " + described(value));
+      RECALLD_CHECK(take(field, false, value, path));
+      comparisons.emplace_back(&equal, Json::array_t{std::move(value)});
+    } else {
+      if (value.empty()) return refuse(path, "expected at least one of " + names_of(field));
+      for (auto& [name, operand] : value.items()) {
+        const std::string place = path + "." + name.substr(0, 64);
+        const auto found = std::ranges::find(field.operators, std::string_view(name), &Operator::name);
+        if (found == field.operators.end()) return refuse(place, "unknown comparison; there are " + names_of(field));
+        RECALLD_TRY(Json::array_t operands, this->operands(field, *found, operand, place));
+        comparisons.emplace_back(found, std::move(operands));
+      }
+    }
+    return [value_of = std::move(value_of), comparisons = std::move(comparisons)](Subject& subject) {
+      const Json found = value_of(subject);
+      return std::ranges::all_of(comparisons, [&](const auto& each) { return each.first->holds(found, each.second); });
+    };
+  }
+
+  Expected<Json::array_t> operands(const Field& field, const Operator& op, Json& value, const std::string& path) {
+    if (!op.takes_list) {
+      RECALLD_CHECK(take(field, op.orders, value, path));
+      return Json::array_t{std::move(value)};
+    }
+    if (!value.is_array() || value.empty())
+      return refuse(path, "expected an array of at least one value, got " + described(value));
+    for (size_t i = 0; i < value.size(); ++i)
+      RECALLD_CHECK(take(field, op.orders, value[i], path + "[" + std::to_string(i) + "]"));
+    return std::move(value.get_ref<Json::array_t&>());
+  }
+
+  // Brings one operand into the form of the field's values.
+  Expected<void> take(const Field& field, bool orders, Json& operand, const std::string& path) {
+    if (++values_ > filter_values_max)
+      return refuse(path, "the filter compares with more than " + std::to_string(filter_values_max) + " values");
+    if (field.accept(operand, orders)) return {};
+    return refuse(path, "expected " + std::string(field.expected) + ", got " + described(operand));
+  }
+
+  size_t values_ = 0;
+};
+
+}  // namespace
+
+Expected<TurnFilter> read_filter(Json& value, std::string path) {
+  Reader reader;
+  RECALLD_TRY(Condition condition, reader.group(value, path, 1));
+  // Shared, because a function is copied with the request, and what it calls is never changed.
+  return [condition = std::make_shared<const Condition>(std::move(condition))](uint64_t number, const Turn& turn) {
+    Subject subject(number, turn);
+    return (*condition)(subject);
+  };
+}
+
+}  // namespace recalld

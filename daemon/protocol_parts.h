@@ -1,0 +1,38 @@
+// What the methods of the protocol share: how a memory's name, a turn, a time and a cursor are read and written.
+// Readers take their argument out of an Arguments, which remembers the first mistake (arguments.h).
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "daemon/arguments.h"
+#include "daemon/json_rpc.h"
+#include "daemon/requests.h"
+
+namespace recalld {
+
+using Reply = nlohmann::ordered_json;  // members stand as docs/protocol.md lists them
+
+inline constexpr size_t memory_bytes_max = 200;
+inline constexpr uint64_t number_max = uint64_t{1} << 53;  // of turns, chunks, tokens: what JSON readers hold exactly
+
+// ---- Arguments
+std::string take_memory(Arguments& arguments, std::string_view argument = "memory");
+std::optional<int64_t> take_time(Arguments& arguments, std::string_view argument);  // microseconds since 1970
+// The turn that `arguments` is about: role, content, name, time, metadata. `has_time`: whether there was one.
+Turn take_turn(Arguments& arguments, bool& has_time);
+// "wait": whether to answer only when all is done, which is the default; "none" answers as soon as it is begun.
+bool take_wait(Arguments& arguments);
+
+// Cursors: a letter for the listing, a colon, and where the next page begins.
+std::string cursor(char listing, std::string_view position);
+
+// ---- Replies
+std::string text_of(const Reply& reply);
+Reply memory_info(const MemoryInfo& info);
+Reply job_view(const JobView& job);
+// Adds role, name, content, time and metadata.
+void put_turn(Reply& out, const Turn& turn);
+
+}  // namespace recalld
