@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <limits>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -296,6 +297,26 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     RECALLD_CHECK(checked(db.CompactRange(options, family, &from, &to), "compact"));
   }
   return bytes;
+}
+
+Expected<void> Catalog::with_files(const std::function<Expected<void>(std::span<const File>)>& use) const {
+  auto& db = *database_->db;
+  RECALLD_CHECK(checked(db.DisableFileDeletions(), "keep the files of"));
+  const auto used = [&]() -> Expected<void> {
+    // The log is copied as far as it has come, so that nothing is written out for the copy's sake.
+    rocksdb::LiveFilesStorageInfoOptions options;
+    options.wal_size_for_flush = std::numeric_limits<uint64_t>::max();
+    std::vector<rocksdb::LiveFileStorageInfo> live;
+    RECALLD_CHECK(checked(db.GetLiveFilesStorageInfo(options, &live), "list the files of"));
+    std::vector<File> files;
+    for (rocksdb::LiveFileStorageInfo& file : live) {
+      File& into = files.emplace_back(file.relative_filename, file.size, !file.trim_to_size);
+      if (!file.replacement_contents.empty()) into.contents = std::move(file.replacement_contents);
+    }
+    return use(files);
+  }();
+  const auto released = checked(db.EnableFileDeletions(false), "release the files of");
+  return used ? released : used;
 }
 
 Catalog::Usage Catalog::usage() const {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -102,6 +103,17 @@ class Catalog {
   // Rewrites what still holds removed rows of these ranges: their bytes are gone from the tables and from the
   // write-ahead log on return. Returns how many bytes of tables were rewritten or dropped.
   Expected<uint64_t> reclaim(std::span<const Range> ranges);
+
+  // A file of a copy of the catalog.
+  struct File {
+    std::string name;                     // in the catalog's directory
+    uint64_t bytes = 0;                   // from its beginning
+    bool whole = false;                   // they are all of it, and stay so
+    std::optional<std::string> contents;  // to be written instead of copied
+  };
+  // Calls use() with the files that together are a catalog that holds all that was written before, each batch whole or
+  // not at all. They stay as they are until it returns.
+  Expected<void> with_files(const std::function<Expected<void>(std::span<const File>)>& use) const;
 
   struct Usage {
     uint64_t bytes_on_disk = 0;

@@ -30,6 +30,8 @@ class DataDirectory {
   // between is made good by the next open(). Fails with busy when another process has the directory.
   static Expected<void> adopt_next(const std::filesystem::path& path);
 
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path format() const { return path_ / "FORMAT"; }
   std::filesystem::path catalog() const { return path_ / "catalog"; }
   std::filesystem::path kv() const { return path_ / "kv"; }
 

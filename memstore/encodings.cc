@@ -121,13 +121,31 @@ Expected<std::optional<StateCheckpoint>> Encodings::state(const Generation& of, 
     const uint64_t last = std::min(chunks_max, of.layout.end_of(extent));
     RECALLD_TRY(const bool found, rows.seek_before(row_key(extent.stream, last)));
     if (!found || number_of(rows.key()) <= extent.first_chunk) continue;
-    if (rows.value().size() != shape_.state_bytes)
-      return fail(ErrorKind::corrupt, "read the state after chunk " + std::to_string(number_of(rows.key())) +
-                                          " of stream " + std::to_string(extent.stream) +
-                                          ": wrong size; run recall verify --repair");
-    return StateCheckpoint{number_of(rows.key()), std::string(rows.value())};
+    return checked_state(extent.stream, rows);
   }
   return std::nullopt;
+}
+
+Expected<std::optional<StateCheckpoint>> Encodings::next_state(const Generation& of, uint64_t after,
+                                                               uint64_t chunks_max) const {
+  for (const Extent& extent : of.layout.extents) {
+    const uint64_t last = std::min(chunks_max, of.layout.end_of(extent));
+    const uint64_t before = std::max(after, extent.first_chunk);
+    if (before >= last) continue;
+    Catalog::Cursor rows = catalog_.cursor(Family::states, row_key(extent.stream));
+    RECALLD_TRY(const bool found, rows.seek(row_key(extent.stream, before + 1)));
+    if (found && number_of(rows.key()) <= last) return checked_state(extent.stream, rows);
+  }
+  return std::nullopt;
+}
+
+// The state in the row that the cursor stands on.
+Expected<std::optional<StateCheckpoint>> Encodings::checked_state(StreamId stream, const Catalog::Cursor& row) const {
+  if (row.value().size() != shape_.state_bytes)
+    return fail(ErrorKind::corrupt, "read the state after chunk " + std::to_string(number_of(row.key())) +
+                                        " of stream " + std::to_string(stream) +
+                                        ": wrong size; run recall verify --repair");
+  return StateCheckpoint{number_of(row.key()), std::string(row.value())};
 }
 
 // ---- Adding

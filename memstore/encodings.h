@@ -37,6 +37,8 @@ class Encodings {
   Expected<std::vector<ScoredChunk>> top_k(const Generation& of, std::span<const Bf16> query, size_t k,
                                            WorkerPool& pool);
   Expected<std::optional<StateCheckpoint>> state(const Generation& of, uint64_t chunks_max) const;
+  // The first one that covers more than `after` chunks and at most chunks_max.
+  Expected<std::optional<StateCheckpoint>> next_state(const Generation& of, uint64_t after, uint64_t chunks_max) const;
 
   // ---- Adding chunks to a generation: write() their K/V, durably; stage() everything that names it in the caller's
   // batch; written() once that is durable.
@@ -85,6 +87,8 @@ class Encodings {
   const RecordShape& shape() const { return shape_; }
 
  private:
+  Expected<std::optional<StateCheckpoint>> checked_state(StreamId stream, const Catalog::Cursor& row) const;
+
   const Catalog& catalog_;
   const RecordShape shape_;
   LandmarkIndex landmarks_;

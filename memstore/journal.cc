@@ -150,6 +150,24 @@ Expected<void> for_each_run(const Catalog& catalog, MemoryId id, const Gaps& gap
   return {};
 }
 
+Expected<Journal::Operation> decode_operation(MemoryId id, std::string_view bytes) {
+  ByteReader in(bytes);
+  Journal::Operation operation;
+  operation.id = in.text();
+  const std::string_view digest = in.take(operation.digest.size());
+  if (in.ok()) std::memcpy(operation.digest.data(), digest.data(), digest.size());
+  operation.reply.id = id;
+  operation.reply.first_turn = in.varint();
+  operation.reply.last_turn = in.varint();
+  operation.reply.tokens = in.varint();
+  operation.reply.end_token = in.varint();
+  operation.reply.repeated = true;
+  if (!in.done())
+    return fail(ErrorKind::corrupt,
+                "read an operation of memory " + std::to_string(id) + ": no such row; run recall verify");
+  return operation;
+}
+
 // Whether no character begins at this byte.
 bool continues(char byte) {
   return (static_cast<unsigned char>(byte) & 0xc0) == 0x80;
@@ -199,21 +217,22 @@ void Journal::stage(MemoryId id, std::span<const NewTurn> turns, JournalRecord& 
 Expected<std::optional<Journal::Operation>> Journal::operation(MemoryId id, std::string_view operation_id) const {
   RECALLD_TRY(const auto bytes, catalog_.get(Family::operations, operation_key(id, operation_id)));
   if (!bytes) return std::nullopt;
-  ByteReader in(*bytes);
-  Operation operation;
-  operation.id = in.text();
-  const std::string_view digest = in.take(operation.digest.size());
-  if (in.ok()) std::memcpy(operation.digest.data(), digest.data(), digest.size());
-  operation.reply.id = id;
-  operation.reply.first_turn = in.varint();
-  operation.reply.last_turn = in.varint();
-  operation.reply.tokens = in.varint();
-  operation.reply.end_token = in.varint();
-  operation.reply.repeated = true;
-  if (!in.done())
-    return fail(ErrorKind::corrupt,
-                "read an operation of memory " + std::to_string(id) + ": no such row; run recall verify");
-  return operation;
+  return decode_operation(id, *bytes);
+}
+
+Expected<std::vector<StoredOperation>> Journal::operations(MemoryId id, const std::optional<Hash128>& after,
+                                                           size_t limit) const {
+  std::vector<StoredOperation> operations;
+  Catalog::Cursor rows = catalog_.cursor(Family::operations, row_key(id));
+  // A zero byte behind the key of that one makes the next key that there can be.
+  RECALLD_TRY(bool found, after ? rows.seek((row_key(id) += as_text(*after)) += '\0') : rows.first());
+  while (found && operations.size() < limit) {
+    RECALLD_TRY(Operation each, decode_operation(id, rows.value()));
+    operations.push_back(
+        {std::move(each.id), each.digest, each.reply.first_turn, each.reply.last_turn, each.reply.tokens});
+    RECALLD_TRY(found, rows.next());
+  }
+  return operations;
 }
 
 Expected<std::vector<StoredTurn>> Journal::turns(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps,

@@ -32,6 +32,9 @@ class Journal {
     Appended reply;
   };
   Expected<std::optional<Operation>> operation(MemoryId id, std::string_view operation_id) const;
+  // Those after this one, by the hashes of their ids, at most `limit`.
+  Expected<std::vector<StoredOperation>> operations(MemoryId id, const std::optional<Hash128>& after,
+                                                    size_t limit) const;
   static void stage(MemoryId id, const Operation& operation, Catalog::Batch& batch);
 
   // Adds the rows of turns that follow the memory's last one to the batch, and counts them in `memory`.

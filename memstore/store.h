@@ -18,6 +18,7 @@
 #include "base/hash.h"
 #include "kernels/landmark_topk.h"
 #include "kernels/worker_pool.h"
+#include "memstore/backup.h"
 #include "memstore/chunk.h"
 #include "memstore/file_io.h"
 #include "memstore/turn.h"
@@ -135,6 +136,15 @@ struct Erasure {
   };
   std::vector<Segment> segments;
   uint64_t catalog_bytes = 0;  // of tables that were rewritten or dropped
+};
+
+// An append that carried an operation_id, as an export keeps it.
+struct StoredOperation {
+  std::string id;
+  Hash128 digest{};
+  uint64_t first_turn = 0;
+  uint64_t last_turn = 0;
+  uint64_t tokens = 0;
 };
 
 // Something on disk that is not what was written.
@@ -261,6 +271,34 @@ class Store {
   Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool) const;
 
   Expected<StoreStats> stats() const;
+
+  // ---- Export and import: what other functions do not read, and writing what an export says
+  // Operations of a memory in the order of the hashes of their ids, after this one, at most `limit`.
+  Expected<std::vector<StoredOperation>> operations(MemoryId id, const std::optional<Hash128>& after,
+                                                    size_t limit) const;
+
+  // The first checkpoint that covers more than `after` chunks and at most `chunks_max`; nothing when there is none.
+  Expected<std::optional<StateCheckpoint>> next_state(const StreamInfo& of, uint64_t after, uint64_t chunks_max) const;
+
+  // Makes a memory without turns. Fails with busy when there is one of this name.
+  Expected<MemoryInfo> restore_memory(std::string_view name, int64_t created_us, int64_t updated_us);
+
+  // Appends turns that all have their numbers, in one synced batch. Fails with not_found when the memory was removed,
+  // with busy when its next_turn is not this: something else was appended.
+  Expected<MemoryInfo> restore_turns(MemoryId id, uint64_t next_turn, std::span<const NewTurn> turns,
+                                     int64_t updated_us);
+
+  // Adds those operations that there are not yet, of turns that the memory has or had, in one synced batch; returns how
+  // many. invalid_request when one has the id of another, with other turns.
+  Expected<uint64_t> restore_operations(MemoryId id, std::span<const StoredOperation> operations);
+
+  // Sets the number of the next turn, if it grows by that or stays, and then the time of the last append.
+  Expected<MemoryInfo> restore_end(MemoryId id, uint64_t next_turn, int64_t updated_us);
+
+  // ---- Backup
+  // Copies the store, with everything that is durable when it is called, into a new directory that a store can be
+  // opened on. Appends, searches and encodings go on meanwhile; erasing waits.
+  Expected<BackupSummary> backup(const std::filesystem::path& directory, const BackupOptions& options = {}) const;
 
  private:
   class Impl;

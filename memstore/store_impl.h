@@ -1,4 +1,4 @@
-// What the store is made of; for store.cc and store_forget.cc only.
+// What the store is made of; for store.cc and the files store_*.cc only.
 #pragma once
 
 #include <map>
@@ -75,7 +75,7 @@ class Store::Impl {
   const Journal journal;
   Encodings encodings;
 
-  std::mutex reclaiming;  // one erasure or backup at a time
+  mutable std::mutex reclaiming;  // one erasure or backup at a time
   std::mutex forgetting;  // one change of what is forgotten at a time
 
   std::mutex encoding_mutex;    // one write of encodings at a time: guards the rows of generations
