@@ -23,7 +23,10 @@
 #include "daemon/forgetter.h"
 #include "daemon/jobs.h"
 #include "daemon/model_thread.h"
+#include "daemon/reencoder.h"
+#include "daemon/successor.h"
 #include "daemon/version.h"
+#include "memstore/data_directory.h"
 
 namespace recalld {
 namespace {
@@ -117,6 +120,7 @@ class Engine::Impl {
     boost::asio::post(readers_, std::move(begin));
   }
   Forgetter& forgetter() { return *forgetter_; }
+  void reencode(ReencodeRequest request, Done<JobView> done);
 
   Hash128 model_hash() const { return model_->hash(); }
   bool overloaded() const { return appends_->waiting_bytes() > options_.memory_budget_bytes / 8; }
@@ -144,6 +148,13 @@ class Engine::Impl {
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of those of the best that are not stored
   };
 
+  Expected<void> change_over(const RecordShape& shape);
+  Expected<void> open_successor();
+  Forgetter::Follower follower();
+  Expected<JobView> start_reencoding(const std::filesystem::path& model);
+  Expected<JobView> cancel_reencoding();
+  uint64_t successor_bytes() const { return std::max(options_.memory_budget_bytes / 4, uint64_t{8} << 20); }
+
   AppendBatch tokenise(AppendRequest request, int64_t now_us) const;
   void committed(Appended appended, AppendReply reply, bool wait, Done<AppendReply> done);
   void reply_when_searchable(MemoryId id, Waiter waiter);
@@ -165,6 +176,9 @@ class Engine::Impl {
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Encoder> encoder_;  // used by the model thread alone
+  std::mutex successor_mutex_;        // guards successor_ against who forgets; the model thread alone changes it
+  std::unique_ptr<Successor> successor_;
+  std::unique_ptr<Reencoder> reencoder_;  // used by the model thread alone
 
   std::mutex waiters_mutex_;
   std::map<MemoryId, std::vector<Waiter>> waiters_;
@@ -189,36 +203,25 @@ class Engine::Impl {
 };
 
 Expected<void> Engine::Impl::open() {
-  RECALLD_TRY(model_, Ramba::open(options_.model, options_.precision, Parts::lower, *pool_));
-  const Config& config = model_->config();
-  if (!config.has_tokenizer)
-    return fail(ErrorKind::invalid_request, "open model " + options_.model.string() +
-                                                ": its config.json names no SentencePiece tokenizer, without which "
-                                                "no text can be read; give another checkpoint with --model");
-  RECALLD_TRY(tokenizer_,
-              Tokenizer::open(options_.model / "tokenizer.model", config.recall_token_id, config.newline_token_id));
-  if (tokenizer_->vocab_size() > config.vocab_size)
-    return fail(ErrorKind::invalid_request,
-                "open model " + options_.model.string() + ": its tokenizer has " +
-                    std::to_string(tokenizer_->vocab_size()) + " pieces, its config.json says vocab_size " +
-                    std::to_string(config.vocab_size) + "; give a checkpoint whose files belong together with --model");
+  RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, *pool_));
+  model_ = std::move(loaded.model);
+  tokenizer_ = std::move(loaded.tokenizer);
+  RECALLD_CHECK(change_over(loaded.shape));
 
   // The budget: an eighth for recurrent states, an eighth for appends on their way, the rest for the store.
   const uint64_t state_bytes_max = options_.memory_budget_bytes / 8;
   StoreOptions store;
   store.memory_budget_bytes = options_.memory_budget_bytes / 4 * 3;
-  store.shape = {.kv_bytes = static_cast<uint32_t>(model_->kv_bytes()),
-                 .landmark_dim = static_cast<uint32_t>(model_->landmark_dim()),
-                 .state_bytes = static_cast<uint32_t>(model_->lower_state_bytes()),
-                 .model = model_->hash()};
+  store.shape = loaded.shape;
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
   encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
   model_thread_ = std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); });
   appends_ =
       std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
+  RECALLD_CHECK(open_successor());
   forgetter_ = std::make_unique<Forgetter>(
-      *store_, jobs_, upkeep_, [this](MemoryId id) { model_thread_->encode(id); }, options_.now_us);
+      *store_, jobs_, upkeep_, [this](MemoryId id) { model_thread_->encode(id); }, follower(), options_.now_us);
 
   // What a crash or a stop left unencoded or not erased goes on now.
   RECALLD_CHECK(forgetter_->resume());
@@ -226,9 +229,105 @@ Expected<void> Engine::Impl::open() {
   for (MemoryId after = 0;;) {
     RECALLD_TRY(const auto ids, store_->unencoded(after, page));
     for (const MemoryId id : ids) model_thread_->encode(id);
-    if (ids.size() < page) return {};
+    if (ids.size() < page) break;
     after = ids.back();
   }
+  if (const auto model = model_of_successor(options_.data); !model.empty()) reencode({.model = model.string()}, {});
+  return {};
+}
+
+// ---- Another model
+
+// A store that was encoded with another model is left to Store::open() to refuse, unless it has been encoded anew with
+// this one, or is to be: then that becomes the store, with everything that was appended since.
+Expected<void> Engine::Impl::change_over(const RecordShape& shape) {
+  RECALLD_TRY(const auto stamp, DataDirectory::stamp(options_.data));
+  if (!stamp || stamp->model == shape.model) return {};
+  RECALLD_TRY(const auto next, DataDirectory::stamp(DataDirectory::next(options_.data)));
+  const bool prepared = next && next->model == shape.model;
+  if (!prepared && !options_.reencode) return {};
+  {
+    StoreOptions options;
+    options.shape = *stamp;
+    options.memory_budget_bytes = options_.memory_budget_bytes / 2;
+    RECALLD_TRY(const auto store, Store::open(options_.data, std::move(options)));
+    RECALLD_TRY(const auto successor, Successor::open(options_.data, shape, options_.memory_budget_bytes / 2));
+    spdlog::info("change over to another model: the journal is copied for it first");
+    RECALLD_CHECK(successor->copy_all(*store, *tokenizer_));
+  }
+  RECALLD_CHECK(DataDirectory::adopt_next(options_.data));
+  spdlog::info("changed over to model {}", hex(shape.model));
+  return {};
+}
+
+// What was begun for another model follows what is forgotten, even while that model cannot be loaded.
+Expected<void> Engine::Impl::open_successor() {
+  RECALLD_TRY(const auto stamp, DataDirectory::stamp(DataDirectory::next(options_.data)));
+  if (!stamp) return {};
+  RECALLD_TRY(successor_, Successor::open(options_.data, *stamp, successor_bytes()));
+  return {};
+}
+
+Forgetter::Follower Engine::Impl::follower() {
+  const auto with_successor = [this](auto use) -> Expected<void> {
+    const std::lock_guard lock(successor_mutex_);
+    return successor_ ? use(*successor_) : Expected<void>();
+  };
+  return {.forget =
+              [with_successor](const std::string& memory, std::span<const TurnRange> turns) {
+                return with_successor([&](Successor& successor) { return successor.forget(memory, turns); });
+              },
+          .remove =
+              [with_successor](const std::string& memory) {
+                return with_successor([&](Successor& successor) { return successor.remove(memory); });
+              }};
+}
+
+// On the model thread, which alone may use the pool that models compute with.
+void Engine::Impl::reencode(ReencodeRequest request, Done<JobView> done) {
+  model_thread_->search([this, request = std::move(request), done = std::move(done)]() mutable {
+    Expected<JobView> job = request.cancel ? cancel_reencoding() : start_reencoding(request.model);
+    if (!job) spdlog::warn("encode the store anew: {}", job.error().message);
+    if (done) done(std::move(job));
+  });
+}
+
+Expected<JobView> Engine::Impl::start_reencoding(const std::filesystem::path& model) {
+  if (reencoder_ && reencoder_->model_directory() == model) return jobs_.get(reencoder_->job());
+  if (reencoder_)
+    return fail(ErrorKind::busy, "encode the store anew with " + model.string() + ": this goes on with " +
+                                     reencoder_->model_directory().string() +
+                                     "; drop that first with recall reencode --cancel");
+  RECALLD_TRY(LoadedModel loaded, load_model(model, options_.precision, *pool_));
+  if (loaded.shape.model == model_->hash())
+    return fail(ErrorKind::invalid_request, "encode the store anew with " + model.string() +
+                                                ": that is the model which it is encoded with; give another one");
+  {
+    const std::lock_guard lock(successor_mutex_);
+    if (!successor_ || successor_->shape().model != loaded.shape.model) {
+      RECALLD_TRY(successor_, Successor::open(options_.data, loaded.shape, successor_bytes()));
+    }
+  }
+  RECALLD_TRY(reencoder_, Reencoder::start(*store_, *successor_, model, std::move(loaded),
+                                           options_.memory_budget_bytes / 8, jobs_, options_.now_us()));
+  model_thread_->background([this] { return reencoder_->step(); });
+  return jobs_.get(reencoder_->job());
+}
+
+Expected<JobView> Engine::Impl::cancel_reencoding() {
+  const std::lock_guard lock(successor_mutex_);
+  if (!successor_)
+    return fail(ErrorKind::not_found, "drop what was encoded with another model: there is nothing of that kind");
+  model_thread_->background({});
+  const uint64_t job = reencoder_ ? reencoder_->job() : 0;
+  reencoder_.reset();
+  successor_.reset();
+  std::error_code problem;
+  std::filesystem::remove_all(DataDirectory::next(options_.data), problem);
+  if (problem)
+    return std::unexpected(system_error("remove " + DataDirectory::next(options_.data).string(), problem.value()));
+  jobs_.fail(job, "cancelled; what had been encoded is gone");
+  return jobs_.get(job);
 }
 
 Engine::Impl::~Impl() {
@@ -242,6 +341,7 @@ Engine::Impl::~Impl() {
     for (Waiter& waiter : waiters)
       waiter.done(fail(ErrorKind::busy, "append to " + waiter.reply.memory +
                                             ": the turns are durable, but the daemon stops before they are encoded"));
+  reencoder_.reset();
   if (encoder_) encoder_->checkpoint_all();
 }
 
@@ -653,8 +753,8 @@ void Engine::import_memory(ImportRequest, Done<ImportReply> done) {
 void Engine::backup(BackupRequest, Done<BackupReply> done) {
   done(fail(ErrorKind::internal, "to come"));
 }
-void Engine::reencode(ReencodeRequest, Done<JobView> done) {
-  done(fail(ErrorKind::internal, "to come"));
+void Engine::reencode(ReencodeRequest request, Done<JobView> done) {
+  impl_->reencode(std::move(request), std::move(done));
 }
 void Engine::turns_list(TurnsListRequest request, Done<TurnsListReply> done) {
   impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->turns_list(request); });

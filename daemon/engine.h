@@ -25,6 +25,7 @@ struct EngineOptions {
   Precision precision = Precision::automatic;
   uint64_t memory_budget_bytes = uint64_t{256} << 20;
   size_t threads = 0;               // of the model; 0: one a core
+  bool reencode = false;            // a store that was encoded with another model is encoded anew with this one
   std::function<int64_t()> now_us;  // microseconds since 1970; unset: the system clock
 };
 

@@ -16,15 +16,20 @@ constexpr size_t page_turns = 1'000;  // that a filter is shown at a time
 }  // namespace
 
 Forgetter::Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep, std::function<void(MemoryId)> encode,
-                     std::function<int64_t()> now_us)
-    : store_(store), jobs_(jobs), upkeep_(upkeep), encode_(std::move(encode)), now_us_(std::move(now_us)) {}
+                     Follower follower, std::function<int64_t()> now_us)
+    : store_(store),
+      jobs_(jobs),
+      upkeep_(upkeep),
+      encode_(std::move(encode)),
+      follower_(std::move(follower)),
+      now_us_(std::move(now_us)) {}
 
 Expected<void> Forgetter::resume() {
   RECALLD_TRY(const auto ids, store_.to_erase());
   for (const MemoryId id : ids) {
     const auto memory = store_.memory(id);
     const std::string name = memory ? memory->name : "";
-    enter(id, memory ? "forget" : "delete", {.memory = name}, false, {});
+    enter(id, !memory, {.memory = name}, false, {});
   }
   return {};
 }
@@ -46,7 +51,7 @@ void Forgetter::forget(ForgetRequest request, Done<Receipt> done) {
   receipt.complete = !request.dry_run && receipt.turn_count == 0;
   if (request.dry_run || receipt.complete) return done(std::move(receipt));
   encode_(id);  // what was being encoded may be another thing now
-  enter(id, "forget", std::move(receipt), request.wait, std::move(done));
+  enter(id, false, std::move(receipt), request.wait, std::move(done));
 }
 
 void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
@@ -62,7 +67,7 @@ void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
                   .time_us = now_us_()};
   if (removed->next_turn > 0) receipt.turns = {{0, removed->next_turn - 1}};
   const MemoryId id = removed->id;
-  enter(id, "delete", std::move(receipt), request.wait,
+  enter(id, true, std::move(receipt), request.wait,
         [done = std::move(done), removed = *std::move(removed)](Expected<Receipt> erased) mutable {
           if (!erased) return done(std::unexpected(std::move(erased).error()));
           done(DeleteReply{std::move(removed), *std::move(erased)});
@@ -100,8 +105,8 @@ Receipt Forgetter::receipt(const std::string& memory, const Forgotten& forgotten
 
 // ---- Erased
 
-void Forgetter::enter(MemoryId id, const std::string& kind, Receipt receipt, bool wait, Done<Receipt> done) {
-  const uint64_t job = jobs_.start(kind, receipt.memory, now_us_());
+void Forgetter::enter(MemoryId id, bool whole_memory, Receipt receipt, bool wait, Done<Receipt> done) {
+  const uint64_t job = jobs_.start(whole_memory ? "delete" : "forget", receipt.memory, now_us_());
   if (done && !wait) {
     Receipt begun = receipt;
     begun.job = job;
@@ -110,7 +115,7 @@ void Forgetter::enter(MemoryId id, const std::string& kind, Receipt receipt, boo
   }
   {
     const std::lock_guard lock(mutex_);
-    pending_[id].push_back({job, std::move(receipt), std::move(done)});
+    pending_[id].push_back({job, whole_memory, std::move(receipt), std::move(done)});
   }
   erase_when_swapped(id);
 }
@@ -146,11 +151,11 @@ void Forgetter::erase(MemoryId id) {
     waiting = std::move(pending->second);
     pending_.erase(pending);
   }
-  const auto erased = store_.erase_forgotten(id);
+  const auto erased = erase_everywhere(id, waiting);
   if (!erased)
     spdlog::error("erase what was forgotten of memory {}: {} (tried again at the next start, and by recall verify)", id,
                   erased.error().message);
-  for (auto& [job, receipt, done] : waiting) {
+  for (auto& [job, whole_memory, receipt, done] : waiting) {
     if (!erased) {
       jobs_.fail(job, erased.error().message);
       if (done)
@@ -169,6 +174,16 @@ void Forgetter::erase(MemoryId id) {
   }
 }
 
+Expected<Erasure> Forgetter::erase_everywhere(MemoryId id, const std::vector<Pending>& pending) {
+  for (const Pending& each : pending) {
+    if (each.whole_memory)
+      RECALLD_CHECK(follower_.remove(each.receipt.memory));
+    else
+      RECALLD_CHECK(follower_.forget(each.receipt.memory, each.receipt.turns));
+  }
+  return store_.erase_forgotten(id);
+}
+
 void Forgetter::stop() {
   std::map<MemoryId, std::vector<Pending>> waiting;
   {
@@ -177,7 +192,7 @@ void Forgetter::stop() {
     waiting.swap(pending_);
   }
   for (auto& [id, each] : waiting) {
-    for (auto& [job, receipt, done] : each)
+    for (auto& [job, whole_memory, receipt, done] : each)
       if (done)
         done(fail(ErrorKind::busy,
                   "the turns are gone from every read, but the daemon stops before all of their bytes "

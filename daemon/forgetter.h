@@ -5,6 +5,8 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <boost/asio/thread_pool.hpp>
@@ -18,9 +20,15 @@ namespace recalld {
 
 class Forgetter {
  public:
+  // What follows the store, and must forget with it before anything is called erased.
+  struct Follower {
+    std::function<Expected<void>(const std::string& memory, std::span<const TurnRange> turns)> forget;
+    std::function<Expected<void>(const std::string& memory)> remove;
+  };
+
   // Everything is borrowed. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.
   Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep, std::function<void(MemoryId)> encode,
-            std::function<int64_t()> now_us);
+            Follower follower, std::function<int64_t()> now_us);
 
   // Takes up what an earlier process did not finish.
   Expected<void> resume();
@@ -39,13 +47,15 @@ class Forgetter {
  private:
   struct Pending {
     uint64_t job = 0;
+    bool whole_memory = false;
     Receipt receipt;
     Done<Receipt> done;  // unset: nobody waits
   };
 
   Expected<std::vector<TurnRange>> chosen(const MemoryInfo& memory, const ForgetRequest& request) const;
   Receipt receipt(const std::string& memory, const Forgotten& forgotten) const;
-  void enter(MemoryId id, const std::string& kind, Receipt receipt, bool wait, Done<Receipt> done);
+  void enter(MemoryId id, bool whole_memory, Receipt receipt, bool wait, Done<Receipt> done);
+  Expected<Erasure> erase_everywhere(MemoryId id, const std::vector<Pending>& pending);
   void erase_when_swapped(MemoryId id);
   void erase(MemoryId id);
 
@@ -53,6 +63,7 @@ class Forgetter {
   Jobs& jobs_;
   boost::asio::thread_pool& upkeep_;
   const std::function<void(MemoryId)> encode_;
+  const Follower follower_;
   const std::function<int64_t()> now_us_;
 
   std::mutex mutex_;  // guards what follows

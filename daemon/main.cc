@@ -66,6 +66,7 @@ Expected<void> serve(const Options& options) {
   engine_options.precision = options.precision;
   engine_options.memory_budget_bytes = options.memory_budget_bytes;
   engine_options.threads = options.threads;
+  engine_options.reencode = options.reencode;
   RECALLD_TRY(std::unique_ptr<Engine> engine, Engine::open(std::move(engine_options)));
 
   ServerLimits limits;

@@ -89,8 +89,8 @@ void ModelThread::run() {
       if (!background_replaced_) {
         background_ = std::move(step);
         if (outcome != Outcome::done)
-          background_due_ = std::chrono::steady_clock::now() +
-                            (outcome == Outcome::later ? retry_pause : std::chrono::seconds(0));
+          background_due_ =
+              std::chrono::steady_clock::now() + (outcome == Outcome::later ? retry_pause : std::chrono::seconds(0));
       }
     } else {
       std::optional<std::chrono::steady_clock::time_point> next = background_due_;

@@ -52,7 +52,7 @@ class ModelThread {
   std::unordered_set<MemoryId> in_line_;                                          // those of line_ and later_
   std::deque<std::pair<std::chrono::steady_clock::time_point, MemoryId>> later_;  // by time
   std::move_only_function<Outcome()> background_;
-  bool background_replaced_ = false;  // while it ran
+  bool background_replaced_ = false;                                     // while it ran
   std::optional<std::chrono::steady_clock::time_point> background_due_;  // when it is to run; none: it is done
   bool stopping_ = false;
   std::thread thread_;

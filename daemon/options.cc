@@ -215,11 +215,14 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
   std::string config;
   CLI::App app("recalld: an out-of-core memory daemon for agents", "recalld");
   app.footer(
-      "Every flag but --config and --version may stand in the configuration file too: memory-budget = \"1GiB\".\n"
+      "Every flag but --config, --reencode and --version may stand in the configuration file too: memory-budget = \"1GiB\".\n"
       "SIGTERM and SIGINT stop the daemon cleanly. Exit status: 0 stopped, 1 failed, 2 wrong usage.");
   for (const Settings::Field& field : Settings::fields())
     app.add_option("--" + std::string(field.name), flags.*field.value, std::string(field.help));
   app.add_option("--config", config, "TOML file (default $XDG_CONFIG_HOME/recalld/config.toml, if it is there)");
+  bool reencode = false;
+  app.add_flag("--reencode", reencode,
+               "Take over a store that was encoded with another model: encode it anew with this one");
   bool version = false;
   app.add_flag("--version", version, "Print the version and exit");
   try {
@@ -246,6 +249,7 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
     if (flags.*field.value) settings.*field.value = flags.*field.value;
 
   RECALLD_TRY(Options options, options_from(settings, environment));
+  options.reencode = reencode;
   return CommandLine{.options = std::move(options), .print = {}};
 }
 

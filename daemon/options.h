@@ -26,6 +26,7 @@ struct Options {
   uint64_t memory_budget_bytes = memory_budget_bytes_default;
   size_t threads = 0;  // 0: one a core
   std::string log_level = "info";
+  bool reencode = false;  // a flag only: it is for one start
 };
 
 // What the process finds around it.

@@ -144,6 +144,10 @@ Expected<Store::MemoryPage> Store::memories(std::string_view prefix, std::string
   return out;
 }
 
+Expected<std::vector<MemoryId>> Store::memory_ids(MemoryId after, size_t limit) const {
+  return impl_->table.all(after, limit);
+}
+
 Expected<std::vector<MemoryId>> Store::unencoded(MemoryId after, size_t limit) const {
   std::vector<MemoryId> ids;
   while (ids.size() < limit) {

@@ -197,6 +197,9 @@ class Store {
   // Memories whose name begins with `prefix` and comes after `after`, at most `limit`.
   Expected<MemoryPage> memories(std::string_view prefix, std::string_view after, size_t limit) const;
 
+  // The numbers of all memories, in order, from `after` (exclusive) on, at most `limit`.
+  Expected<std::vector<MemoryId>> memory_ids(MemoryId after, size_t limit) const;
+
   // Turns from number `first` on, at most `limit`, and no further one once their content passes `bytes_max`.
   Expected<std::vector<StoredTurn>> turns(MemoryId id, uint64_t first, size_t limit, size_t bytes_max) const;
 
