@@ -38,22 +38,31 @@ Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
   RECALLD_TRY(MemoryInfo memory, store_.memory(id));
   if (!memory.next) return encode_next(memory.serving);
 
-  const StreamId serving = memory.serving.stream;
-  RECALLD_TRY(const bool swapped, store_.swap(id, no_room_for_ == memory.next->stream));
+  RECALLD_TRY(bool swapped, swap(memory));
+  if (!swapped) {
+    if (++turns_ % serving_share == 0) {
+      // Where tokens of it are being forgotten, what serves cannot be continued, and waits for its successor.
+      auto count = encode_next(memory.serving);
+      if (count ? *count > 0 : count.error().kind != ErrorKind::busy) return count;
+    }
+    auto count = encode_next(*memory.next);
+    if (!count && count.error().kind == ErrorKind::full) no_room_for_ = memory.next->stream;
+    if (!count || *count > 0) return count;
+    RECALLD_TRY(swapped, swap(memory));  // all of it is stored now
+    if (!swapped) return 0;
+  }
+  RECALLD_TRY(memory, store_.memory(id));
+  return encode_next(memory.serving);
+}
+
+// Lets the next generation of a memory serve, if it can.
+Expected<bool> Encoder::swap(const MemoryInfo& memory) {
+  RECALLD_TRY(const bool swapped, store_.swap(memory.id, no_room_for_ == memory.next->stream));
   if (swapped) {
-    settle(id);
-    streams_.erase(serving);
-    RECALLD_TRY(memory, store_.memory(id));
-    return encode_next(memory.serving);
+    settle(memory.id);
+    streams_.erase(memory.serving.stream);
   }
-  if (++turns_ % serving_share == 0) {
-    // Where tokens of it are being forgotten, what serves cannot be continued, and waits for its successor.
-    auto count = encode_next(memory.serving);
-    if (count ? *count > 0 : count.error().kind != ErrorKind::busy) return count;
-  }
-  auto count = encode_next(*memory.next);
-  if (!count && count.error().kind == ErrorKind::full) no_room_for_ = memory.next->stream;
-  return count;
+  return swapped;
 }
 
 Expected<uint64_t> Encoder::encode_next(const StreamInfo& of) {

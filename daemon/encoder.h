@@ -54,6 +54,7 @@ class Encoder {
     std::future<Expected<void>> stored;
   };
 
+  Expected<bool> swap(const MemoryInfo& memory);
   Expected<uint64_t> encode_next(const StreamInfo& of);
   Expected<void> finish_write();
   Expected<void> store(const StreamInfo& to, const std::vector<EncodedChunk>& chunks,
