@@ -164,6 +164,7 @@ void from_json(const Json& in, ChunksReply& out) {
 void from_json(const Json& in, Memory& out) {
   in.at("memory").get_to(out.memory);
   in.at("turns").get_to(out.turns);
+  in.at("next_turn").get_to(out.next_turn);
   in.at("tokens").get_to(out.tokens);
   in.at("chunks").get_to(out.chunks);
   in.at("encoded_chunks").get_to(out.encoded_chunks);

@@ -124,6 +124,7 @@ struct ChunksReply {
 struct Memory {
   std::string memory;
   uint64_t turns = 0;
+  uint64_t next_turn = 0;  // the number that the next appended turn gets: more than turns once some were forgotten
   uint64_t tokens = 0;
   uint64_t chunks = 0;  // complete
   uint64_t encoded_chunks = 0;

@@ -199,7 +199,10 @@ std::string report(const MemoriesReply& reply, const Style& style, bool first_pa
 std::string report(const Memory& memory, const Style& style) {
   std::vector<std::pair<std::string, std::string>> rows{
       {"memory", printable(memory.memory)},
-      {"turns", with_thousands(memory.turns)},
+      {"turns",
+       with_thousands(memory.turns) + (memory.next_turn > memory.turns
+                                           ? ", " + with_thousands(memory.next_turn - memory.turns) + " forgotten"
+                                           : "")},
       {"tokens", with_thousands(memory.tokens)},
       {"chunks", with_thousands(memory.chunks) + ", " + with_thousands(memory.encoded_chunks) + " of them encoded"},
       {"content", readable_bytes(memory.content_bytes)},

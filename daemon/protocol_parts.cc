@@ -83,6 +83,7 @@ std::string text_of(const Reply& reply) {
 Reply memory_info(const MemoryInfo& info) {
   return {{"memory", info.name},
           {"turns", info.turns},
+          {"next_turn", info.next_turn},
           {"tokens", info.tokens},
           {"chunks", info.complete_chunks()},
           {"encoded_chunks", info.encoded_chunks},

@@ -255,7 +255,7 @@ Json receipt_json() {
 }
 
 Json memory_json() {
-  return {{"memory", "m"},  {"turns", 2},     {"tokens", 9},         {"chunks", 0},
+  return {{"memory", "m"},  {"turns", 2},     {"next_turn", 4},      {"tokens", 9},        {"chunks", 0},
           {"created", "c"}, {"updated", "u"}, {"encoded_chunks", 0}, {"content_bytes", 30}};
 }
 
@@ -290,6 +290,7 @@ TEST(Client, DeleteReturnsTheMemoryAndItsReceipt) {
   const auto deleted = client.delete_memory("m");
   ASSERT_TRUE(deleted) << deleted.error().message;
   EXPECT_EQ(deleted->memory.content_bytes, 30u);
+  EXPECT_EQ(deleted->memory.next_turn, 4u);
   EXPECT_EQ(deleted->receipt.chunks, 5u);
   EXPECT_EQ(sent(daemon)["params"], (Json{{"memory", "m"}}));
   ASSERT_TRUE(client.delete_memory("m", false));

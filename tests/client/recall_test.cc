@@ -216,7 +216,7 @@ Json receipt(uint64_t turn_count) {
 }
 
 Json memory(uint64_t turns) {
-  return {{"memory", "m"},  {"turns", turns}, {"tokens", 9 * turns}, {"chunks", 1},
+  return {{"memory", "m"},  {"turns", turns}, {"next_turn", turns},  {"tokens", 9 * turns},        {"chunks", 1},
           {"created", "c"}, {"updated", "u"}, {"encoded_chunks", 1}, {"content_bytes", 30 * turns}};
 }
 

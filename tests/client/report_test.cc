@@ -228,5 +228,14 @@ TEST(Report, StatsShowTheirJobsBelowTheFigures) {
             "job 4  forget notes  done  2 of 2  since 2026-01-02 03:04\n");
 }
 
+TEST(Report, MemoryTellsHowManyTurnsWereForgotten) {
+  Memory memory;
+  memory.turns = 5;
+  memory.next_turn = 5;
+  EXPECT_THAT(report(memory, Style{}), Not(HasSubstr("forgotten")));
+  memory.next_turn = 8;
+  EXPECT_THAT(report(memory, Style{}), HasSubstr("5, 3 forgotten\n"));
+}
+
 }  // namespace
 }  // namespace recalld::client

@@ -59,8 +59,20 @@ TEST_F(CommandsTest, EveryMethodReachesTheEngineAndAnswers) {
   EXPECT_EQ(call("stats")["result"]["turns"], 20);
   EXPECT_EQ(call("health")["result"]["ready"], true);
   EXPECT_EQ(call("version")["result"]["protocol"], 1);
+  EXPECT_EQ(call("forget", {{"memory", "m"}, {"turns", {0, {5, 6}}}})["result"]["turn_count"], 3);
+  EXPECT_EQ(call("verify", m)["result"]["problem_count"], 0);
+  const Json exported = call("export", m)["result"];
+  EXPECT_EQ(exported["records"].front()["type"], "memory");
+  EXPECT_EQ(exported["records"].back(), (Json{{"type", "end"}, {"turns", 17}, {"chunks", 0}}));
+  const Json imported = call("import", {{"memory", "n"}, {"records", exported["records"]}})["result"];
+  EXPECT_EQ(imported["turns"], 17);
+  EXPECT_EQ(imported["next_turn"], 20);
+  const std::string backup = directory_.path() / "backup";
+  EXPECT_EQ(call("backup", {{"directory", backup}})["result"]["directory"], backup);
+  EXPECT_TRUE(call("reencode", {{"model", backup}}).contains("error")) << "there is no model";
+  EXPECT_EQ(call("stats")["result"]["jobs"].is_array(), true);
   const Json deleted = call("memories.delete", m)["result"];
-  EXPECT_EQ(deleted["turns"], 20);
+  EXPECT_EQ(deleted["turns"], 17);
   EXPECT_EQ(deleted["receipt"]["memory"], "m");
   EXPECT_EQ(call("memories.get", m)["error"]["data"]["kind"], "not_found");
 }

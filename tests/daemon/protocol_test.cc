@@ -176,11 +176,12 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
   MemoryInfo info;
   info.name = "a";
   info.turns = 2;
+  info.next_turn = 5;
   info.tokens = 130;
   info.encoded_chunks = 1;
   info.content_bytes = 400;
   const std::string memory =
-      R"({"memory":"a","turns":2,"tokens":130,"chunks":2,"encoded_chunks":1,"content_bytes":400,)"
+      R"({"memory":"a","turns":2,"next_turn":5,"tokens":130,"chunks":2,"encoded_chunks":1,"content_bytes":400,)"
       R"("created":"1970-01-01T00:00:00Z","updated":"1970-01-01T00:00:00Z")";
   const Receipt nothing{.memory = "a", .complete = true, .time_us = 1'000'000};
   EXPECT_EQ(

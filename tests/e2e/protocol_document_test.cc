@@ -35,7 +35,10 @@ const std::set<std::string> varying{"score",
                                     "catalog_bytes_on_disk",
                                     "landmark_cache_bytes",
                                     "block_cache_bytes",
-                                    "memtable_bytes"};
+                                    "memtable_bytes",
+                                    "records",
+                                    "bytes",
+                                    "digest"};
 
 // Where `got` differs from `shown`; "" when it does not.
 std::string difference(const Json& shown, const Json& got, const std::string& path = "reply") {
