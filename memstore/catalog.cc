@@ -26,7 +26,11 @@ constexpr std::array family_names{"counters", "memories",  "turns",  "tokens",  
                                   "chunks",   "landmarks", "states", "postings"};
 
 // Bounds of what RocksDB holds open or keeps beside its tables.
-constexpr int open_files_max = 128;
+constexpr int open_files_max = 64;
+constexpr size_t file_buffer_bytes_max = size_t{256} << 10;
+constexpr uint64_t table_bytes = uint64_t{8} << 20;  // of a file, so that its index and filter stay small
+// A walk over landmarks lets the kernel read so far ahead, into the page cache, while it computes.
+constexpr size_t ahead_bytes_first = size_t{512} << 10, ahead_bytes_max = size_t{2} << 20;
 constexpr uint64_t wal_bytes_max = uint64_t{64} << 20;
 constexpr size_t log_file_bytes_max = size_t{1} << 20;
 constexpr uint64_t manifest_bytes_max = uint64_t{4} << 20;
@@ -123,6 +127,10 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) 
   db.max_total_wal_size = wal_bytes_max;
   db.max_manifest_file_size = manifest_bytes_max;
   db.max_background_jobs = 2;
+  db.writable_file_max_buffer_size = file_buffer_bytes_max;
+  db.stats_dump_period_sec = 0;
+  // Files that are read at random make the kernel read nothing ahead all the same, and scans need that it does.
+  db.advise_random_on_open = false;
   // What was acknowledged has been synced, so only the log's unacknowledged tail can be torn by a crash, in any way:
   // replay ends there. A mode that refuses a torn tail would refuse to start after every loss of power.
   db.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
@@ -137,8 +145,19 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) 
   table.pin_l0_filter_and_index_blocks_in_cache = false;
   table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   table.format_version = 5;
+  // What RocksDB keeps beside the blocks takes room from them.
+  for (const auto role : {rocksdb::CacheEntryRole::kBlockBasedTableReader, rocksdb::CacheEntryRole::kFileMetadata,
+                          rocksdb::CacheEntryRole::kFilterConstruction})
+    table.cache_usage_options.options_overrides[role] = {.charged = rocksdb::CacheEntryRoleOptions::Decision::kEnabled};
+  rocksdb::BlockBasedTableOptions scanned_table = table;
+  scanned_table.initial_auto_readahead_size = ahead_bytes_first;
+  scanned_table.max_auto_readahead_size = ahead_bytes_max;
   rocksdb::ColumnFamilyOptions family;
-  family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  const std::shared_ptr<rocksdb::TableFactory> tables(rocksdb::NewBlockBasedTableFactory(table));
+  const std::shared_ptr<rocksdb::TableFactory> scanned_tables(rocksdb::NewBlockBasedTableFactory(scanned_table));
+  family.target_file_size_base = table_bytes;
+  // The first level is a few times what is merged into it at once, so that little is rewritten for it.
+  family.max_bytes_for_level_base = 4 * options.memtable_bytes;
   family.write_buffer_size = options.memtable_bytes / 4;
   family.arena_block_size = size_t{64} << 10;
   const auto compressions = rocksdb::GetSupportedCompressions();
@@ -148,6 +167,7 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) 
   for (size_t i = 0; i < family_names.size(); ++i) {
     const auto which = static_cast<Family>(i);
     const bool numbers = which == Family::landmarks || which == Family::states || which == Family::chunks;
+    family.table_factory = which == Family::landmarks ? scanned_tables : tables;
     family.compression = have_lz4 && !numbers ? rocksdb::kLZ4Compression : rocksdb::kNoCompression;
     descriptors.emplace_back(i == 0 ? rocksdb::kDefaultColumnFamilyName : family_names[i], family);
   }
@@ -231,7 +251,10 @@ Catalog::Cursor Catalog::cursor(Family family, std::string_view prefix) const {
   rocksdb::ReadOptions options;
   options.iterate_lower_bound = &bounds->from_slice;
   if (!bounds->to.empty()) options.iterate_upper_bound = &bounds->to_slice;
-  options.fill_cache = family != Family::landmarks;  // these have a cache of their own
+  // Landmarks have a cache of their own, and a state is read once.
+  options.fill_cache = family != Family::landmarks && family != Family::states;
+  // Rows have a checksum of their own: of a block that holds but one large row, one is enough.
+  options.verify_checksums = family != Family::landmarks;
   std::unique_ptr<rocksdb::Iterator> rows(database_->db->NewIterator(options, database_->family(family)));
   return {family, std::move(bounds), std::move(rows)};
 }

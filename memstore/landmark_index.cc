@@ -11,6 +11,13 @@
 #include "memstore/rows.h"
 
 namespace recalld {
+namespace {
+
+size_t in_blocks(size_t bytes) {
+  return (bytes + io_alignment - 1) / io_alignment * io_alignment;
+}
+
+}  // namespace
 
 LandmarkIndex::LandmarkIndex(const Catalog& catalog, uint32_t dim, uint64_t cache_bytes)
     : catalog_(catalog),
@@ -39,9 +46,7 @@ Expected<void> LandmarkIndex::stage(StreamId id, uint64_t first, std::span<const
         batch.remove(Family::landmarks, rows.key());
         RECALLD_TRY(found, rows.next());
       }
-      if (whole.size() != place * landmark_bytes())
-        return fail(ErrorKind::corrupt, "store landmarks of stream " + std::to_string(id) + ": page " +
-                                            std::to_string(page) + " is incomplete; run recall verify --repair");
+      if (whole.size() != place * landmark_bytes()) return std::unexpected(incomplete("store landmarks", id, page));
       batch.put(Family::landmarks, row_key(id, page), whole += part);
     }
     first += count;
@@ -50,112 +55,164 @@ Expected<void> LandmarkIndex::stage(StreamId id, uint64_t first, std::span<const
   return {};
 }
 
-// Reads what there is of a page, at most all of it.
-Expected<LandmarkIndex::Page> LandmarkIndex::load(StreamId id, uint64_t page) const {
-  Page loaded;
-  std::string small_rows;
-  Catalog::Cursor rows = catalog_.cursor(Family::landmarks, row_key(id, page));
-  RECALLD_TRY(bool found, rows.first());
-  const auto fill = [&](std::string_view bytes) {
-    loaded.filled = bytes.size() / landmark_bytes();
-    const size_t capacity = (bytes.size() + io_alignment - 1) / io_alignment * io_alignment;
-    loaded.data = std::make_shared<AlignedBuffer>(capacity);
-    std::memcpy(loaded.data->bytes().data(), bytes.data(), loaded.filled * landmark_bytes());
-  };
-  if (found && rows.value().size() == page_landmarks_ * landmark_bytes()) {
-    fill(rows.value());
-    return loaded;
-  }
-  while (found) {
-    small_rows += rows.value();
-    RECALLD_TRY(found, rows.next());
-  }
-  fill(small_rows);
-  return loaded;
+Error LandmarkIndex::incomplete(std::string_view action, StreamId id, uint64_t page) const {
+  return {ErrorKind::corrupt, std::string(action) + " of stream " + std::to_string(id) + ": page " +
+                                  std::to_string(page) + " is incomplete; run recall verify --repair"};
 }
+
+// Reads pages of one stream from disk, fastest when each comes after the one before it.
+class LandmarkIndex::PageReader {
+ public:
+  PageReader(const LandmarkIndex& index, StreamId id)
+      : index_(index), id_(id), rows_(index.catalog_.cursor(Family::landmarks, row_key(id))) {}
+
+  // What there is of a page, at most all of it; valid until the next call.
+  Expected<std::string_view> read(uint64_t page) {
+    const std::string key = row_key(id_, page);
+    RECALLD_TRY(bool found, next_ == page ? rows_.next() : rows_.seek(key));
+    next_.reset();
+    if (found && rows_.key() == key && rows_.value().size() == index_.page_landmarks_ * index_.landmark_bytes()) {
+      next_ = page + 1;
+      return rows_.value();
+    }
+    small_rows_.clear();
+    while (found && rows_.key().starts_with(key)) {
+      small_rows_ += rows_.value();
+      RECALLD_TRY(found, rows_.next());
+    }
+    return small_rows_;
+  }
+
+ private:
+  const LandmarkIndex& index_;
+  const StreamId id_;
+  Catalog::Cursor rows_;
+  std::optional<uint64_t> next_;  // the page that the row after the cursor's should be of
+  std::string small_rows_;
+};
 
 Expected<std::vector<Bf16>> LandmarkIndex::landmark(StreamId id, uint64_t chunk) const {
   const uint64_t number = chunk / page_landmarks_;
   const size_t place = chunk % page_landmarks_;
+  std::vector<Bf16> landmark(dim_);
   Page page;
   {
     const std::lock_guard lock(mutex_);
-    const auto memory = cached_.find(id);
-    if (memory != cached_.end() && number < memory->second.pages.size()) page = memory->second.pages[number];
+    const auto memory = by_id_.find(id);
+    if (memory != by_id_.end() && number < memory->second->pages.size()) page = memory->second->pages[number];
   }
-  if (page.filled <= place) {
-    RECALLD_TRY(page, load(id, number));
+  if (page.filled > place) {
+    std::memcpy(landmark.data(), page.data->bytes().data() + place * landmark_bytes(), landmark_bytes());
+    return landmark;
   }
-  if (page.filled <= place)
+  PageReader reader(*this, id);
+  RECALLD_TRY(const std::string_view bytes, reader.read(number));
+  if (bytes.size() < (place + 1) * landmark_bytes())
     return fail(ErrorKind::corrupt, "read the landmark of chunk " + std::to_string(chunk) + " of stream " +
                                         std::to_string(id) + ": it is missing; run recall verify --repair");
-  std::vector<Bf16> landmark(dim_);
-  std::memcpy(landmark.data(), page.data->bytes().data() + place * landmark_bytes(), landmark_bytes());
+  std::memcpy(landmark.data(), bytes.data() + place * landmark_bytes(), landmark_bytes());
   return landmark;
 }
 
 // ---- In RAM
 
-// Frees pages of the memories that were used least recently, but none of `id` itself: a scan over more than fits would
-// throw out each page just before it needs it again.
-bool LandmarkIndex::make_room(StreamId id, uint64_t bytes) {
-  while (cached_bytes_ + bytes > cache_bytes_max_) {
-    auto oldest = cached_.end();
-    for (auto memory = cached_.begin(); memory != cached_.end(); ++memory) {
-      if (memory->first == id || memory->second.bytes == 0) continue;
-      if (oldest == cached_.end() || memory->second.last_use < oldest->second.last_use) oldest = memory;
-    }
-    if (oldest == cached_.end()) return false;
-    cached_bytes_ -= oldest->second.bytes;
-    cached_.erase(oldest);
+void LandmarkIndex::drop(std::list<CachedStream>::iterator memory) {
+  cached_bytes_ -= memory->bytes;
+  by_id_.erase(memory->id);
+  cached_.erase(memory);
+}
+
+LandmarkIndex::Search LandmarkIndex::note_search(StreamId id) {
+  Search search{.number = searches_ + 1, .before = searches_};
+  const uint64_t oldest = searches_ - std::min<uint64_t>(searches_, searched_.size());
+  while (search.before > oldest && searched_[search.before % searched_.size()] != id) --search.before;
+  if (search.before == oldest) search.before = 0;
+  searched_[search.number % searched_.size()] = id;
+  searches_ = search.number;
+  if (const auto found = by_id_.find(id); found != by_id_.end()) {
+    found->second->last_search = search.number;
+    cached_.splice(cached_.begin(), cached_, found->second);
   }
+  return search;
+}
+
+// Frees streams that have not been searched since the search before this one, least recently searched ones first, but
+// nothing of `id` itself: a scan over more than fits would throw out each page just before it needs it again.
+bool LandmarkIndex::make_room(StreamId id, Search search, uint64_t bytes) {
+  for (auto memory = cached_.end(); cached_bytes_ + bytes > cache_bytes_max_ && memory != cached_.begin();) {
+    --memory;
+    if (memory->id == id) continue;
+    if (memory->last_search != 0 && memory->last_search >= search.before) break;
+    const auto after = std::next(memory);
+    drop(memory);
+    memory = after;
+  }
+  return cached_bytes_ + bytes <= cache_bytes_max_;
+}
+
+// Puts a page in the place of what is cached of it, if there is room.
+bool LandmarkIndex::replace(StreamId id, Search search, uint64_t number, Page page) {
+  // About what a stream takes in the tables beside its pages: its list node and a hash node.
+  constexpr uint64_t stream_bytes = sizeof(CachedStream) + 96;
+  const auto found = by_id_.find(id);
+  const size_t pages_before = found == by_id_.end() ? 0 : found->second->pages.size();
+  const size_t pages = std::max<size_t>(pages_before, number + 1);
+  uint64_t added = page.data->bytes().size() + (pages - pages_before) * sizeof(Page);
+  if (found == by_id_.end()) added += stream_bytes;
+  if (number < pages_before && found->second->pages[number].data)
+    added -= found->second->pages[number].data->bytes().size();
+  if (!make_room(id, search, added)) return false;
+
+  if (found == by_id_.end()) {
+    const auto made = cached_.emplace(search.number > 0 ? cached_.begin() : cached_.end());
+    made->id = id;
+    made->last_search = search.number;
+    by_id_[id] = made;
+  }
+  CachedStream& memory = *by_id_.at(id);
+  memory.pages.reserve(pages);  // no more than is counted
+  memory.pages.resize(pages);
+  memory.pages[number] = std::move(page);
+  memory.bytes += added;
+  cached_bytes_ += added;
   return true;
 }
 
-void LandmarkIndex::keep(StreamId id, uint64_t number, Page page) {
+void LandmarkIndex::keep(StreamId id, Search search, uint64_t number, std::string_view landmarks) {
+  const size_t bytes = in_blocks(landmarks.size());
   const std::lock_guard lock(mutex_);
-  const auto memory = cached_.find(id);
-  if (memory == cached_.end()) return;  // forgotten meanwhile
-  auto& pages = memory->second.pages;
-  if (number >= pages.size()) pages.resize(number + 1);
-  if (pages[number].filled >= page.filled) return;
-  const uint64_t bytes = page.data->bytes().size();
-  if (!make_room(id, bytes)) return;
-  const uint64_t bytes_before = pages[number].data ? pages[number].data->bytes().size() : 0;
-  memory->second.bytes = memory->second.bytes - bytes_before + bytes;
-  cached_bytes_ = cached_bytes_ - bytes_before + bytes;
-  pages[number] = std::move(page);
+  if (const auto found = by_id_.find(id); found != by_id_.end() && number < found->second->pages.size() &&
+                                          found->second->pages[number].filled * landmark_bytes() >= landmarks.size())
+    return;
+  if (!make_room(id, search, bytes)) return;  // before it is copied for nothing
+  Page page{.data = std::make_shared<AlignedBuffer>(bytes), .filled = landmarks.size() / landmark_bytes()};
+  std::memcpy(page.data->bytes().data(), landmarks.data(), landmarks.size());
+  replace(id, search, number, std::move(page));
 }
 
 void LandmarkIndex::publish(StreamId id, uint64_t first, std::span<const Bf16> landmarks) {
   const std::lock_guard lock(mutex_);
-  CachedStream& memory = cached_[id];
-  memory.last_use = ++uses_;
   ByteView bytes = std::as_bytes(landmarks);
   while (!bytes.empty()) {
     const uint64_t number = first / page_landmarks_;
     const size_t place = first % page_landmarks_;
     const size_t count = std::min(page_landmarks_ - place, bytes.size() / landmark_bytes());
     const size_t from = place * landmark_bytes(), size = count * landmark_bytes();
-    if (number >= memory.pages.size()) memory.pages.resize(number + 1);
-    Page& page = memory.pages[number];
-    if (page.filled == place) {
-      // The last page grows by doubling, so that small memories take little.
-      const size_t capacity = page.data ? page.data->bytes().size() : 0;
-      const size_t wanted =
-          std::min(std::bit_ceil(std::max(from + size, io_alignment)),
-                   (page_landmarks_ * landmark_bytes() + io_alignment - 1) / io_alignment * io_alignment);
-      const bool fits = from + size <= capacity;
-      if (fits || make_room(id, wanted - capacity)) {
-        if (!fits) {
-          auto grown = std::make_shared<AlignedBuffer>(wanted);
-          if (page.data) std::memcpy(grown->bytes().data(), page.data->bytes().data(), from);
-          page.data = std::move(grown);
-          memory.bytes += wanted - capacity;
-          cached_bytes_ += wanted - capacity;
-        }
-        std::memcpy(page.data->bytes().data() + from, bytes.data(), size);
-        page.filled = place + count;
+    const auto found = by_id_.find(id);
+    Page* known =
+        found != by_id_.end() && number < found->second->pages.size() ? &found->second->pages[number] : nullptr;
+    if ((known ? known->filled : 0) == place) {
+      if (known && known->data && from + size <= known->data->bytes().size()) {
+        std::memcpy(known->data->bytes().data() + from, bytes.data(), size);
+        known->filled = place + count;
+      } else {
+        // The last page grows by doubling, so that small memories take little.
+        const size_t wanted =
+            std::min(std::bit_ceil(std::max(from + size, io_alignment)), in_blocks(page_landmarks_ * landmark_bytes()));
+        Page grown{.data = std::make_shared<AlignedBuffer>(wanted), .filled = place + count};
+        if (from > 0) std::memcpy(grown.data->bytes().data(), known->data->bytes().data(), from);
+        std::memcpy(grown.data->bytes().data() + from, bytes.data(), size);
+        replace(id, {}, number, std::move(grown));
       }
     }
     first += count;
@@ -165,10 +222,7 @@ void LandmarkIndex::publish(StreamId id, uint64_t first, std::span<const Bf16> l
 
 void LandmarkIndex::forget(StreamId id) {
   const std::lock_guard lock(mutex_);
-  const auto memory = cached_.find(id);
-  if (memory == cached_.end()) return;
-  cached_bytes_ -= memory->second.bytes;
-  cached_.erase(memory);
+  if (const auto found = by_id_.find(id); found != by_id_.end()) drop(found->second);
 }
 
 uint64_t LandmarkIndex::cached_bytes() const {
@@ -182,21 +236,29 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> 
                                                         std::span<const Bf16> query, size_t k, WorkerPool& pool) {
   if (n == 0 || k == 0) return std::vector<ScoredChunk>();
   std::vector<Page> pages((n + page_landmarks_ - 1) / page_landmarks_);
-  std::vector<StreamId> streams(pages.size());
+  std::vector<Search> searches(extents.size());
   {
     const std::lock_guard lock(mutex_);
     for (size_t i = 0; i < extents.size(); ++i) {
-      CachedStream& cached = cached_[extents[i].stream];
-      cached.last_use = ++uses_;
-      const size_t end = i + 1 < extents.size()
-                             ? std::min<size_t>(pages.size(), extents[i + 1].first_chunk / page_landmarks_)
-                             : pages.size();
-      for (size_t page = extents[i].first_chunk / page_landmarks_; page < end; ++page) {
-        streams[page] = extents[i].stream;
-        if (page < cached.pages.size()) pages[page] = cached.pages[page];
-      }
+      searches[i] = note_search(extents[i].stream);
+      const auto found = by_id_.find(extents[i].stream);
+      if (found == by_id_.end()) continue;
+      const std::vector<Page>& cached = found->second->pages;
+      size_t end = std::min(cached.size(), pages.size());
+      if (i + 1 < extents.size()) end = std::min<size_t>(end, extents[i + 1].first_chunk / page_landmarks_);
+      for (size_t page = extents[i].first_chunk / page_landmarks_; page < end; ++page) pages[page] = cached[page];
     }
   }
+  const auto extent_of = [&](uint64_t number) {
+    const auto after = std::ranges::upper_bound(extents, number * page_landmarks_, {}, &Extent::first_chunk);
+    return static_cast<size_t>(after - extents.begin()) - 1;
+  };
+  const auto count_of = [&](uint64_t number) {
+    return std::min<uint64_t>(page_landmarks_, n - number * page_landmarks_);
+  };
+  std::vector<uint64_t> in_ram, on_disk;
+  for (uint64_t number = 0; number < pages.size(); ++number)
+    (pages[number].filled < count_of(number) ? on_disk : in_ram).push_back(number);
 
   struct Worker {
     TopK best;
@@ -204,27 +266,41 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> 
     std::optional<Error> error;
   };
   std::vector<Worker> workers(pool.threads(), Worker{TopK(k), std::vector<float>(page_landmarks_), std::nullopt});
-  pool.run(pages.size(), [&](size_t number, size_t worker) {
+  const auto score = [&](Worker& worker, uint64_t number, const void* landmarks) {
+    const size_t count = count_of(number);
+    landmark_dots_cpu(query, static_cast<const Bf16*>(landmarks), count, worker.dots.data());
+    for (size_t i = 0; i < count; ++i) worker.best.offer({number * page_landmarks_ + i, worker.dots[i]});
+  };
+  const auto read_and_score = [&](Worker& worker, std::span<const uint64_t> numbers) -> Expected<void> {
+    std::optional<PageReader> reader;
+    size_t extent = extents.size();  // that it reads
+    for (const uint64_t number : numbers) {
+      if (const size_t of = extent_of(number); of != extent) reader.emplace(*this, extents[extent = of].stream);
+      const StreamId stream = extents[extent].stream;
+      RECALLD_TRY(const std::string_view landmarks, reader->read(number));
+      if (landmarks.size() < count_of(number) * landmark_bytes())
+        return std::unexpected(incomplete("scan landmarks", stream, number));
+      score(worker, number, landmarks.data());
+      keep(stream, searches[extent], number, landmarks);
+    }
+    return {};
+  };
+
+  // Each reader takes pages that follow each other on disk. They begin first, and the other workers score meanwhile
+  // what is in RAM.
+  const size_t readers = std::min({pool.threads(), scan_readers_max, on_disk.size()});
+  pool.run(readers + in_ram.size(), [&](size_t task, size_t worker) {
     Worker& mine = workers[worker];
     if (mine.error) return;
-    const uint64_t first = number * page_landmarks_;
-    const size_t count = std::min<uint64_t>(page_landmarks_, n - first);
-    Page page = std::move(pages[number]);
-    if (page.filled < count) {
-      auto loaded = load(streams[number], number);
-      if (!loaded || loaded->filled < count) {
-        mine.error = loaded ? Error{ErrorKind::corrupt, "scan landmarks of stream " + std::to_string(streams[number]) +
-                                                            ": page " + std::to_string(number) +
-                                                            " is incomplete; run recall verify --repair"}
-                            : std::move(loaded).error();
-        return;
-      }
-      page = *std::move(loaded);
-      keep(streams[number], number, page);
+    if (task >= readers) {
+      const uint64_t number = in_ram[task - readers];
+      score(mine, number, pages[number].data->bytes().data());
+      pages[number] = {};
+      return;
     }
-    const auto* landmarks = reinterpret_cast<const Bf16*>(page.data->bytes().data());
-    landmark_dots_cpu(query, landmarks, count, mine.dots.data());
-    for (size_t i = 0; i < count; ++i) mine.best.offer({first + i, mine.dots[i]});
+    const size_t from = on_disk.size() * task / readers, to = on_disk.size() * (task + 1) / readers;
+    if (auto read = read_and_score(mine, std::span(on_disk).subspan(from, to - from)); !read)
+      mine.error = std::move(read).error();
   });
 
   TopK best(k);

@@ -2,10 +2,13 @@
 // the scan for the k best over both.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -21,10 +24,18 @@ namespace recalld {
 
 inline constexpr size_t landmark_page_bytes = size_t{128} << 10;
 
+// Threads that read pages from disk for one search: each holds one page, and a disk has enough to do with them.
+inline constexpr size_t scan_readers_max = 8;
+
 // Any thread may call any function; stage() and publish() of one stream come from one thread at a time.
+//
+// The cache belongs to the streams that are searched again and again. Pages that a search read, or that were just
+// written, take free room; for more room, a stream's pages make way for those of another only when this one has been
+// searched twice since. So neither a scan of a cold memory nor the encoding of a new one throws out a hot one, and a
+// stream that does not fit keeps the pages it has and reads the others from disk each time.
 class LandmarkIndex {
  public:
-  // `catalog` outlives the index. Pages in RAM take at most cache_bytes.
+  // `catalog` outlives the index. Pages in RAM, and what is noted about them, take at most cache_bytes.
   LandmarkIndex(const Catalog& catalog, uint32_t dim, uint64_t cache_bytes);
 
   size_t page_chunks() const { return page_landmarks_; }  // chunks of a page
@@ -47,31 +58,45 @@ class LandmarkIndex {
   uint64_t cached_bytes() const;
 
  private:
+  class PageReader;
+
   // Landmarks of one page, from its first on. What lies below `filled` never changes, so scans read it without a lock.
   struct Page {
     std::shared_ptr<AlignedBuffer> data;  // shared with the scans that are reading it
     size_t filled = 0;                    // landmarks
   };
+  // A stream of which there is a page in RAM.
   struct CachedStream {
-    std::vector<Page> pages;  // by number; no data: not in RAM
-    uint64_t bytes = 0;
-    uint64_t last_use = 0;
+    StreamId id = 0;
+    std::vector<Page> pages;   // by number; no data: not in RAM
+    uint64_t bytes = 0;        // of the pages and of what is noted about them
+    uint64_t last_search = 0;  // its number; 0: none since its first page came
+  };
+  // Searches count from 1.
+  struct Search {
+    uint64_t number = 0;
+    uint64_t before = 0;  // the search of the same stream before this one; 0: none of the last 64 was
   };
 
   size_t landmark_bytes() const { return size_t{dim_} * sizeof(Bf16); }
-  Expected<Page> load(StreamId id, uint64_t page) const;
-  void keep(StreamId id, uint64_t number, Page page);
-  bool make_room(StreamId id, uint64_t bytes);
+  Error incomplete(std::string_view action, StreamId id, uint64_t page) const;
+  Search note_search(StreamId id);
+  bool make_room(StreamId id, Search search, uint64_t bytes);
+  bool replace(StreamId id, Search search, uint64_t number, Page page);
+  void keep(StreamId id, Search search, uint64_t number, std::string_view landmarks);
+  void drop(std::list<CachedStream>::iterator stream);
 
   const Catalog& catalog_;
   const uint32_t dim_;
   const size_t page_landmarks_;
   const uint64_t cache_bytes_max_;
 
-  mutable std::mutex mutex_;  // guards what follows, and `filled` of cached pages
-  std::unordered_map<StreamId, CachedStream> cached_;
+  mutable std::mutex mutex_;        // guards what follows, and `filled` of cached pages
+  std::list<CachedStream> cached_;  // searched most recently first, those never searched last
+  std::unordered_map<StreamId, std::list<CachedStream>::iterator> by_id_;
   uint64_t cached_bytes_ = 0;
-  uint64_t uses_ = 0;
+  uint64_t searches_ = 0;
+  std::array<StreamId, 64> searched_{};  // by the last searches; number s stands at s % 64
 };
 
 }  // namespace recalld
