@@ -10,8 +10,7 @@ Encoder::Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_
     : store_(store),
       model_(model),
       tokenizer_(tokenizer),
-      streams_(state_bytes_max / std::max<size_t>(1, stream_bytes()),
-               [this](const Stream& stream) { checkpoint(stream); }),
+      streams_(streams_kept(state_bytes_max), [this](const Stream& stream) { checkpoint(stream); }),
       hidden_(segment_chunks * chunk_tokens * model.config().hidden_size) {
   // The model takes its working memory when it first runs: here, so that later only what is stored takes more, and
   // nobody's first request waits for it.
@@ -22,6 +21,13 @@ Encoder::Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_
 size_t Encoder::stream_bytes() const {
   const size_t tail_chunk_bytes = model_.kv_bytes() + model_.landmark_dim() * sizeof(Bf16);
   return model_.lower_state_bytes() + (segment_chunks + 1) * tail_chunk_bytes;
+}
+
+// Beside the streams that are kept, one is being stored and one is being encoded.
+size_t Encoder::streams_kept(uint64_t bytes_max) const {
+  constexpr size_t moving = 2;
+  const size_t streams = bytes_max / std::max<size_t>(1, stream_bytes());
+  return streams - std::min(streams, moving);
 }
 
 uint64_t Encoder::state_bytes() const {

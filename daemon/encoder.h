@@ -64,6 +64,7 @@ class Encoder {
   std::vector<EncodedChunk> encode(RecurrentState& state, std::span<const uint32_t> tokens);
   void checkpoint(const Stream& stream);
   size_t stream_bytes() const;
+  size_t streams_kept(uint64_t bytes_max) const;
 
   Store& store_;
   Ramba& model_;

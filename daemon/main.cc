@@ -101,16 +101,18 @@ void raise_open_files_limit() {
 }
 
 // The heap gives large blocks back as soon as they are freed. Left alone, it raises this bound to the largest block
-// that was ever freed, and keeps what is smaller.
-void return_large_blocks() {
-  mallopt(M_MMAP_THRESHOLD, 128 << 10);
+// that was ever freed, and keeps what is smaller. Pages of landmarks stay below it: a scan takes and frees one after
+// the other. What is smaller comes from a few heaps that all threads share, since each keeps some of what it freed.
+void bound_the_heap() {
+  mallopt(M_MMAP_THRESHOLD, 256 << 10);
+  mallopt(M_ARENA_MAX, 2);
 }
 
 int run(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   ::umask(0077);  // the store holds its owner's words: RocksDB, for one, makes files that everybody may read
   raise_open_files_limit();
-  return_large_blocks();
+  bound_the_heap();
   const auto command_line = read_options({argv, static_cast<size_t>(argc)}, process_environment());
   if (!command_line) {
     std::fprintf(stderr, "recalld: %s\n", command_line.error().message.c_str());

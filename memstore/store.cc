@@ -10,6 +10,7 @@ namespace recalld {
 namespace {
 
 constexpr uint64_t budget_bytes_min = uint64_t{8} << 20;
+constexpr uint64_t working_bytes = uint64_t{7} << 20;
 constexpr uint64_t memtable_bytes_max = uint64_t{64} << 20;
 constexpr size_t drained_max = 1024;        // memories whose markers wait to be dropped; the rest go at the next start
 constexpr size_t markers_dropped_max = 16;  // with one batch
@@ -44,14 +45,16 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   assert(shape.kv_bytes > 0 && shape.landmark_dim > 0 && shape.landmark_dim % 32 == 0);
   RECALLD_TRY(DataDirectory data, DataDirectory::open(directory, shape));
 
-  // Half of the budget for landmarks, a quarter for the catalog's blocks and memtables; the last quarter is what the
-  // catalog's open tables and compactions and the buffers of reads and writes take.
+  // What one write, one flush and one compaction take at a time does not grow with the store and comes off first, as
+  // does what the heap keeps of it. Of the rest, half is for pages of landmarks and a third for the catalog's blocks,
+  // tables and memtables; a sixth stays free for what each of these takes beyond its bound until it is noticed.
   const uint64_t budget = options.memory_budget_bytes;
+  const uint64_t shared = budget - std::min(working_bytes, budget / 3);
   RECALLD_TRY(auto catalog, Catalog::open({.directory = data.catalog(),
-                                           .cache_bytes = budget / 4,
-                                           .memtable_bytes = std::min(budget / 8, memtable_bytes_max)}));
+                                           .cache_bytes = shared / 3,
+                                           .memtable_bytes = std::min(shared / 6, memtable_bytes_max)}));
   RECALLD_TRY(auto io, options.file_io ? options.file_io() : open_file_io());
-  auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), budget / 2);
+  auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shared / 2);
   RECALLD_CHECK(impl->load(std::move(io)));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }

@@ -51,9 +51,9 @@ class EncoderTest : public ::testing::Test {
     return std::make_unique<Encoder>(store, *model_, *tokenizer_, budget_bytes / 8);
   }
 
-  MemoryInfo append(Store& store, size_t turns) {
+  MemoryInfo append(Store& store, size_t turns, const std::string& memory = "diary") {
     AppendBatch batch;
-    batch.memory = "diary";
+    batch.memory = memory;
     for (size_t i = 0; i < turns; ++i) {
       Turn turn{.role = Role::user, .name = {}, .content = {}, .time_us = 0, .metadata = {}};
       turn.content = "Day " + std::to_string(i) + ": rain until " + std::to_string(i % 12 + 1) + ", then a long walk.";
@@ -61,7 +61,7 @@ class EncoderTest : public ::testing::Test {
       batch.turns.push_back({std::move(turn), std::move(tokens.ids), std::move(tokens.ends)});
     }
     EXPECT_TRUE((*store.append(std::array{batch}))[0].has_value());
-    return *store.memory("diary");
+    return *store.memory(memory);
   }
 
   // Calls until nothing waits; returns the errors on the way.
@@ -164,6 +164,43 @@ TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
   const auto tail = encoder_->tail(now);
   ASSERT_TRUE(tail.has_value() && *tail != nullptr);
   EXPECT_EQ((*tail)->first_chunk, Encoder::segment_chunks);
+}
+
+TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneAfterTheOther) {
+  const auto clean = open_store("clean");
+  Encoder large(*clean, *model_, *tokenizer_, uint64_t{64} << 20);
+  Encoder small(*store_, *model_, *tokenizer_, 1);
+  std::vector<MemoryInfo> memories, twins;
+  for (size_t i = 0; i < 3; ++i) {
+    const std::string name = "diary/" + std::to_string(i);
+    memories.push_back(append(*store_, 80 + i, name));
+    twins.push_back(append(*clean, 80 + i, name));
+    EXPECT_TRUE(encode_all(large, twins.back().id).empty());
+  }
+  uint64_t stored = 1;
+  while (stored > 0) {
+    stored = 0;
+    for (const MemoryInfo& memory : memories) {
+      const auto chunks = small.encode_segment(memory.id);
+      ASSERT_TRUE(chunks.has_value()) << chunks.error().message;
+      stored += *chunks;
+      small.settle(memory.id);
+      EXPECT_EQ(small.state_bytes(), large.state_bytes() / 3);  // which holds all three
+      // The state that left is on disk: nothing has to be read again.
+      const MemoryInfo now = *store_->memory(memory.id);
+      EXPECT_TRUE(small.tail(now).has_value());
+      if (&memory != &memories.front()) {
+        const MemoryInfo evicted = *store_->memory(memories.front().id);
+        const auto state = store_->state(evicted.id, evicted.encoded_chunks);
+        ASSERT_TRUE(state.has_value() && state->has_value());
+        EXPECT_EQ((*state)->chunks, evicted.encoded_chunks);
+      }
+    }
+  }
+  for (size_t i = 0; i < memories.size(); ++i) {
+    EXPECT_EQ(store_->memory(memories[i].id)->encoded_chunks, memories[i].complete_chunks());
+    EXPECT_TRUE(encodings(*store_, memories[i]) == encodings(*clean, twins[i])) << memories[i].name;
+  }
 }
 
 TEST_F(EncoderTest, AMemoryDeletedWhileItsChunksAreStoredLeavesTheOthersAlone) {
