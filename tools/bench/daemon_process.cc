@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
+#include <thread>
 
 extern char** environ;
 
@@ -45,12 +46,6 @@ DaemonProcess::DaemonProcess(const std::filesystem::path& binary, const std::fil
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   seconds_to_first_answer_ = std::chrono::duration<double>(Clock::now() - start).count();
-  sampler_ = std::thread([this] {
-    while (!stopping_) {
-      resident_max_ = std::max<uint64_t>(resident_max_, resident_bytes());
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    }
-  });
 }
 
 DaemonProcess::~DaemonProcess() {
@@ -59,8 +54,6 @@ DaemonProcess::~DaemonProcess() {
 
 void DaemonProcess::stop() {
   if (pid_ < 0) return;
-  stopping_ = true;
-  if (sampler_.joinable()) sampler_.join();
   kill(pid_, SIGTERM);
   int status = 0;
   waitpid(pid_, &status, 0);
@@ -74,12 +67,20 @@ client::Client DaemonProcess::connect() const {
 }
 
 uint64_t DaemonProcess::resident_bytes() const {
+  return status_bytes("VmRSS:");
+}
+
+uint64_t DaemonProcess::resident_bytes_max() const {
+  return status_bytes("VmHWM:");
+}
+
+uint64_t DaemonProcess::status_bytes(const char* wanted) const {
   std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
   for (std::string line; std::getline(status, line);) {
     std::istringstream words(line);
     std::string key;
     uint64_t kib = 0;
-    if (words >> key >> kib && key == "VmRSS:") return kib << 10;
+    if (words >> key >> kib && key == wanted) return kib << 10;
   }
   return 0;
 }

@@ -3,12 +3,10 @@
 
 #include <sys/types.h>
 
-#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -26,17 +24,16 @@ class DaemonProcess {
   client::Client connect() const;  // waits for replies as long as they take
   double seconds_to_first_answer() const { return seconds_to_first_answer_; }
 
-  uint64_t resident_bytes() const;                               // VmRSS now
-  uint64_t resident_bytes_max() const { return resident_max_; }  // of the samples, every 20 ms
+  uint64_t resident_bytes() const;      // now (VmRSS)
+  uint64_t resident_bytes_max() const;  // the most that it ever was (VmHWM)
   void stop();
 
  private:
+  uint64_t status_bytes(const char* key) const;
+
   std::filesystem::path socket_;
   pid_t pid_ = -1;
   double seconds_to_first_answer_ = 0;
-  std::atomic<uint64_t> resident_max_ = 0;
-  std::atomic<bool> stopping_ = false;
-  std::thread sampler_;
 };
 
 // The recalld that was built beside the running program.
