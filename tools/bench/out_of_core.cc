@@ -325,7 +325,8 @@ int main(int argc, char** argv) try {
       if (!daemon) daemon = std::make_unique<DaemonProcess>(built_recalld(), data, flags);
       client::Client client = daemon->connect();
       const uint64_t before = sizes.empty() ? 0 : client.memory(memory_name).value().tokens;
-      while_searching(*daemon, [&] { fill(client, memory_name, size * chunk_tokens - before, size); });
+      const uint64_t wanted = size * chunk_tokens;
+      while_searching(*daemon, [&] { fill(client, memory_name, wanted - std::min(wanted, before), size); });
     } else {
       StoreOptions options;
       options.shape = shape;
