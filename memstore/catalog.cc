@@ -3,21 +3,33 @@
 #include <rocksdb/cache.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
+#include <rocksdb/env.h>
+#include <rocksdb/file_checksum.h>
+#include <rocksdb/file_system.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/table.h>
+#include <rocksdb/table_properties.h>
 #include <rocksdb/write_batch.h>
 #include <rocksdb/write_buffer_manager.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cctype>
+#include <charconv>
+#include <functional>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/bytes.h"
 #include "base/crc32c.h"
+#include "memstore/wal_check.h"
 
 namespace recalld {
 namespace {
@@ -35,15 +47,34 @@ constexpr uint64_t wal_bytes_max = uint64_t{64} << 20;
 constexpr size_t log_file_bytes_max = size_t{1} << 20;
 constexpr uint64_t manifest_bytes_max = uint64_t{4} << 20;
 
+// The family, known to this file alone, that says under which names RocksDB has the others (Catalog::remake).
+constexpr const char* names_family = "families";
+// Between the name of a family that was remade and the number of that.
+constexpr char remade_separator = '~';
+constexpr size_t tables_named_max = 8;  // in one message
+constexpr size_t copy_batch_bytes = size_t{1} << 20;
+constexpr std::chrono::milliseconds stall_wait{1};
+constexpr int quiet_polls = 500;  // at intervals of stall_wait
+constexpr int space_waits = 10;   // a compaction without space waits so many times longer than a write
+
+ErrorKind kind_of(const rocksdb::Status& status) {
+  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::kSpaceLimit) return ErrorKind::full;
+  if (status.IsCorruption()) return ErrorKind::corrupt;
+  if (status.IsIOError()) return ErrorKind::io;
+  if (status.IsBusy() || status.IsTryAgain()) return ErrorKind::busy;
+  return ErrorKind::internal;
+}
+
+// `action` says what was done with which object.
 Expected<void> checked(const rocksdb::Status& status, std::string_view action) {
   if (status.ok()) return {};
-  const std::string message = std::string(action) + " the catalog: " + status.ToString();
-  if (status.IsCorruption()) return fail(ErrorKind::corrupt, message + "; run recall verify");
-  if (status.IsNoSpace()) return fail(ErrorKind::full, message + "; make room on its disk");
-  // RocksDB takes no more writes after one that failed, until it is opened again.
-  if (status.IsIOError()) return fail(ErrorKind::io, message + "; look after its disk and restart recalld");
-  if (status.IsBusy() || status.IsTryAgain()) return fail(ErrorKind::busy, message + "; try again");
-  return fail(ErrorKind::internal, message);
+  const ErrorKind kind = kind_of(status);
+  std::string message = std::string(action) + ": " + status.ToString();
+  if (kind == ErrorKind::corrupt) message += "; run recall verify";
+  if (kind == ErrorKind::full) message += "; make room on its disk";
+  if (kind == ErrorKind::io) message += "; look after its disk";
+  if (kind == ErrorKind::busy) message += "; try again";
+  return fail(kind, std::move(message));
 }
 
 // The smallest key after all keys that begin with `prefix`; empty when there is none.
@@ -73,6 +104,10 @@ uint32_t checksum(std::string_view key, std::string_view value) {
   return crc32c(as_bytes(value), crc32c(as_bytes(key)));
 }
 
+constexpr uint32_t bit(Family family) {
+  return uint32_t{1} << static_cast<uint32_t>(family);
+}
+
 Expected<std::string_view> opened(Family family, std::string_view key, std::string_view stored) {
   ByteReader in(stored);
   const uint32_t expected = in.u32();
@@ -82,35 +117,390 @@ Expected<std::string_view> opened(Family family, std::string_view key, std::stri
   return in.rest();
 }
 
+// ---- The files, before RocksDB sees them
+
+// Numbers of the files with this beginning or ending, least first.
+std::vector<uint64_t> numbers(const std::vector<std::string>& files, std::string_view prefix, std::string_view suffix) {
+  std::vector<uint64_t> found;
+  for (const std::string& file : files) {
+    if (!file.starts_with(prefix) || !file.ends_with(suffix)) continue;
+    uint64_t number = 0;
+    const char* end = file.data() + file.size() - suffix.size();
+    const auto [parsed, error] = std::from_chars(file.data() + prefix.size(), end, number);
+    if (error == std::errc() && parsed == end) found.push_back(number);
+  }
+  std::ranges::sort(found);
+  return found;
+}
+
+std::string log_name(uint64_t number) {
+  std::string digits = std::to_string(number);
+  return std::string(digits.size() < 6 ? 6 - digits.size() : 0, '0') + digits + ".log";
+}
+
+// Gives the whole file to `take`, in blocks of block_bytes.
+template <class Take>
+rocksdb::Status read_file(rocksdb::Env& env, const std::string& path, size_t block_bytes, Take take) {
+  std::unique_ptr<rocksdb::SequentialFile> file;
+  rocksdb::Status status = env.NewSequentialFile(path, &file, rocksdb::EnvOptions());
+  std::string block(block_bytes, '\0');
+  for (bool more = true; status.ok() && more;) {
+    rocksdb::Slice read;
+    status = file->Read(block.size(), &read, block.data());
+    if (status.ok() && !read.empty()) take(as_bytes({read.data(), read.size()}));
+    more = read.size() == block.size();
+  }
+  return status;
+}
+
+Expected<LogCheck::Result> check_log(rocksdb::Env& env, const std::string& path, LogUse use) {
+  LogCheck check(use);
+  RECALLD_CHECK(
+      checked(read_file(env, path, LogCheck::block_bytes, [&](ByteView block) { check.add(block); }), "read " + path));
+  return check.result();
+}
+
+std::unexpected<Error> damaged_log(const std::string& path, uint64_t offset, std::string_view next_step) {
+  return fail(ErrorKind::corrupt, "open the catalog: " + path + " is damaged at byte " + std::to_string(offset) +
+                                      ", before its end; " + std::string(next_step));
+}
+
+// Refuses a catalog of which durable bytes are missing or damaged where RocksDB would go on without them: it makes an
+// empty database where CURRENT is missing, and ends the replay of the logs at the first record that is not whole.
+Expected<void> check_files(rocksdb::Env& env, const std::string& directory) {
+  std::vector<std::string> files;
+  const rocksdb::Status listed = env.GetChildren(directory, &files);
+  if (listed.IsNotFound() || listed.IsPathNotFound()) return {};
+  RECALLD_CHECK(checked(listed, "list " + directory));
+  const auto logs = numbers(files, "", ".log");
+  const auto manifests = numbers(files, "MANIFEST-", "");
+  const auto tables = numbers(files, "", ".sst");
+  constexpr std::string_view backup = "restore the store from a backup";
+
+  if (std::ranges::find(files, "CURRENT") == files.end()) {
+    // MANIFEST-000001 alone is what a crash leaves of a database that was being made.
+    if (logs.empty() && tables.empty() && (manifests.empty() || manifests.back() == 1)) return {};
+    return fail(ErrorKind::corrupt, "open the catalog: " + directory +
+                                        "/CURRENT is missing, which names its manifest; " + std::string(backup));
+  }
+  std::string current;
+  RECALLD_CHECK(
+      checked(read_file(env, directory + "/CURRENT", 4096, [&](ByteView bytes) { current += as_text(bytes); }),
+              "read " + directory + "/CURRENT"));
+  while (current.ends_with('\n')) current.pop_back();
+  if (!current.starts_with("MANIFEST-") || std::ranges::find(files, current) == files.end())
+    return fail(ErrorKind::corrupt,
+                "open the catalog: " + directory + "/CURRENT names no manifest that is there; " + std::string(backup));
+  const std::string manifest = directory + "/" + current;
+  RECALLD_TRY(const auto checked_manifest, check_log(env, manifest, LogUse::manifest));
+  if (checked_manifest.verdict == LogCheck::Verdict::damaged)
+    return damaged_log(manifest, checked_manifest.offset, backup);
+  if (checked_manifest.records == 0) return damaged_log(manifest, 0, backup);
+
+  // A log is there from before the second manifest on, and is only removed when the next one is.
+  if (logs.empty() && current != "MANIFEST-000001")
+    return fail(ErrorKind::corrupt, "open the catalog: " + directory +
+                                        " has no file *.log, which held the newest appends; " + std::string(backup));
+
+  // The logs are one log that goes on from file to file.
+  std::optional<std::pair<std::string, uint64_t>> torn;
+  for (const uint64_t number : logs) {
+    const std::string path = directory + "/" + log_name(number);
+    RECALLD_TRY(const auto log, check_log(env, path, LogUse::write_ahead));
+    if (torn && log.records > 0) return damaged_log(torn->first, torn->second, backup);
+    if (log.verdict == LogCheck::Verdict::damaged)
+      return damaged_log(path, log.offset,
+                         number != logs.back()
+                             ? std::string(backup)
+                             : std::string(backup) + ", or give up every append from there on with truncate -s " +
+                                   std::to_string(log.offset) + " " + path);
+    if (log.verdict == LogCheck::Verdict::torn) torn = {path, log.offset};
+  }
+  return {};
+}
+
+// Whether every byte of a file can be read, whatever it says.
+bool readable(rocksdb::Env& env, const std::string& path) {
+  return read_file(env, path, size_t{1} << 18, [](ByteView) {}).ok();
+}
+
+// Judges what fails in the background. A table that cannot be read, and a disk without room for a compaction, do not
+// stop writes, as neither loses anything: the family is marked, and no longer compacted.
+class BackgroundFailures final : public rocksdb::EventListener {
+ public:
+  explicit BackgroundFailures(rocksdb::Env& env) : env_(env) {}
+
+  enum class Cause { damaged, full };
+  bool any() const { return any_; }
+  std::map<std::string, Cause> take() {
+    const std::lock_guard lock(mutex_);
+    any_ = false;
+    return std::exchange(failed_, {});
+  }
+
+  // For Database::recover.
+  std::atomic<bool> recovering = false;
+  std::atomic<bool> flush_failed = false;  // since the last recovery
+
+  // The database, from when it is open until it is closed.
+  void watch(rocksdb::DB* db) { db_ = db; }
+
+  // RocksDB calls this in the thread of the compaction, and then, in the same one, OnBackgroundError.
+  void OnCompactionCompleted(rocksdb::DB* /*db*/, const rocksdb::CompactionJobInfo& info) override {
+    cause_.reset();
+    if (info.status.ok()) return;
+    if (kind_of(info.status) == ErrorKind::full) {
+      cause_ = Cause::full;
+    } else if (info.status.IsCorruption() ||
+               (info.status.IsIOError() && !std::ranges::all_of(info.input_files, [&](const std::string& file) {
+                  return readable(env_, file);
+                }))) {
+      cause_ = Cause::damaged;
+    }
+    if (!cause_) return;
+    const std::lock_guard lock(mutex_);
+    failed_[info.cf_name] = *cause_;
+    any_ = true;
+  }
+
+  // RocksDB calls this, without its mutex, before it stops all work.
+  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
+    if (reason == rocksdb::BackgroundErrorReason::kCompaction && cause_) {
+      *error = rocksdb::Status::OK();
+      return;
+    }
+    // RocksDB fears for records in the buffer of the log that it could not leave, and would never resume. But every
+    // acknowledged record has been synced.
+    if (reason == rocksdb::BackgroundErrorReason::kMemTable && (recovering || kind_of(*error) == ErrorKind::full))
+      *error = rocksdb::Status(*error, rocksdb::Status::kHardError);
+    if (flushes_) {
+      flush_failed = true;
+    } else {
+      let_flush_begin();
+    }
+  }
+
+  void OnFlushBegin(rocksdb::DB* /*db*/, const rocksdb::FlushJobInfo& /*info*/) override { flushes_ = true; }
+
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason /*reason*/, rocksdb::Status /*error*/,
+                            bool* automatic) override {
+    *automatic = false;
+  }
+
+ private:
+  rocksdb::Env& env_;
+  // A flush that is scheduled and has not begun when RocksDB stops is never run, and resuming waits for it without end
+  // (7.8). There is one at a time, so none is left once one runs or no memtable waits for one. A memtable may also wait
+  // for one that is not scheduled: then nothing is seen to happen for a while.
+  void let_flush_begin() const {
+    rocksdb::DB* db = db_;
+    if (db == nullptr || recovering) return;
+    for (int quiet = 0; quiet < quiet_polls && !flush_failed;) {
+      uint64_t running = 0, waiting = 0;
+      db->GetIntProperty(rocksdb::DB::Properties::kNumRunningFlushes, &running);
+      if (running > 0 || !db->GetAggregatedIntProperty(rocksdb::DB::Properties::kMemTableFlushPending, &waiting) ||
+          waiting == 0)
+        return;
+      quiet = env_.GetThreadPoolQueueLen(rocksdb::Env::Priority::HIGH) == 0 ? quiet + 1 : 0;
+      std::this_thread::sleep_for(stall_wait);
+    }
+  }
+
+  std::atomic<rocksdb::DB*> db_ = nullptr;
+  static thread_local bool flushes_;                // this thread writes memtables out
+  static thread_local std::optional<Cause> cause_;  // of the compaction that this thread has just ended
+  std::mutex mutex_;
+  std::map<std::string, Cause> failed_;  // by RocksDB's name of the family; guarded by mutex_
+  std::atomic<bool> any_ = false;
+};
+
+thread_local bool BackgroundFailures::flushes_ = false;
+thread_local std::optional<BackgroundFailures::Cause> BackgroundFailures::cause_;
+
+// The family that RocksDB has under this name: as it was made first or remade.
+std::optional<Family> family_of(std::string_view rocksdb_name) {
+  if (rocksdb_name == rocksdb::kDefaultColumnFamilyName) return Family::counters;
+  const auto found = std::ranges::find(family_names, rocksdb_name.substr(0, rocksdb_name.find(remade_separator)));
+  if (found == family_names.begin() || found == family_names.end()) return std::nullopt;
+  return static_cast<Family>(found - family_names.begin());
+}
+
+// Compares every table of the families that `which` knows with the checksum that it was written with.
+std::vector<DamagedTable> damaged_tables(
+    rocksdb::DB& db, rocksdb::Env& env, const rocksdb::ColumnFamilyOptions& options,
+    const std::function<std::optional<Family>(const std::string& rocksdb_name)>& which) {
+  std::vector<rocksdb::LiveFileMetaData> tables;
+  db.GetLiveFilesMetaData(&tables);
+  const auto is_live = [&](const rocksdb::LiveFileMetaData& table) {
+    std::vector<rocksdb::LiveFileMetaData> now;
+    db.GetLiveFilesMetaData(&now);
+    return std::ranges::any_of(now, [&](const auto& each) { return each.name == table.name; });
+  };
+  std::vector<DamagedTable> damaged;
+  for (const auto& table : tables) {
+    const auto family = which(table.column_family_name);
+    if (!family) continue;
+    const std::string path = table.db_path + table.name;
+    uint64_t bytes = 0;
+    uint32_t crc = 0;
+    const auto status = read_file(env, path, size_t{1} << 18, [&](ByteView block) {
+      bytes += block.size();
+      crc = crc32c(block, crc);
+    });
+    std::string stored;  // as RocksDB keeps it
+    for (int shift = 24; shift >= 0; shift -= 8) stored += static_cast<char>(crc >> shift);
+    std::string cause;
+    if (!status.ok()) {
+      cause = status.ToString();
+    } else if (bytes != table.size) {
+      cause = "it has " + std::to_string(bytes) + " bytes instead of " + std::to_string(table.size);
+    } else if (table.file_checksum_func_name == rocksdb::kStandardDbFileChecksumFuncName) {
+      if (table.file_checksum != stored) cause = "checksum mismatch";
+    } else {
+      // Written before tables had a checksum of the whole file: those of its blocks are what there is.
+      rocksdb::Options all(rocksdb::DBOptions(), options);
+      all.env = &env;
+      const auto blocks = rocksdb::VerifySstFileChecksum(all, rocksdb::EnvOptions(), path);
+      if (!blocks.ok()) cause = blocks.ToString();
+    }
+    if (!cause.empty() && is_live(table))
+      damaged.push_back({path, *family, table.level, table.smallestkey, table.largestkey, cause});
+  }
+  return damaged;
+}
+
 }  // namespace
 
 std::string_view name(Family family) {
   return family_names.at(static_cast<size_t>(family));
 }
 
+bool can_be_made_again(Family family) {
+  switch (family) {
+    case Family::chunks:
+    case Family::landmarks:
+    case Family::states:
+    case Family::postings:
+      return true;
+    case Family::counters:
+    case Family::memories:
+    case Family::turns:
+    case Family::tokens:
+    case Family::operations:
+      return false;
+  }
+  return false;
+}
+
+std::string DamagedTable::text() const {
+  return file + " of " + std::string(name(family)) + ", level " + std::to_string(level) + ", rows " +
+         printable(first_key) + " to " + printable(last_key) + ": " + cause;
+}
+
 struct Catalog::Database {
+  using Handle = std::shared_ptr<rocksdb::ColumnFamilyHandle>;
+  using Clock = std::chrono::steady_clock;  // intervals only: no clock that is set decides anything
+
   std::filesystem::path directory;
+  rocksdb::Env* env = nullptr;
+  std::chrono::milliseconds retry_after{};
   std::shared_ptr<rocksdb::Cache> cache;
   std::shared_ptr<rocksdb::WriteBufferManager> memtables;
+  std::shared_ptr<BackgroundFailures> background_failures;
+  rocksdb::ColumnFamilyOptions family_options;
+  std::shared_ptr<rocksdb::TableFactory> scanned_tables;  // of the family that is read from end to end
   std::unique_ptr<rocksdb::DB> db;
-  std::vector<rocksdb::ColumnFamilyHandle*> families;  // by Family; owned, and freed before `db`
+  Handle names;              // the names family; none before the first remake
+  uint64_t last_number = 0;  // of a family that was remade
 
-  rocksdb::ColumnFamilyHandle* family(Family which) const { return families.at(static_cast<size_t>(which)); }
-  ~Database() {
-    for (auto* handle : families) db->DestroyColumnFamilyHandle(handle);
+  // One write at a time, or one recovery, or one exchange of a family: no write may follow in the log on one that
+  // failed.
+  std::mutex gate;
+  std::atomic<bool> lacks_space = false;               // a family is not compacted for this reason
+  mutable std::mutex state_mutex;                      // guards what follows, and is never held across the disk
+  std::optional<Error> failure;                        // of a write; writes are refused while it is set
+  Clock::time_point tried;                             // to write to a full disk
+  std::vector<Handle> families;                        // by Family
+  std::vector<std::string> in_use;                     // RocksDB's name of each
+  std::map<Family, BackgroundFailures::Cause> paused;  // not compacted
+  Clock::time_point paused_at;
+  uint64_t remakes = 0;
+  std::optional<Family> remaking;
+
+  Handle own(rocksdb::ColumnFamilyHandle* handle) const {
+    return {handle, [db = db.get()](auto* gone) { db->DestroyColumnFamilyHandle(gone).PermitUncheckedError(); }};
   }
+  Handle family(Family which) const {
+    const std::lock_guard lock(state_mutex);
+    return families.at(static_cast<size_t>(which));
+  }
+  std::vector<Handle> all_families() const {
+    const std::lock_guard lock(state_mutex);
+    return families;
+  }
+  std::optional<Family> family_named(std::string_view rocksdb_name) const {
+    const std::lock_guard lock(state_mutex);
+    const auto found = std::ranges::find(in_use, rocksdb_name);
+    if (found == in_use.end()) return std::nullopt;
+    return static_cast<Family>(found - in_use.begin());
+  }
+
+  rocksdb::ColumnFamilyOptions options_of(Family which) const;
+  rocksdb::Status flush() const;
+  Expected<void> settle_families(const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors,
+                                 const std::vector<rocksdb::ColumnFamilyHandle*>& handles);
+  Expected<void> remove_old_logs() const;
+  Error note_failure(const rocksdb::Status& status);
+  Expected<void> recover();
+  rocksdb::Status begin_new_log() const;
+  rocksdb::Status copy(rocksdb::ColumnFamilyHandle* source, rocksdb::ColumnFamilyHandle* target,
+                       std::span<const DamagedTable> damaged, uint64_t& rows) const;
+  Expected<Remade> remake(Family family, std::span<const DamagedTable> damaged, const std::string& action);
+  void steer_compactions();
 };
+
+rocksdb::ColumnFamilyOptions Catalog::Database::options_of(Family which) const {
+  static const bool have_lz4 = [] {
+    const auto compressions = rocksdb::GetSupportedCompressions();
+    return std::ranges::find(compressions, rocksdb::kLZ4Compression) != compressions.end();
+  }();
+  const bool numbers = which == Family::landmarks || which == Family::states || which == Family::chunks;
+  rocksdb::ColumnFamilyOptions options = family_options;
+  if (which == Family::landmarks) options.table_factory = scanned_tables;
+  options.compression = have_lz4 && !numbers ? rocksdb::kLZ4Compression : rocksdb::kNoCompression;
+  return options;
+}
+
+// Writes all memtables out.
+rocksdb::Status Catalog::Database::flush() const {
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  const auto held = all_families();
+  for (const Handle& handle : held) handles.push_back(handle.get());
+  if (names) handles.push_back(names.get());
+  rocksdb::FlushOptions options;
+  options.allow_write_stall = true;  // RocksDB would wait for compactions, which a damaged table stops
+  return db->Flush(options, handles);
+}
 
 Catalog::Catalog(std::unique_ptr<Database> database) : database_(std::move(database)) {}
 
 Catalog::~Catalog() {
   // What fails to be written out here is still in the write-ahead log.
-  database_->db->Flush(rocksdb::FlushOptions(), database_->families).PermitUncheckedError();
+  database_->flush().PermitUncheckedError();
+  database_->background_failures->watch(nullptr);
 }
 
 Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) {
+  return open(options, false);
+}
+
+Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options, bool although_damaged) {
   auto database = std::make_unique<Database>();
   database->directory = options.directory;
+  database->env = options.env != nullptr ? options.env : rocksdb::Env::Default();
+  database->retry_after = options.retry_after;
+  RECALLD_CHECK(check_files(*database->env, options.directory.string()));
+
   rocksdb::LRUCacheOptions cache;
   cache.capacity = options.cache_bytes;
   cache.num_shard_bits = 2;  // few shards, since a shard must hold the largest block: a page of landmarks
@@ -118,8 +508,10 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) 
   cache.strict_capacity_limit = false;
   database->cache = rocksdb::NewLRUCache(cache);
   database->memtables = std::make_shared<rocksdb::WriteBufferManager>(options.memtable_bytes, database->cache);
+  database->background_failures = std::make_shared<BackgroundFailures>(*database->env);
 
   rocksdb::DBOptions db;
+  db.env = database->env;
   db.create_if_missing = true;
   db.create_missing_column_families = true;
   db.write_buffer_manager = database->memtables;
@@ -132,9 +524,14 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) 
   // Files that are read at random make the kernel read nothing ahead all the same, and scans need that it does.
   db.advise_random_on_open = false;
   // What was acknowledged has been synced, so only the log's unacknowledged tail can be torn by a crash, in any way:
-  // replay ends there. A mode that refuses a torn tail would refuse to start after every loss of power.
+  // replay ends there. A mode that refuses a torn tail would refuse to start after every loss of power. That nothing
+  // but the tail is torn is what check_files has found.
   db.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
-  db.paranoid_checks = true;
+  // Without these checks RocksDB opens although tables are damaged or missing.
+  db.paranoid_checks = !although_damaged;
+  db.file_checksum_gen_factory = rocksdb::GetFileChecksumGenCrc32cFactory();
+  db.max_bgerror_resume_count = 0;  // Database::recover does it
+  db.listeners.push_back(database->background_failures);
   db.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
   db.max_log_file_size = log_file_bytes_max;
   db.keep_log_file_num = 2;
@@ -152,35 +549,141 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) 
   rocksdb::BlockBasedTableOptions scanned_table = table;
   scanned_table.initial_auto_readahead_size = ahead_bytes_first;
   scanned_table.max_auto_readahead_size = ahead_bytes_max;
-  rocksdb::ColumnFamilyOptions family;
-  const std::shared_ptr<rocksdb::TableFactory> tables(rocksdb::NewBlockBasedTableFactory(table));
-  const std::shared_ptr<rocksdb::TableFactory> scanned_tables(rocksdb::NewBlockBasedTableFactory(scanned_table));
+  database->scanned_tables.reset(rocksdb::NewBlockBasedTableFactory(scanned_table));
+  rocksdb::ColumnFamilyOptions& family = database->family_options;
+  family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   family.target_file_size_base = table_bytes;
   // The first level is a few times what is merged into it at once, so that little is rewritten for it.
   family.max_bytes_for_level_base = 4 * options.memtable_bytes;
   family.write_buffer_size = options.memtable_bytes / 4;
   family.arena_block_size = size_t{64} << 10;
-  const auto compressions = rocksdb::GetSupportedCompressions();
-  const bool have_lz4 = std::ranges::find(compressions, rocksdb::kLZ4Compression) != compressions.end();
+  family.disable_auto_compactions = although_damaged;
 
-  std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
+  // RocksDB opens all families that there are or none: those of the catalog, and what remake() has made.
+  std::vector<std::string> names;
+  const std::string directory = options.directory.string();
+  const bool is_there = database->env->FileExists(directory + "/CURRENT").ok();
+  const std::string action = "open the catalog in " + directory;
+  const auto failed = [&](const rocksdb::Status& status) -> std::unexpected<Error> {
+    const std::string message = action + ": " + status.ToString();
+    if (status.IsPathNotFound() || status.IsCorruption())
+      return fail(ErrorKind::corrupt, message + "; run recall verify --repair, or restore the store from a backup");
+    if (status.IsIOError() && !status.IsNoSpace())
+      return fail(ErrorKind::io, message + "; look after its disk and the permissions, and start recalld again");
+    return std::unexpected(checked(status, action).error());
+  };
+  if (is_there) {
+    if (const auto listed = rocksdb::DB::ListColumnFamilies(db, directory, &names); !listed.ok()) return failed(listed);
+  }
   for (size_t i = 0; i < family_names.size(); ++i) {
-    const auto which = static_cast<Family>(i);
-    const bool numbers = which == Family::landmarks || which == Family::states || which == Family::chunks;
-    family.table_factory = which == Family::landmarks ? scanned_tables : tables;
-    family.compression = have_lz4 && !numbers ? rocksdb::kLZ4Compression : rocksdb::kNoCompression;
-    descriptors.emplace_back(i == 0 ? rocksdb::kDefaultColumnFamilyName : family_names[i], family);
+    const char* wanted = i == 0 ? rocksdb::kDefaultColumnFamilyName.c_str() : family_names.at(i);
+    // A family that was remade goes by another name.
+    const bool made = std::ranges::any_of(names, [&](const std::string& name) {
+      return name == wanted || name.starts_with(wanted + std::string(1, remade_separator));
+    });
+    if (!made) names.emplace_back(wanted);
+  }
+  std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
+  for (const std::string& each : names) {
+    const auto which = family_of(each);
+    if (!which && each != names_family)
+      return fail(ErrorKind::invalid_request,
+                  action + ": it has a family " + each + " of a newer version; use the recalld that wrote it");
+    uint64_t number = 0;
+    if (const size_t at = each.find(remade_separator); at != std::string::npos)
+      std::from_chars(each.data() + at + 1, each.data() + each.size(), number);
+    database->last_number = std::max(database->last_number, number);
+    descriptors.emplace_back(each, database->options_of(which.value_or(Family::counters)));
   }
   rocksdb::DB* opened_db = nullptr;
-  const auto status = rocksdb::DB::Open(db, options.directory.string(), descriptors, &database->families, &opened_db);
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  const auto status = rocksdb::DB::Open(db, directory, descriptors, &handles, &opened_db);
   database->db.reset(opened_db);
-  RECALLD_CHECK(checked(status, "open"));
+  if (!status.ok()) {
+    auto error = failed(status);
+    if (error.error().kind != ErrorKind::corrupt || although_damaged) return error;
+    // RocksDB does not always say which table it is, nor whether others are damaged.
+    db.paranoid_checks = false;
+    if (!rocksdb::DB::OpenForReadOnly(db, directory, descriptors, &handles, &opened_db).ok()) return error;
+    database->db.reset(opened_db);
+    for (auto* handle : handles) opened_db->DestroyColumnFamilyHandle(handle).PermitUncheckedError();
+    const auto damaged = damaged_tables(*opened_db, *database->env, database->options_of(Family::counters), family_of);
+    if (damaged.empty()) return error;
+    const bool mendable = std::ranges::all_of(damaged, [](const auto& each) { return can_be_made_again(each.family); });
+    std::string message = action + ": " + std::to_string(damaged.size()) + " of its tables damaged: ";
+    for (size_t i = 0; i < std::min(damaged.size(), tables_named_max); ++i) message += damaged[i].text() + "; ";
+    return fail(ErrorKind::corrupt, message + (mendable ? "run recall verify --repair, which makes their rows again"
+                                                        : "restore the store from a backup"));
+  }
+  database->background_failures->watch(opened_db);
+  RECALLD_CHECK(database->settle_families(descriptors, handles));
+  RECALLD_CHECK(database->remove_old_logs());
   return std::unique_ptr<Catalog>(new Catalog(std::move(database)));
+}
+
+// Finds the family that each Family is, and drops those that a crash has left of a remake.
+Expected<void> Catalog::Database::settle_families(const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors,
+                                                  const std::vector<rocksdb::ColumnFamilyHandle*>& handles) {
+  std::map<std::string, Handle, std::less<>> open;
+  for (size_t i = 0; i < handles.size(); ++i) open[descriptors[i].name] = own(handles[i]);
+  if (const auto found = open.find(names_family); found != open.end()) {
+    names = found->second;
+    open.erase(found);
+  }
+  for (size_t i = 0; i < family_names.size(); ++i) {
+    std::string used = i == 0 ? rocksdb::kDefaultColumnFamilyName : family_names.at(i);
+    if (names) {
+      std::string row;
+      const auto status = db->Get(rocksdb::ReadOptions(), names.get(), family_names.at(i), &row);
+      if (!status.IsNotFound()) {
+        RECALLD_CHECK(checked(status, "read the names of families from the catalog"));
+        ByteReader in(row);
+        const uint32_t expected = in.u32();
+        if (expected != checksum(family_names.at(i), in.rest()))
+          return fail(ErrorKind::corrupt, "read row " + std::string(family_names.at(i)) +
+                                              " of families in the catalog: checksum mismatch; restore the store from "
+                                              "a backup");
+        used = in.rest();
+      }
+    }
+    const auto found = open.find(used);
+    if (found == open.end())
+      return fail(ErrorKind::corrupt, "open the catalog in " + directory.string() + ": the family " + used +
+                                          " is missing; restore the store from a backup");
+    families.push_back(std::move(found->second));
+    in_use.push_back(used);
+    open.erase(found);
+  }
+  for (const auto& [each, handle] : open)
+    RECALLD_CHECK(checked(db->DropColumnFamily(handle.get()), "drop family " + each + " of the catalog"));
+  return {};
+}
+
+// Removes logs of which the tables hold everything, before anything is written to the log that follows them: a torn
+// one must not seem to be in the midst of others when it is found at the next open. RocksDB removes them too, but does
+// not wait, and goes on when it fails.
+Expected<void> Catalog::Database::remove_old_logs() const {
+  const std::string action = "remove old logs in " + directory.string();
+  std::unique_ptr<rocksdb::LogFile> current;
+  RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), action));
+  std::vector<std::string> files;
+  RECALLD_CHECK(checked(env->GetChildren(directory.string(), &files), action));
+  for (const uint64_t number : numbers(files, "", ".log")) {
+    if (number >= current->LogNumber()) continue;
+    const auto removed = env->DeleteFile(directory.string() + "/" + log_name(number));
+    if (!removed.IsNotFound() && !removed.IsPathNotFound()) RECALLD_CHECK(checked(removed, action));
+  }
+  std::unique_ptr<rocksdb::Directory> entries;
+  RECALLD_CHECK(checked(env->NewDirectory(directory.string(), &entries), action));
+  return checked(entries->Fsync(), action);
 }
 
 // ---- Writing
 
-Catalog::Batch::Batch(const Catalog& catalog) : catalog_(&catalog), changes_(std::make_unique<rocksdb::WriteBatch>()) {}
+Catalog::Batch::Batch(const Catalog& catalog) : catalog_(&catalog), changes_(std::make_unique<rocksdb::WriteBatch>()) {
+  const std::lock_guard lock(catalog.database_->state_mutex);
+  remakes_ = catalog.database_->remakes;
+}
 Catalog::Batch::~Batch() = default;
 Catalog::Batch::Batch(Batch&&) noexcept = default;
 
@@ -190,42 +693,161 @@ bool Catalog::Batch::empty() const {
 
 // Adding to a batch in memory fails only for a family of another kind, which would be our own mistake.
 void Catalog::Batch::put(Family family, std::string_view key, std::string_view value) {
+  families_ |= bit(family);
   std::string crc;
   ByteWriter(crc).u32(checksum(key, value));
   const rocksdb::Slice key_part(key.data(), key.size());
   const std::array<rocksdb::Slice, 2> parts{rocksdb::Slice(crc), rocksdb::Slice(value.data(), value.size())};
-  changes_->Put(catalog_->database_->family(family), {&key_part, 1}, {parts.data(), parts.size()})
+  changes_->Put(catalog_->database_->family(family).get(), {&key_part, 1}, {parts.data(), parts.size()})
       .PermitUncheckedError();
 }
 
 void Catalog::Batch::remove(Family family, std::string_view key) {
-  changes_->Delete(catalog_->database_->family(family), {key.data(), key.size()}).PermitUncheckedError();
+  families_ |= bit(family);
+  changes_->Delete(catalog_->database_->family(family).get(), {key.data(), key.size()}).PermitUncheckedError();
 }
 
 void Catalog::Batch::remove_all(Family family, std::string_view prefix) {
-  changes_->DeleteRange(catalog_->database_->family(family), {prefix.data(), prefix.size()}, end_of(prefix))
+  families_ |= bit(family);
+  changes_->DeleteRange(catalog_->database_->family(family).get(), {prefix.data(), prefix.size()}, end_of(prefix))
       .PermitUncheckedError();
 }
 
 void Catalog::Batch::remove_range(Family family, std::string_view from, std::string_view to) {
-  changes_->DeleteRange(catalog_->database_->family(family), {from.data(), from.size()}, {to.data(), to.size()})
+  families_ |= bit(family);
+  changes_->DeleteRange(catalog_->database_->family(family).get(), {from.data(), from.size()}, {to.data(), to.size()})
       .PermitUncheckedError();
 }
 
 Expected<void> Catalog::write(const Batch& batch) {
+  Database& database = *database_;
+  const std::lock_guard gate(database.gate);
+  if (database.background_failures->any() || database.lacks_space) database.steer_compactions();
+  RECALLD_CHECK(database.recover());
+  {
+    const std::lock_guard lock(database.state_mutex);
+    bool exchanged = database.remaking && (batch.families_ & bit(*database.remaking)) != 0;
+    for (size_t i = 0; batch.remakes_ != database.remakes && i < family_names.size(); ++i) {
+      const auto family = static_cast<Family>(i);
+      exchanged = exchanged || (can_be_made_again(family) && (batch.families_ & bit(family)) != 0);
+    }
+    if (exchanged) return fail(ErrorKind::busy, "write to the catalog: a family is being made anew; try again");
+  }
   rocksdb::WriteOptions options;
   options.sync = true;
-  return checked(database_->db->Write(options, batch.changes_.get()), "write to");
+  options.no_slowdown = true;
+  for (;;) {
+    const auto status = database.db->Write(options, batch.changes_.get());
+    if (status.ok()) return {};
+    // RocksDB would wait by itself until it has written out or compacted enough, and not be told when to give up.
+    if (!status.IsIncomplete()) return std::unexpected(database.note_failure(status));
+    std::this_thread::sleep_for(stall_wait);
+    database.steer_compactions();
+  }
+}
+
+std::optional<Error> Catalog::refuses_writes() const {
+  const std::lock_guard lock(database_->state_mutex);
+  return database_->failure;
+}
+
+// Keeps what failed, so that no write goes on before it is known to be safe.
+Error Catalog::Database::note_failure(const rocksdb::Status& status) {
+  Error error{kind_of(status), "write to the catalog: " + status.ToString()};
+  error.message += error.kind == ErrorKind::full
+                       ? "; make room on its disk: writing goes on then"
+                       : "; nothing more is written until it is opened again: look after its disk and restart recalld";
+  const std::lock_guard lock(state_mutex);
+  if (failure && failure->kind != ErrorKind::full) return *failure;
+  // A full disk is the lesser failure: it ends.
+  if (!failure) tried = Clock::now();
+  failure = error;
+  return error;
+}
+
+// Whether a write may go on. After the disk was full it may when, now, all that is acknowledged can be written to
+// tables: the log may end in a record that failed, torn or whole, which must neither be replayed nor stand before
+// others. So a new log begins, and the old one is removed before the next write. Needs the gate.
+Expected<void> Catalog::Database::recover() {
+  {
+    const std::lock_guard lock(state_mutex);
+    if (!failure) return {};
+    if (failure->kind != ErrorKind::full || Clock::now() - tried < retry_after) return std::unexpected(*failure);
+    tried = Clock::now();
+  }
+  background_failures->flush_failed = false;
+  background_failures->recovering = true;
+  const auto status = begin_new_log();
+  background_failures->recovering = false;
+  if (!status.ok()) return std::unexpected(note_failure(status));
+  const auto removed = remove_old_logs();
+  const std::lock_guard lock(state_mutex);
+  if (!removed) {
+    if (removed.error().kind != ErrorKind::full) failure = removed.error();
+    return removed;
+  }
+  failure.reset();
+  return {};
+}
+
+// Resumes, with everything written out and a new log begun.
+rocksdb::Status Catalog::Database::begin_new_log() const {
+  std::unique_ptr<rocksdb::LogFile> before, after;
+  rocksdb::Status status = db->GetCurrentWalFile(&before);
+  if (status.ok()) status = db->Resume();
+  if (status.ok()) status = db->GetCurrentWalFile(&after);
+  if (!status.ok() || after->LogNumber() != before->LogNumber()) return status;
+  // There was nothing to write out, and so there is no new log. A removal of nothing is something.
+  rocksdb::WriteOptions unlogged;
+  unlogged.disableWAL = true;
+  status = db->Delete(unlogged, family(Family::counters).get(), rocksdb::Slice());
+  if (!status.ok()) return status;
+  // The writer of the failed log refuses to let go of it; resuming overrules that.
+  status = flush();
+  return status.ok() ? status : db->Resume();
+}
+
+// Stops compacting the families of which a compaction has failed, so that RocksDB neither tries without end nor holds
+// writes back until it succeeds. Those that lacked space are tried again after a while.
+void Catalog::Database::steer_compactions() {
+  std::vector<std::pair<Handle, bool>> changes;
+  {
+    const auto failures = background_failures->take();
+    const std::lock_guard lock(state_mutex);
+    if (lacks_space && Clock::now() - paused_at >= retry_after * space_waits) {
+      lacks_space = false;
+      std::erase_if(paused, [&](const auto& each) {
+        if (each.second != BackgroundFailures::Cause::full) return false;
+        changes.emplace_back(families.at(static_cast<size_t>(each.first)), false);
+        return true;
+      });
+    }
+    for (const auto& [rocksdb_name, cause] : failures) {
+      const auto found = std::ranges::find(in_use, rocksdb_name);
+      if (found == in_use.end()) continue;
+      const auto which = static_cast<Family>(found - in_use.begin());
+      paused[which] = cause;
+      if (cause == BackgroundFailures::Cause::full) {
+        lacks_space = true;
+        paused_at = Clock::now();
+      }
+      changes.emplace_back(families.at(static_cast<size_t>(which)), true);
+    }
+  }
+  for (const auto& [handle, pause] : changes)
+    db->SetOptions(handle.get(), {{"disable_auto_compactions", pause ? "true" : "false"}}).PermitUncheckedError();
 }
 
 // ---- Reading
 
 Expected<std::optional<std::string>> Catalog::get(Family family, std::string_view key) const {
   rocksdb::PinnableSlice stored;
-  const auto status =
-      database_->db->Get(rocksdb::ReadOptions(), database_->family(family), {key.data(), key.size()}, &stored);
+  const auto handle = database_->family(family);
+  const auto status = database_->db->Get(rocksdb::ReadOptions(), handle.get(), {key.data(), key.size()}, &stored);
   if (status.IsNotFound()) return std::nullopt;
-  RECALLD_CHECK(checked(status, "read " + std::string(name(family)) + " from"));
+  if (!status.ok())
+    RECALLD_CHECK(
+        checked(status, "read row " + printable(key) + " of " + std::string(name(family)) + " in the catalog"));
   RECALLD_TRY(const std::string_view value, opened(family, key, {stored.data(), stored.size()}));
   return std::string(value);
 }
@@ -255,13 +877,16 @@ Catalog::Cursor Catalog::cursor(Family family, std::string_view prefix) const {
   options.fill_cache = family != Family::landmarks && family != Family::states;
   // Rows have a checksum of their own: of a block that holds but one large row, one is enough.
   options.verify_checksums = family != Family::landmarks;
-  std::unique_ptr<rocksdb::Iterator> rows(database_->db->NewIterator(options, database_->family(family)));
+  std::unique_ptr<rocksdb::Iterator> rows(database_->db->NewIterator(options, database_->family(family).get()));
   return {family, std::move(bounds), std::move(rows)};
 }
 
 Expected<bool> Catalog::Cursor::check() {
   if (!rows_->Valid()) {
-    RECALLD_CHECK(checked(rows_->status(), "read " + std::string(name(family_)) + " from"));
+    // RocksDB does not say which row it could not read.
+    if (!rows_->status().ok())
+      RECALLD_CHECK(checked(rows_->status(), "read rows " + printable(bounds_->from) + " of " +
+                                                 std::string(name(family_)) + " in the catalog"));
     return false;
   }
   RECALLD_TRY(value_, opened(family_, key(), {rows_->value().data(), rows_->value().size()}));
@@ -292,6 +917,184 @@ std::string_view Catalog::Cursor::key() const {
   return {rows_->key().data(), rows_->key().size()};
 }
 
+// ---- Damage
+
+Expected<std::vector<DamagedTable>> Catalog::verify() const {
+  const Database& database = *database_;
+  return damaged_tables(*database.db, *database.env, database.options_of(Family::counters),
+                        [&](const std::string& rocksdb_name) { return database.family_named(rocksdb_name); });
+}
+
+std::vector<Family> Catalog::uncompacted() const {
+  database_->steer_compactions();
+  const std::lock_guard lock(database_->state_mutex);
+  std::vector<Family> families;
+  for (const auto& [family, cause] : database_->paused) {
+    if (cause == BackgroundFailures::Cause::damaged) families.push_back(family);
+  }
+  return families;
+}
+
+namespace {
+
+// Keys from the first to the last one, both included.
+struct KeyRange {
+  std::string first;
+  std::string last;
+};
+
+// What lies between the ranges: from a key, to before another; an empty `to` is the end.
+std::vector<std::pair<std::string, std::string>> outside(std::vector<KeyRange> ranges) {
+  std::ranges::sort(ranges, {}, &KeyRange::first);
+  std::vector<std::pair<std::string, std::string>> gaps;
+  std::string from;
+  for (const KeyRange& range : ranges) {
+    if (from < range.first) gaps.emplace_back(from, range.first);
+    from = std::max(from, range.last + '\0');  // the next key there can be
+  }
+  gaps.emplace_back(from, "");
+  return gaps;
+}
+
+}  // namespace
+
+// Copies the rows outside the damaged tables' keys from one family to another, which is in no log: it counts once it
+// is written out.
+rocksdb::Status Catalog::Database::copy(rocksdb::ColumnFamilyHandle* source, rocksdb::ColumnFamilyHandle* target,
+                                        std::span<const DamagedTable> damaged, uint64_t& rows) const {
+  std::vector<KeyRange> ranges;
+  std::vector<std::string> files;
+  for (const DamagedTable& table : damaged) {
+    ranges.push_back({table.first_key, table.last_key});
+    files.push_back(std::filesystem::path(table.file).filename());
+  }
+  const std::vector<uint64_t> skipped = numbers(files, "", ".sst");
+  rocksdb::WriteOptions unlogged;
+  unlogged.disableWAL = true;
+  rocksdb::WriteBatch batch;
+  for (const auto& [from, to] : outside(ranges)) {
+    const rocksdb::Slice lower(from), upper(to);
+    rocksdb::ReadOptions options;
+    options.fill_cache = false;
+    options.table_filter = [&](const rocksdb::TableProperties& table) {
+      return !std::ranges::binary_search(skipped, table.orig_file_number);
+    };
+    options.iterate_lower_bound = &lower;
+    if (!to.empty()) options.iterate_upper_bound = &upper;
+    const std::unique_ptr<rocksdb::Iterator> row(db->NewIterator(options, source));
+    for (row->SeekToFirst(); row->Valid(); row->Next()) {
+      const std::string_view key(row->key().data(), row->key().size());
+      ByteReader value({row->value().data(), row->value().size()});
+      const uint32_t expected = value.u32();
+      if (!value.ok() || expected != checksum(key, value.rest())) continue;
+      auto status = batch.Put(target, row->key(), row->value());
+      ++rows;
+      if (status.ok() && batch.GetDataSize() >= copy_batch_bytes) {
+        status = db->Write(unlogged, &batch);
+        batch.Clear();
+      }
+      if (!status.ok()) return status;
+    }
+    if (!row->status().ok()) return row->status();
+  }
+  const auto status = db->Write(unlogged, &batch);
+  rocksdb::FlushOptions options;
+  options.allow_write_stall = true;
+  return status.ok() ? db->Flush(options, target) : status;
+}
+
+Expected<Catalog::Remade> Catalog::remake(Family family, std::span<const DamagedTable> damaged) {
+  Database& database = *database_;
+  const std::string action = "remake " + std::string(recalld::name(family)) + " of the catalog";
+  if (!can_be_made_again(family)) return fail(ErrorKind::internal, action + ": it is the journal's");
+  {
+    const std::lock_guard alone(database.gate);
+    const std::lock_guard lock(database.state_mutex);
+    if (database.failure) return std::unexpected(*database.failure);
+    if (database.remaking) return fail(ErrorKind::busy, action + ": another one is at work; try again");
+    database.remaking = family;
+  }
+  auto remade = database.remake(family, damaged, action);
+  const std::lock_guard lock(database.state_mutex);
+  database.remaking.reset();
+  return remade;
+}
+
+Expected<Catalog::Remade> Catalog::Database::remake(Family family, std::span<const DamagedTable> damaged,
+                                                    const std::string& action) {
+  const Handle old = this->family(family);
+  const std::string plain(recalld::name(family));
+  const auto make = [&](const std::string& name, const rocksdb::ColumnFamilyOptions& options) -> Expected<Handle> {
+    rocksdb::ColumnFamilyHandle* made = nullptr;
+    const auto status = db->CreateColumnFamily(options, name, &made);
+    if (!status.ok()) return std::unexpected(note_failure(status).within(action));
+    return own(made);
+  };
+  const auto drop = [&](Handle& handle) {
+    // What cannot be dropped now is dropped by the next open.
+    db->DropColumnFamily(handle.get()).PermitUncheckedError();
+    handle.reset();
+  };
+  const auto make_next = [&] {
+    return make(plain + remade_separator + std::to_string(++last_number), options_of(family));
+  };
+  if (!names) {
+    RECALLD_TRY(names, make(names_family, family_options));
+  }
+
+  Remade result;
+  RECALLD_TRY(Handle fresh, make_next());
+  auto status = copy(old.get(), fresh.get(), damaged, result.rows_kept);
+  if (status.IsCorruption() || (status.IsIOError() && !status.IsNoSpace())) {
+    drop(fresh);
+    RECALLD_TRY(fresh, make_next());
+    result = {.rows_kept = 0, .all_dropped = true};
+    status = rocksdb::Status::OK();
+  }
+  if (!status.ok()) {
+    drop(fresh);
+    return std::unexpected(checked(status, action).error());
+  }
+
+  // From this row on the new family is the one. When it fails it may be in the log all the same, so both families stay
+  // until an open has seen which one it names.
+  const std::string new_name = fresh->GetName();
+  std::string row;
+  ByteWriter(row).u32(checksum(plain, new_name));
+  row += new_name;
+  rocksdb::WriteOptions synced;
+  synced.sync = true;
+  {
+    const std::lock_guard alone(gate);
+    status = db->Put(synced, names.get(), plain, row);
+    if (!status.ok()) return std::unexpected(note_failure(status).within(action));
+    const std::lock_guard lock(state_mutex);
+    families.at(static_cast<size_t>(family)) = fresh;
+    in_use.at(static_cast<size_t>(family)) = new_name;
+    paused.erase(family);
+    ++remakes;
+  }
+  db->DropColumnFamily(old.get()).PermitUncheckedError();
+  return result;
+}
+
+Expected<std::vector<DamagedTable>> Catalog::mend(const CatalogOptions& options) {
+  RECALLD_TRY(const auto catalog, open(options, true));
+  RECALLD_TRY(auto damaged, catalog->verify());
+  for (const DamagedTable& table : damaged) {
+    if (!can_be_made_again(table.family))
+      return fail(ErrorKind::corrupt,
+                  "mend the catalog: " + table.text() + "; it cannot be made again: restore the store from a backup");
+  }
+  for (size_t i = 0; i < family_names.size(); ++i) {
+    const auto family = static_cast<Family>(i);
+    std::vector<DamagedTable> tables;
+    std::ranges::copy_if(damaged, std::back_inserter(tables), [&](const auto& each) { return each.family == family; });
+    if (!tables.empty()) RECALLD_CHECK(catalog->remake(family, tables));
+  }
+  return damaged;
+}
+
 // ---- Space
 
 Catalog::Range Catalog::all_of(Family family, std::string_view prefix) {
@@ -300,37 +1103,40 @@ Catalog::Range Catalog::all_of(Family family, std::string_view prefix) {
 
 Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
   auto& db = *database_->db;
-  RECALLD_CHECK(checked(db.Flush(rocksdb::FlushOptions(), database_->families), "flush"));
+  RECALLD_CHECK(checked(database_->flush(), "flush the catalog"));
   rocksdb::CompactRangeOptions options;
   options.exclusive_manual_compaction = false;
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
   uint64_t bytes = 0;
   for (const Range& range : ranges) {
-    auto* const family = database_->family(range.family);
+    const auto family = database_->family(range.family);
+    const std::string which = std::string(name(range.family)) + " of the catalog";
     const rocksdb::Slice from(range.from), to(range.to);
     rocksdb::ColumnFamilyMetaData tables;
-    db.GetColumnFamilyMetaData(family, &tables);
+    db.GetColumnFamilyMetaData(family.get(), &tables);
     for (const auto& level : tables.levels) {
       for (const auto& table : level.files)
         if (table.smallestkey < range.to && table.largestkey >= range.from) bytes += table.size;
     }
     // Files that hold nothing else go at once; what is left is rewritten.
-    if (range.empty)
-      RECALLD_CHECK(checked(rocksdb::DeleteFilesInRange(&db, family, &from, &to, false), "reclaim files of"));
-    RECALLD_CHECK(checked(db.CompactRange(options, family, &from, &to), "compact"));
+    if (range.empty) {
+      RECALLD_CHECK(checked(rocksdb::DeleteFilesInRange(&db, family.get(), &from, &to, false),
+                            "reclaim files of " + which));
+    }
+    RECALLD_CHECK(checked(db.CompactRange(options, family.get(), &from, &to), "compact " + which));
   }
   return bytes;
 }
 
 Expected<void> Catalog::with_files(const std::function<Expected<void>(std::span<const File>)>& use) const {
   auto& db = *database_->db;
-  RECALLD_CHECK(checked(db.DisableFileDeletions(), "keep the files of"));
+  RECALLD_CHECK(checked(db.DisableFileDeletions(), "keep the files of the catalog"));
   const auto used = [&]() -> Expected<void> {
     // The log is copied as far as it has come, so that nothing is written out for the copy's sake.
     rocksdb::LiveFilesStorageInfoOptions options;
     options.wal_size_for_flush = std::numeric_limits<uint64_t>::max();
     std::vector<rocksdb::LiveFileStorageInfo> live;
-    RECALLD_CHECK(checked(db.GetLiveFilesStorageInfo(options, &live), "list the files of"));
+    RECALLD_CHECK(checked(db.GetLiveFilesStorageInfo(options, &live), "list the files of the catalog"));
     std::vector<File> files;
     for (rocksdb::LiveFileStorageInfo& file : live) {
       File& into = files.emplace_back(file.relative_filename, file.size, !file.trim_to_size);
@@ -338,7 +1144,7 @@ Expected<void> Catalog::with_files(const std::function<Expected<void>(std::span<
     }
     return use(files);
   }();
-  const auto released = checked(db.EnableFileDeletions(false), "release the files of");
+  const auto released = checked(db.EnableFileDeletions(false), "release the files of the catalog");
   return used ? released : used;
 }
 

@@ -4,6 +4,7 @@
 // Keys must hold no text of users: RocksDB repeats keys in files where they outlive a deletion.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -12,10 +13,12 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 
 namespace rocksdb {
+class Env;
 class Iterator;
 class WriteBatch;
 }  // namespace rocksdb
@@ -26,16 +29,33 @@ enum class Family { counters, memories, turns, tokens, operations, chunks, landm
 
 std::string_view name(Family family);
 
+// Whether all rows of the family can be made again from the journal.
+bool can_be_made_again(Family family);
+
 struct CatalogOptions {
   std::filesystem::path directory;
-  uint64_t cache_bytes = 0;     // blocks, indexes, filters and memtables together
-  uint64_t memtable_bytes = 0;  // of these, at most this much for memtables
+  uint64_t cache_bytes = 0;                     // blocks, indexes, filters and memtables together
+  uint64_t memtable_bytes = 0;                  // of these, at most this much for memtables
+  rocksdb::Env* env = nullptr;                  // the operating system's when null; borrowed
+  std::chrono::milliseconds retry_after{1000};  // after a write found the disk full, so long until one tries again
+};
+
+// A table file that cannot be read whole, or is missing.
+struct DamagedTable {
+  std::string file;
+  Family family = Family::counters;
+  int level = 0;
+  std::string first_key;  // of its rows, at the least
+  std::string last_key;   // of its rows, at the most
+  std::string cause;
+  std::string text() const;  // for people
 };
 
 // Any thread may call any function; a batch and a cursor belong to one thread at a time and must not outlive it.
 class Catalog {
  public:
-  // Opens the database, making it when it is not there.
+  // Opens the database, making it when it is not there. Fails with corrupt when bytes are damaged or missing that were
+  // durable, as far as they are needed to open: logs, manifest and CURRENT in any case.
   static Expected<std::unique_ptr<Catalog>> open(const CatalogOptions& options);
   ~Catalog();  // writes out the memtables, so that the next open has nothing to replay
 
@@ -54,11 +74,23 @@ class Catalog {
    private:
     friend Catalog;
     const Catalog* catalog_;
+    uint64_t remakes_ = 0;   // before the batch was begun
+    uint32_t families_ = 0;  // that it changes: a bit each
     std::unique_ptr<rocksdb::WriteBatch> changes_;
   };
 
   // Applies the whole batch or nothing of it; durable on return.
+  //
+  // full: there is no space. Nothing of the batch is there, nor will be once a later write succeeds; until then an open
+  // may find it, as a whole. Writes go on when there is space: `retry_after` later, the next one tries.
+  // io, corrupt: a write failed in another way, and this and every later one is refused until the catalog is opened
+  // again, since what reached the disk is not known. Everything that was acknowledged is there then, and this batch
+  // wholly or not at all. Reading goes on.
+  // busy: the batch is of a family that remake() has exchanged, or is exchanging; make it anew.
   Expected<void> write(const Batch& batch);
+
+  // Why writes are refused now; nothing when they are not.
+  std::optional<Error> refuses_writes() const;
 
   // The value of a key; nothing when there is none.
   Expected<std::optional<std::string>> get(Family family, std::string_view key) const;
@@ -115,6 +147,31 @@ class Catalog {
   // not at all. They stay as they are until it returns.
   Expected<void> with_files(const std::function<Expected<void>(std::span<const File>)>& use) const;
 
+  // ---- Damage
+  // A damaged table does not stop writes: its family is no longer compacted, until the next open tries again.
+
+  // Reads every table file whole and compares it with the checksum that it was written with. Files that come and go
+  // meanwhile are left out. Fails when the checking itself does, not because of damage.
+  Expected<std::vector<DamagedTable>> verify() const;
+
+  // Families that are not compacted since a table of theirs could not be read.
+  std::vector<Family> uncompacted() const;
+
+  // Makes a family that can_be_made_again() anew without these tables of it, and without any row of which the key lies
+  // within the keys of one: an older value of a row must not come back because the newer one is lost. Rows elsewhere
+  // are kept, unless the other tables cannot be read without the damaged ones: then none is. Damaged rows are left
+  // out. Durable on return, and a crash before that leaves the family as it was. Cursors made before go on reading the
+  // old tables; batches of the family fail with busy while it lasts.
+  struct Remade {
+    uint64_t rows_kept = 0;
+    bool all_dropped = false;  // the rest could not be read either
+  };
+  Expected<Remade> remake(Family family, std::span<const DamagedTable> damaged);
+
+  // For a catalog that open() refuses because of its tables: remakes the families of the damaged ones, and returns
+  // these. Fails with corrupt, and changes nothing, when a table of another family is damaged.
+  static Expected<std::vector<DamagedTable>> mend(const CatalogOptions& options);
+
   struct Usage {
     uint64_t bytes_on_disk = 0;
     uint64_t block_cache_bytes = 0;  // without memtables
@@ -124,6 +181,7 @@ class Catalog {
 
  private:
   struct Database;
+  static Expected<std::unique_ptr<Catalog>> open(const CatalogOptions& options, bool although_damaged);
   explicit Catalog(std::unique_ptr<Database> database);
   std::unique_ptr<Database> database_;
 };
