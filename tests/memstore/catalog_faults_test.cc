@@ -1,9 +1,10 @@
 // What the catalog does on a disk that fails, fills up, or gives back other bytes than it was given.
-#include <array>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <rocksdb/env.h>
 #include <sys/time.h>
+
+#include <array>
 #include <unistd.h>
 
 #include <algorithm>
