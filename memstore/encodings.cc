@@ -39,7 +39,8 @@ std::string chunk_of(MemoryId id, uint64_t chunk) {
 Encodings::Encodings(const Catalog& catalog, const RecordShape& shape, uint64_t landmark_cache_bytes)
     : catalog_(catalog), shape_(shape), landmarks_(catalog, shape.landmark_dim, landmark_cache_bytes) {}
 
-Expected<void> Encodings::open(const std::filesystem::path& directory, std::unique_ptr<FileIo> io) {
+Expected<void> Encodings::open(const std::filesystem::path& directory, std::unique_ptr<FileIo> io,
+                               uint64_t segment_bytes) {
   KvPlace next;
   RECALLD_TRY(const auto row, catalog_.get(Family::counters, next_place_key));
   if (row) {
@@ -60,7 +61,7 @@ Expected<void> Encodings::open(const std::filesystem::path& directory, std::uniq
   // What lies from `next` on is about to be removed: it must be what no chunk names.
   if (!live_.empty() && next <= KvPlace{live_.rbegin()->first, 0})
     return std::unexpected(damaged_counter("the next record"));
-  RECALLD_TRY(kv_, KvFile::open(directory, shape_.kv_bytes, std::move(io), next));
+  RECALLD_TRY(kv_, KvFile::open(directory, shape_.kv_bytes, std::move(io), next, segment_bytes));
   // A write of the catalog that failed may have left segments behind `next` that no chunk names either.
   RECALLD_TRY(const std::vector<uint32_t> segments, kv_->segments());
   for (const uint32_t segment : segments) live_.try_emplace(segment, 0);

@@ -25,7 +25,7 @@ class Encodings {
   Encodings(const Catalog& catalog, const RecordShape& shape, uint64_t landmark_cache_bytes);
 
   // Reads which segments are in use and opens them; removes those that the catalog does not name.
-  Expected<void> open(const std::filesystem::path& directory, std::unique_ptr<FileIo> io);
+  Expected<void> open(const std::filesystem::path& directory, std::unique_ptr<FileIo> io, uint64_t segment_bytes);
 
   // Chunks of a page of landmarks: extents begin at multiples of it.
   uint64_t page_chunks() const { return landmarks_.page_chunks(); }

@@ -58,19 +58,20 @@ class KvFile::OpenSegment {
   const int file_;
 };
 
-KvFile::KvFile(std::filesystem::path directory, uint32_t kv_bytes, std::unique_ptr<FileIo> io, KvPlace next)
+KvFile::KvFile(std::filesystem::path directory, uint32_t kv_bytes, std::unique_ptr<FileIo> io, KvPlace next,
+               uint64_t segment_bytes)
     : directory_(std::move(directory)),
       kv_bytes_(kv_bytes),
       record_bytes_((kv_bytes + io_alignment - 1) / io_alignment * io_alignment),
-      slots_per_segment_(std::max<uint64_t>(1, kv_segment_bytes / record_bytes_)),
+      slots_per_segment_(std::max<uint64_t>(1, segment_bytes / record_bytes_)),
       slice_records_(std::max<size_t>(1, slice_bytes / record_bytes_)),
       io_(std::move(io)),
       next_(next.slot < slots_per_segment_ ? next : KvPlace{next.segment + 1, 0}) {}
 
 Expected<std::unique_ptr<KvFile>> KvFile::open(std::filesystem::path directory, uint32_t kv_bytes,
-                                               std::unique_ptr<FileIo> io, KvPlace next) {
+                                               std::unique_ptr<FileIo> io, KvPlace next, uint64_t segment_bytes) {
   assert(kv_bytes > 0);
-  std::unique_ptr<KvFile> file(new KvFile(std::move(directory), kv_bytes, std::move(io), next));
+  std::unique_ptr<KvFile> file(new KvFile(std::move(directory), kv_bytes, std::move(io), next, segment_bytes));
   RECALLD_CHECK(file->io_->make_directory(file->directory_));
   RECALLD_TRY(const std::vector<uint32_t> segments, file->segments());
   const uint32_t first_leftover = file->next_.segment + (file->next_.slot > 0 ? 1 : 0);

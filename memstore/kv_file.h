@@ -49,8 +49,10 @@ class KvFile {
   // Makes the directory when it is not there. `next` is the first place that the catalog does not name: segments that
   // hold nothing before it are left over from before a crash and are removed.
   // A place that is one past the end of a segment means the first of the next one.
+  // segment_bytes: of one segment, the same at every open.
   static Expected<std::unique_ptr<KvFile>> open(std::filesystem::path directory, uint32_t kv_bytes,
-                                                std::unique_ptr<FileIo> io, KvPlace next);
+                                                std::unique_ptr<FileIo> io, KvPlace next,
+                                                uint64_t segment_bytes = kv_segment_bytes);
 
   uint32_t record_bytes() const { return record_bytes_; }  // kv_bytes padded to a multiple of io_alignment
   uint32_t slots_per_segment() const { return slots_per_segment_; }
@@ -98,7 +100,8 @@ class KvFile {
  private:
   class OpenSegment;
 
-  KvFile(std::filesystem::path directory, uint32_t kv_bytes, std::unique_ptr<FileIo> io, KvPlace next);
+  KvFile(std::filesystem::path directory, uint32_t kv_bytes, std::unique_ptr<FileIo> io, KvPlace next,
+         uint64_t segment_bytes);
 
   std::filesystem::path path(uint32_t segment) const { return directory_ / segment_name(segment); }
   uint64_t offset(uint32_t slot) const { return uint64_t{slot} * record_bytes_; }

@@ -52,17 +52,18 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   const uint64_t shared = budget - std::min(working_bytes, budget / 3);
   RECALLD_TRY(auto catalog, Catalog::open({.directory = data.catalog(),
                                            .cache_bytes = shared / 3,
-                                           .memtable_bytes = std::min(shared / 6, memtable_bytes_max)}));
+                                           .memtable_bytes = std::min(shared / 6, memtable_bytes_max),
+                                           .env = options.catalog_env}));
   RECALLD_TRY(auto io, options.file_io ? options.file_io() : open_file_io());
   auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shared / 2);
-  RECALLD_CHECK(impl->load(std::move(io)));
+  RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }
 
 Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Store::~Store() = default;
 
-Expected<void> Store::Impl::load(std::unique_ptr<FileIo> io) {
+Expected<void> Store::Impl::load(std::unique_ptr<FileIo> io, uint64_t segment_bytes) {
   const auto counter = [&](std::string_view key, std::string_view what, auto decode, auto& into) -> Expected<void> {
     RECALLD_TRY(const auto row, catalog->get(Family::counters, key));
     if (!row) return {};
@@ -74,7 +75,7 @@ Expected<void> Store::Impl::load(std::unique_ptr<FileIo> io) {
   RECALLD_CHECK(counter(next_id_key, "the next number", decode_u64, next_id));
   RECALLD_CHECK(counter(journal_totals_key, "the sums of the journal", JournalTotals::decode, totals));
   RECALLD_CHECK(counter(encoding_totals_key, "the sum of chunks", decode_u64, encoded_chunks));
-  RECALLD_CHECK(encodings.open(directory.kv(), std::move(io)));
+  RECALLD_CHECK(encodings.open(directory.kv(), std::move(io), segment_bytes));
 
   // Markers that a crash left behind, or that were too many to be dropped in time.
   constexpr size_t page = 1000;

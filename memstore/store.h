@@ -23,6 +23,10 @@
 #include "memstore/file_io.h"
 #include "memstore/turn.h"
 
+namespace rocksdb {
+class Env;
+}  // namespace rocksdb
+
 namespace recalld {
 
 struct StoreOptions {
@@ -30,6 +34,11 @@ struct StoreOptions {
   uint64_t memory_budget_bytes = uint64_t{256} << 20;  // landmarks, block cache, memtables and buffers together
   // Makes the file layer of the segments; unset: io_uring where it works, else POSIX (open_file_io).
   std::function<Expected<std::unique_ptr<FileIo>>()> file_io;
+
+  // For tests: the files that the catalog sees (borrowed; none: the operating system's), and segments of another size
+  // than 64 MiB, the same at every open of a store.
+  rocksdb::Env* catalog_env = nullptr;
+  uint64_t segment_bytes = uint64_t{64} << 20;
 };
 
 // A turn with its tokens. ids[i] covers the bytes [ends[i - 1], ends[i]) of stream_text(turn), ends[-1] being 0;

@@ -29,7 +29,7 @@ class Store::Impl {
         journal(*catalog),
         encodings(*catalog, shape, landmark_bytes) {}
 
-  Expected<void> load(std::unique_ptr<FileIo> io);
+  Expected<void> load(std::unique_ptr<FileIo> io, uint64_t segment_bytes);
 
   // Reads from a memory that may be changed or removed meanwhile: what is then missing or torn is no damage.
   template <class Read>
