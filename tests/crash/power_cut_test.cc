@@ -5,19 +5,14 @@
 #include <gtest/gtest.h>
 #include <spdlog/spdlog.h>
 
-#include <cstdlib>
 #include <iostream>
 #include <string>
 
+#include "tests/crash/settings.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld::crash {
 namespace {
-
-uint64_t setting(const char* name, uint64_t otherwise) {
-  const char* const value = std::getenv(name);
-  return value == nullptr ? otherwise : std::stoull(value);
-}
 
 TEST(PowerCut, LosesNothingThatWasAcknowledgedAtAnyPoint) {
   spdlog::set_level(spdlog::level::off);  // the store tells of each erasure that the power broke off

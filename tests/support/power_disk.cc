@@ -33,6 +33,7 @@ std::unexpected<Error> dark() {
 struct PowerDisk::File {
   uint64_t bytes = 0;
   uint64_t bytes_durable = 0;
+  bool grows_in_order = false;
   std::vector<BlockRef> blocks;  // as reads see them; missing ones are zeros
   // Of each block that changed since the last sync: the durable one, then every later one but that in `blocks`.
   std::map<size_t, std::vector<BlockRef>> before;
@@ -139,7 +140,10 @@ struct PowerDisk::Copying {
   FileRef copy(const File& from) {
     auto to = std::make_shared<File>();
     to->blocks = from.blocks;
-    for (const auto& [index, versions] : from.before) to->blocks[index] = pick(versions, from.block(index));
+    to->grows_in_order = from.grows_in_order;
+    if (!from.grows_in_order) {
+      for (const auto& [index, versions] : from.before) to->blocks[index] = pick(versions, from.block(index));
+    }
     to->bytes = from.bytes;
     if (from.bytes != from.bytes_durable) {
       const auto [low, high] = std::minmax(from.bytes, from.bytes_durable);
@@ -330,6 +334,11 @@ Expected<void> PowerDisk::sync(File& file) {
   file.before.clear();
   file.bytes_durable = file.bytes;
   return {};
+}
+
+void PowerDisk::grow_in_order(File& file) {
+  const std::lock_guard lock(mutex_);
+  file.grows_in_order = true;
 }
 
 Expected<uint64_t> PowerDisk::size(const File& file) const {

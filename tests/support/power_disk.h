@@ -53,6 +53,11 @@ class PowerDisk {
   Expected<void> resize(File& file, uint64_t bytes);
   Expected<void> punch(File& file, uint64_t offset, uint64_t bytes);  // whole blocks
   Expected<void> sync(File& file);
+
+  // From now on this file grows as file systems let it that write data before sizes: of what was appended and not
+  // synced a beginning is found, never a torn or missing part before a later one.
+  void grow_in_order(File& file);
+
   Expected<uint64_t> size(const File& file) const;
 
   // ---- Directories

@@ -147,6 +147,8 @@ class PowerFileSystem final : public rocksdb::FileSystem {
     // The file that tells people of RocksDB's options is not needed to open a catalog, and takes long to write.
     if (path.find("/OPTIONS-") != std::string::npos) return IOStatus::NotSupported("OPTIONS");
     auto file = disk_.create(path, false);
+    // RocksDB overlooks a manifest's last record when it is cut off, but opens no catalog with a torn one.
+    if (file && path.find("/MANIFEST-") != std::string::npos) disk_.grow_in_order(**file);
     if (file) *result = std::make_unique<WritableFile>(disk_, *file, 0, path.ends_with(".sst"));
     return status_of(file);
   }
