@@ -26,7 +26,7 @@ constexpr uint64_t recovery_cuts_max = 4;  // of one point
 constexpr size_t segment_records = 6;      // few, so that segments come and go
 constexpr size_t failures_max = 5;         // then a sweep stops
 constexpr uint64_t steps_after = 4;        // done to what is left, before it is looked at again
-constexpr size_t traces_max = 3;           // looked for of what was erased
+constexpr size_t traces_max = 4;           // looked for of what was erased
 
 // A store on a disk whose power may go.
 class PoweredStore {
@@ -202,8 +202,12 @@ class Sweep {
       if (done) model = std::move(step.outcomes.back());
     };
     if (!broken_off.step.appended.empty()) run(retry_step(*model, broken_off.step));
+    // Bytes of a put that was broken off must not outlive the memory either.
+    const std::string& encoded = broken_off.step.encoded;
+    if (options_.erases && model->memories.contains(encoded) && happens(luck, 2)) run(erase_step(*model, encoded));
     for (uint64_t left = steps_after; left > 0; --left) run(next_step(luck, *model, options_));
     add(differences(*store, *model, options_.shape));
+    add(leftovers(disk, *store, *model, luck));
     if (!happens(luck, 3)) return;
     if (const auto opened = store.reopen(); !opened) {
       complaints.push_back("afterwards, open again: " + opened.error().message);
@@ -213,7 +217,7 @@ class Sweep {
     add(leftovers(disk, *store, *model, luck));
   }
 
-  // What a store that has just been opened should not keep: segments without a chunk, and anything of what was erased.
+  // What a store should not keep: segments without a chunk, and anything of what was erased.
   std::vector<std::string> leftovers(const PowerDisk& disk, Store& store, const Model& model, Random& luck) const {
     std::vector<std::string> found;
     std::set<std::string> named;
@@ -228,19 +232,28 @@ class Sweep {
       // The last one may have just been begun.
       if (!named.contains(segment) && segment != segments->back()) found.push_back(segment + " holds no chunk");
     }
-    for (size_t left = model.erased.empty() ? 0 : traces_max; left > 0; --left) {
-      const auto erased = std::next(model.erased.begin(), static_cast<ptrdiff_t>(below(luck, model.erased.size())));
-      const MemoryModel& memory = erased->second;
-      const std::string& content = memory.turns[below(luck, memory.turns.size())]->turn.content;
-      const auto trace = [&](std::string_view what, std::string_view bytes) {
-        for (const std::string& file : disk.files_with(bytes))
-          found.push_back(std::string(what) + " of erased memory " + std::to_string(erased->first) + " is in " + file);
-      };
-      if (content.size() >= 16) trace("text", std::string_view(content).substr(0, 40));
-      if (memory.encoded_chunks == 0) continue;
-      const Encoded chunk(memory.past[1 + below(luck, memory.encoded_chunks)], options_.shape);
-      trace("K/V", as_text(ByteView(chunk.kv).first(64)));
-      trace("a landmark", as_text(std::as_bytes(std::span(chunk.landmark)).first(64)));
+    if (model.erased.empty()) return found;
+    const auto files = disk.contents();
+    const auto trace = [&](const std::string& what, std::string_view bytes) {
+      for (const auto& [file, contents] : files) {
+        if (contents.find(bytes) != std::string::npos) found.push_back(what + " is in " + file);
+      }
+    };
+    for (size_t left = traces_max; left > 0; --left) {
+      // The one that was erased last is the most likely to have left something.
+      const auto& [id, memory] =
+          happens(luck, 2) ? *model.erased.rbegin()
+                           : *std::next(model.erased.begin(), static_cast<ptrdiff_t>(below(luck, model.erased.size())));
+      const std::string of = " of erased memory " + std::to_string(id);
+      const uint64_t turn = below(luck, memory.turns.size());
+      const std::string& content = memory.turns[turn]->turn.content;
+      if (content.size() >= 16) trace("turn " + std::to_string(turn) + of, std::string_view(content).substr(0, 40));
+      if (memory.past.size() == 1) continue;
+      const uint64_t number = below(luck, memory.past.size() - 1);
+      const Encoded chunk(memory.past[number + 1], options_.shape);
+      trace("the K/V of chunk " + std::to_string(number) + of, as_text(ByteView(chunk.kv).first(64)));
+      trace("the landmark of chunk " + std::to_string(number) + of,
+            as_text(std::as_bytes(std::span(chunk.landmark)).first(64)));
     }
     return found;
   }

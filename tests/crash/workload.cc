@@ -84,7 +84,8 @@ Step put_step(Random& random, const Model& model, const std::string& name, const
             for (const Encoded& chunk : chunks) views.push_back(chunk.view());
             return store.put(id, first, views, with_state ? std::optional(as_bytes(state)) : std::nullopt);
           },
-          .outcomes = {model, std::move(after)}};
+          .outcomes = {model, std::move(after)},
+          .encoded = name};
 }
 
 Step put_state_step(const Model& model, const std::string& name, const RecordShape& shape) {

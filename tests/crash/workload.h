@@ -22,6 +22,7 @@ struct Step {
   std::vector<Model> outcomes;
 
   std::vector<AppendBatch> appended{};  // by this step, when it is an append
+  std::string encoded{};                // the memory whose chunks it puts, when it does
   bool writes = true;                   // false: it may succeed on a disk that takes no writes
 };
 

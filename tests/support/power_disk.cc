@@ -15,7 +15,7 @@ constexpr size_t sector_bytes = 512;
 using Block = std::array<std::byte, block_bytes>;
 using BlockRef = std::shared_ptr<const Block>;  // null: zeros; shared by all copies of a disk
 
-const Block& contents(const BlockRef& block) {
+const Block& of(const BlockRef& block) {
   static const Block zeros{};
   return block ? *block : zeros;
 }
@@ -173,7 +173,7 @@ struct PowerDisk::Copying {
     auto torn = std::make_shared<Block>();
     const BlockRef first = any(), second = any();
     for (size_t at = 0; at < block_bytes; at += sector_bytes)
-      std::memcpy(&(*torn)[at], &contents(below(2) == 0 ? first : second)[at], sector_bytes);
+      std::memcpy(&(*torn)[at], &of(below(2) == 0 ? first : second)[at], sector_bytes);
     return torn;
   }
 
@@ -276,7 +276,7 @@ Expected<size_t> PowerDisk::read(const File& file, uint64_t offset, ByteSpan int
   for (size_t at = 0; at < bytes;) {
     const size_t within = (offset + at) % block_bytes;
     const size_t count = std::min(bytes - at, block_bytes - within);
-    std::memcpy(&into[at], &contents(file.block((offset + at) / block_bytes))[within], count);
+    std::memcpy(&into[at], &of(file.block((offset + at) / block_bytes))[within], count);
     at += count;
   }
   return bytes;
@@ -289,7 +289,7 @@ Expected<void> PowerDisk::write(File& file, uint64_t offset, ByteView bytes) {
   for (size_t at = 0; at < bytes.size();) {
     const size_t index = (offset + at) / block_bytes, within = (offset + at) % block_bytes;
     const size_t count = std::min(bytes.size() - at, block_bytes - within);
-    auto block = std::make_shared<Block>(contents(file.block(index)));
+    auto block = std::make_shared<Block>(of(file.block(index)));
     std::memcpy(&(*block)[within], &bytes[at], count);
     file.set(index, std::move(block));
     at += count;
@@ -407,22 +407,22 @@ Expected<bool> PowerDisk::is_directory(const std::filesystem::path& path) const 
   return node->directory != nullptr;
 }
 
-std::vector<std::string> PowerDisk::files_with(std::string_view text) const {
+std::map<std::string, std::string> PowerDisk::contents() const {
   const std::lock_guard lock(mutex_);
-  std::vector<std::string> found;
-  const auto search = [&](const auto& self, const Directory& directory, const std::string& prefix) -> void {
+  std::map<std::string, std::string> files;
+  const auto add = [&](const auto& self, const Directory& directory, const std::string& prefix) -> void {
     for (const auto& [name, node] : directory.entries) {
       if (node->directory) {
         self(self, *node->directory, prefix + name + "/");
         continue;
       }
-      std::string bytes;
-      for (size_t i = 0; i * block_bytes < node->file->bytes; ++i) bytes += as_text(contents(node->file->block(i)));
-      if (bytes.find(text) != std::string::npos) found.push_back(prefix + name);
+      std::string& bytes = files[prefix + name];
+      for (size_t i = 0; i * block_bytes < node->file->bytes; ++i) bytes += as_text(of(node->file->block(i)));
+      bytes.resize(node->file->bytes);
     }
   };
-  search(search, *tree_->directory, "");
-  return found;
+  add(add, *tree_->directory, "");
+  return files;
 }
 
 }  // namespace recalld

@@ -68,8 +68,8 @@ class PowerDisk {
   Expected<std::vector<std::string>> list(const std::filesystem::path& path) const;
   Expected<bool> is_directory(const std::filesystem::path& path) const;  // not_found: there is neither
 
-  // The files below a directory with this text in them, power or not; for tests of what must be gone.
-  std::vector<std::string> files_with(std::string_view text) const;
+  // What all files hold, by path below the root, power or not; for tests of what must be gone.
+  std::map<std::string, std::string> contents() const;
 
  private:
   struct Directory;
