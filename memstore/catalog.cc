@@ -39,6 +39,7 @@ constexpr std::array family_names{"counters", "memories",  "turns",  "tokens",  
 
 // Bounds of what RocksDB holds open or keeps beside its tables.
 constexpr int open_files_max = 64;
+constexpr std::chrono::seconds removals_wait{10};
 constexpr size_t file_buffer_bytes_max = size_t{256} << 10;
 constexpr uint64_t table_bytes = uint64_t{8} << 20;  // of a file, so that its index and filter stay small
 // A walk over landmarks lets the kernel read so far ahead, into the page cache, while it computes.
@@ -450,6 +451,7 @@ struct Catalog::Database {
   Expected<void> settle_families(const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors,
                                  const std::vector<rocksdb::ColumnFamilyHandle*>& handles);
   Expected<void> remove_old_logs() const;
+  Expected<void> wait_for_removals() const;
   Error note_failure(const rocksdb::Status& status);
   Expected<void> recover();
   rocksdb::Status begin_new_log() const;
@@ -1103,7 +1105,13 @@ Catalog::Range Catalog::all_of(Family family, std::string_view prefix) {
 
 Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
   auto& db = *database_->db;
-  RECALLD_CHECK(checked(database_->flush(), "flush the catalog"));
+  {
+    // No write may begin another log in between: then all logs before this one are of no more use, those that a crash
+    // left behind too.
+    const std::lock_guard gate(database_->gate);
+    RECALLD_CHECK(checked(database_->flush(), "flush the catalog"));
+    RECALLD_CHECK(database_->remove_old_logs());
+  }
   rocksdb::CompactRangeOptions options;
   options.exclusive_manual_compaction = false;
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
@@ -1125,7 +1133,32 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     }
     RECALLD_CHECK(checked(db.CompactRange(options, family.get(), &from, &to), "compact " + which));
   }
+  RECALLD_CHECK(database_->wait_for_removals());
   return bytes;
+}
+
+// Waits until the tables that are of no more use are gone: RocksDB removes them in the background, and not before the
+// last cursor that reads them.
+Expected<void> Catalog::Database::wait_for_removals() const {
+  const auto left_over = [&]() -> Expected<std::vector<uint64_t>> {
+    std::vector<std::string> files;
+    RECALLD_CHECK(checked(env->GetChildren(directory.string(), &files), "list the catalog"));
+    std::vector<uint64_t> tables = numbers(files, "", ".sst");
+    std::vector<rocksdb::LiveFileMetaData> live;
+    db->GetLiveFilesMetaData(&live);
+    for (const auto& table : live) std::erase(tables, table.file_number);
+    return tables;
+  };
+  RECALLD_TRY(const std::vector<uint64_t> begun, left_over());
+  for (const auto deadline = Clock::now() + removals_wait;;) {
+    RECALLD_TRY(const std::vector<uint64_t> now, left_over());
+    const bool gone = std::ranges::none_of(
+        begun, [&](uint64_t table) { return std::ranges::find(now, table) != now.end(); });
+    if (gone) return {};
+    if (Clock::now() > deadline)
+      return fail(ErrorKind::busy, "reclaim the tables of the catalog: some that held removed rows are still being read");
+    std::this_thread::sleep_for(stall_wait);
+  }
 }
 
 Expected<void> Catalog::with_files(const std::function<Expected<void>(std::span<const File>)>& use) const {
