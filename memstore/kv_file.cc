@@ -78,7 +78,23 @@ Expected<std::unique_ptr<KvFile>> KvFile::open(std::filesystem::path directory, 
   for (const uint32_t segment : segments) {
     if (segment >= first_leftover) RECALLD_CHECK(file->io_->remove(file->path(segment)));
   }
+  RECALLD_CHECK(file->empty_tail());
   return file;
+}
+
+// Makes a hole of what follows the last record. An append that a crash broke off may have left records there, which no
+// erasure of their memory would find.
+Expected<void> KvFile::empty_tail() {
+  if (next_.slot == 0) return {};
+  const Expected<std::shared_ptr<OpenSegment>> segment = open_segment(next_.segment);
+  if (!segment) {
+    // That it is missing is told by who reads from it.
+    if (segment.error().kind == ErrorKind::not_found) return {};
+    return std::unexpected(segment.error());
+  }
+  const int handle = (*segment)->file();
+  RECALLD_CHECK(io_->punch(handle, offset(next_.slot), offset(slots_per_segment_) - offset(next_.slot)));
+  return io_->sync(handle);
 }
 
 KvPlace KvFile::next() const {

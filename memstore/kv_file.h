@@ -47,7 +47,7 @@ using NextKvRead = std::function<std::optional<KvRead>()>;
 class KvFile {
  public:
   // Makes the directory when it is not there. `next` is the first place that the catalog does not name: segments that
-  // hold nothing before it are left over from before a crash and are removed.
+  // hold nothing before it are left over from before a crash and are removed, and what follows it in its segment too.
   // A place that is one past the end of a segment means the first of the next one.
   // segment_bytes: of one segment, the same at every open.
   static Expected<std::unique_ptr<KvFile>> open(std::filesystem::path directory, uint32_t kv_bytes,
@@ -106,6 +106,7 @@ class KvFile {
   std::filesystem::path path(uint32_t segment) const { return directory_ / segment_name(segment); }
   uint64_t offset(uint32_t slot) const { return uint64_t{slot} * record_bytes_; }
   Expected<void> punch(const OpenSegment& segment, std::span<const KvPlace> places);
+  Expected<void> empty_tail();
 
   Expected<std::shared_ptr<OpenSegment>> open_segment(uint32_t segment) const;  // not_found
   Expected<std::shared_ptr<OpenSegment>> segment_to_append(KvPlace first);      // made when it begins with `first`
