@@ -1,5 +1,6 @@
 #include "memstore/kv_file.h"
 
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -78,7 +79,10 @@ Expected<std::unique_ptr<KvFile>> KvFile::open(std::filesystem::path directory, 
   for (const uint32_t segment : segments) {
     if (segment >= first_leftover) RECALLD_CHECK(file->io_->remove(file->path(segment)));
   }
-  RECALLD_CHECK(file->empty_tail());
+  // A segment that is damaged must not keep the others from being read.
+  if (const auto emptied = file->empty_tail(); !emptied)
+    spdlog::error("empty the end of {}: {} (tried again at the next start)", segment_name(file->next_.segment),
+                  emptied.error().message);
   return file;
 }
 
@@ -87,11 +91,7 @@ Expected<std::unique_ptr<KvFile>> KvFile::open(std::filesystem::path directory, 
 Expected<void> KvFile::empty_tail() {
   if (next_.slot == 0) return {};
   const Expected<std::shared_ptr<OpenSegment>> segment = open_segment(next_.segment);
-  if (!segment) {
-    // That it is missing is told by who reads from it.
-    if (segment.error().kind == ErrorKind::not_found) return {};
-    return std::unexpected(segment.error());
-  }
+  if (!segment) return std::unexpected(segment.error());
   const int handle = (*segment)->file();
   RECALLD_CHECK(io_->punch(handle, offset(next_.slot), offset(slots_per_segment_) - offset(next_.slot)));
   return io_->sync(handle);

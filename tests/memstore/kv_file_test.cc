@@ -323,6 +323,16 @@ TEST_F(KvFileTest, WhatAppendReturnedOutlivesAnyPowerCut) {
   }
 }
 
+TEST_F(KvFileTest, OpeningEmptiesWhatFollowsTheLastRecord) {
+  ASSERT_TRUE(append(*open({}), 0, 3));
+  const auto file = open({0, 2});  // as if the third had been written when the power went
+  EXPECT_TRUE(holds(*file, {0, 1}, 1));
+  std::vector<std::byte> out(kv_bytes, std::byte{1});
+  const KvPlace place{0, 2};
+  ASSERT_TRUE(file->read({&place, 1}, out));
+  EXPECT_EQ(out, std::vector<std::byte>(kv_bytes));
+}
+
 TEST_F(KvFileTest, ReleasedRecordsReadAsZerosAndTheirSpaceIsReturned) {
   const auto file = open({});
   ASSERT_TRUE(append(*file, 0, 20));
