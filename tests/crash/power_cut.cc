@@ -3,7 +3,13 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include <signal.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <set>
@@ -27,6 +33,15 @@ constexpr size_t segment_records = 6;      // few, so that segments come and go
 constexpr size_t failures_max = 5;         // then a sweep stops
 constexpr uint64_t steps_after = 4;        // done to what is left, before it is looked at again
 constexpr size_t traces_max = 4;           // looked for of what was erased
+
+// Where the sweep is, for whoever dies in it: an assertion of ours or of RocksDB must be repeatable, too.
+std::array<char, 64> where{};
+
+void name_seed_and_point(int signal) {
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, where.data(), std::strlen(where.data()));
+  ::signal(signal, SIG_DFL);
+  ::raise(signal);
+}
 
 // A store on a disk whose power may go.
 class PoweredStore {
@@ -270,6 +285,7 @@ class Sweep {
 }  // namespace
 
 SweepResult sweep_power_cuts(const std::filesystem::path& directory, const SweepOptions& options) {
+  for (const int signal : {SIGABRT, SIGSEGV}) ::signal(signal, name_seed_and_point);
   SweepResult result;
   const auto failed = [&](const std::string& where, const std::vector<std::string>& complaints) {
     for (const std::string& complaint : complaints) result.failures.push_back(where + ": " + complaint);
@@ -282,6 +298,8 @@ SweepResult sweep_power_cuts(const std::filesystem::path& directory, const Sweep
     if (failed(name + ", before the power went", sweep.prepare())) return result;
     uint64_t point = options.only_point != 0 ? options.only_point : 1 + seed % options.stride;
     for (; result.points < options.points_max; point += options.stride) {
+      std::snprintf(where.data(), where.size(), "died at seed %llu, point %llu\n",
+                    static_cast<unsigned long long>(seed), static_cast<unsigned long long>(point));
       const Sweep::Outcome outcome = sweep.cut_at(point);
       if (failed(name + ", point " + std::to_string(point), outcome.complaints)) return result;
       result.points += (outcome.cut ? 1 : 0) + outcome.recovery_cuts;
