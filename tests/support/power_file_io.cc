@@ -48,13 +48,14 @@ void PowerFileIo::close(int file) {
   files_.at(static_cast<size_t>(file)).reset();
 }
 
-Expected<void> PowerFileIo::read(std::span<const FileRead> reads) {
-  for (const FileRead& read : reads) {
+void PowerFileIo::stream(const NextRead& next, const ReadDone& done) {
+  const auto read_one = [this](const FileRead& read) -> Expected<void> {
     RECALLD_TRY(const size_t bytes, disk_.read(*file(read.file), read.offset, read.into));
     if (bytes < read.into.size())
       return fail(ErrorKind::corrupt, "read at " + std::to_string(read.offset) + ": the file ends before that");
-  }
-  return {};
+    return {};
+  };
+  while (const std::optional<FileRead> read = next()) done(read->tag, read_one(*read));
 }
 
 Expected<void> PowerFileIo::write(std::span<const FileWrite> writes) {
