@@ -97,7 +97,7 @@ Expected<void> AppendStream::take_reply() {
   total_.searchable_through = reply->searchable_through;
   total_.end_byte = sent.last.end_byte;
   total_.end_line = sent.last.line;
-  if (reply->repeated) {
+  if (options_.turns_there && reply->last_turn < *options_.turns_there) {
     total_.repeated_turns += sent.turns;
     total_.repeated_tokens += reply->tokens;
   }

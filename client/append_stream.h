@@ -45,6 +45,7 @@ class AppendStream {
 
   struct Options {
     std::string operation_prefix{};                // empty: no operation ids
+    std::optional<uint64_t> turns_there{};         // the memory's next_turn before: what has a lower number is repeated
     bool wait_searchable = false;                  // an acknowledgement then means encoded, not durable only
     std::string source = "input";                  // what errors call the place that the turns come from
     std::function<void(const Total&)> on_reply{};  // called after every acknowledgement; may be unset

@@ -104,7 +104,6 @@ void from_json(const Json& in, AppendReply& out) {
   in.at("last_turn").get_to(out.last_turn);
   in.at("tokens").get_to(out.tokens);
   read_optional(in, "searchable_through", out.searchable_through);
-  out.repeated = in.value("repeated", false);
 }
 
 void from_json(const Json& in, SearchReply::Source& out) {

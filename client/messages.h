@@ -43,7 +43,6 @@ struct AppendReply {
   uint64_t last_turn = 0;
   uint64_t tokens = 0;
   std::optional<uint64_t> searchable_through;
-  bool repeated = false;  // the operation_id had been seen: nothing was added
 };
 
 struct SearchRequest {

@@ -101,6 +101,11 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
     Progress progress(STDERR_FILENO, reader->bytes_total());
     AppendStream::Options options;
     options.operation_prefix = arguments.operation_id;
+    if (!arguments.operation_id.empty()) {
+      const auto memory = client->memory(arguments.memory);
+      if (!memory && memory.error().kind != ErrorKind::not_found) return fail_with(memory.error());
+      options.turns_there = memory ? memory->next_turn : 0;
+    }
     options.wait_searchable = arguments.wait;
     options.source = reader->source();
     options.on_reply = [&](const AppendStream::Total& so_far) {
@@ -142,7 +147,6 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
               {"last_turn", or_null(total.last_turn)},
               {"tokens", total.tokens},
               {"searchable_through", or_null(total.searchable_through)}};
-  if (total.turns > 0 && total.repeated_turns == total.turns) result["repeated"] = true;
   return print_line(result);
 }
 

@@ -381,7 +381,6 @@ void Engine::Impl::committed(Appended appended, AppendReply reply, bool wait, Do
   reply.first_turn = appended.first_turn;
   reply.last_turn = appended.last_turn;
   reply.tokens = appended.tokens;
-  reply.repeated = appended.repeated;
   model_thread_->encode(appended.id);
   if (wait)
     return reply_when_searchable(appended.id, {appended.end_token / chunk_tokens, std::move(reply), std::move(done)});

@@ -215,7 +215,8 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
   std::string config;
   CLI::App app("recalld: an out-of-core memory daemon for agents", "recalld");
   app.footer(
-      "Every flag but --config, --reencode and --version may stand in the configuration file too: memory-budget = \"1GiB\".\n"
+      "Every flag but --config, --reencode and --version may stand in the configuration file too: memory-budget = "
+      "\"1GiB\".\n"
       "SIGTERM and SIGINT stop the daemon cleanly. Exit status: 0 stopped, 1 failed, 2 wrong usage.");
   for (const Settings::Field& field : Settings::fields())
     app.add_option("--" + std::string(field.name), flags.*field.value, std::string(field.help));

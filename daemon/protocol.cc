@@ -211,13 +211,11 @@ Expected<NoArguments> no_arguments(Json& params) {
 }
 
 std::string json_text(const AppendReply& reply) {
-  Reply out{{"memory", reply.memory},
-            {"first_turn", reply.first_turn},
-            {"last_turn", reply.last_turn},
-            {"tokens", reply.tokens},
-            {"searchable_through", or_null(reply.searchable_through)}};
-  if (reply.repeated) out["repeated"] = true;
-  return text_of(out);
+  return text_of({{"memory", reply.memory},
+                  {"first_turn", reply.first_turn},
+                  {"last_turn", reply.last_turn},
+                  {"tokens", reply.tokens},
+                  {"searchable_through", or_null(reply.searchable_through)}});
 }
 
 std::string json_text(const SearchReply& reply) {

@@ -54,7 +54,6 @@ struct AppendReply {
   uint64_t last_turn = 0;
   uint64_t tokens = 0;                         // of these turns
   std::optional<uint64_t> searchable_through;  // the last turn that a search would cover now
-  bool repeated = false;                       // the operation_id had been seen: nothing was added
 };
 
 struct SearchRequest {

@@ -150,12 +150,13 @@ TEST(AppendStream, SettlingSendsNoUnfinishedRequest) {
 TEST(AppendStream, RepeatedRequestsAreCountedApart) {
   const FakeDaemon daemon([](const std::string& line) {
     const Json request = Json::parse(line);
-    Json result{{"memory", "m"}, {"first_turn", 0}, {"last_turn", 0}, {"tokens", 3}, {"searchable_through", nullptr}};
-    if (request["params"]["operation_id"] == "load-0") result["repeated"] = true;
+    const int last_turn = request["params"]["operation_id"] == "load-0" ? 6 : 7;
+    const Json result{
+        {"memory", "m"}, {"first_turn", 0}, {"last_turn", last_turn}, {"tokens", 3}, {"searchable_through", nullptr}};
     return FakeDaemon::Answer{Json{{"jsonrpc", "2.0"}, {"id", request["id"]}, {"result", result}}.dump() + "\n"};
   });
   Client client = Client::connect(daemon.socket()).value();
-  AppendStream stream(client, "m", {.operation_prefix = "load"});
+  AppendStream stream(client, "m", {.operation_prefix = "load", .turns_there = 7});
   for (uint64_t i = 0; i < AppendStream::request_turns_max + 1; ++i)
     ASSERT_TRUE(stream.add(turn_of("x"), {i + 1, i + 1}));
   const auto total = stream.finish();

@@ -25,10 +25,11 @@ FakeDaemon::Answer refuse(const std::string& line, const std::string& message, c
   return {Json{{"jsonrpc", "2.0"}, {"id", Json::parse(line)["id"]}, {"error", error}}.dump() + "\n"};
 }
 
-// Answers appends as the daemon would.
+// Answers appends as the daemon would, to a memory that there is not yet.
 FakeDaemon::Script appending() {
   uint64_t turns = 0;
   return [turns](const std::string& line) mutable {
+    if (Json::parse(line)["method"] == "memories.get") return refuse(line, "there is no memory", "not_found");
     const Json params = Json::parse(line)["params"];
     const uint64_t first = turns;
     turns += params["turns"].size();
@@ -136,8 +137,8 @@ TEST(Recall, AppendPrintsOneReplyHoweverManyRequestsItTook) {
   EXPECT_EQ(
       Json::parse(outcome.output),
       (Json{{"memory", "m"}, {"first_turn", 0}, {"last_turn", 1199}, {"tokens", 15}, {"searchable_through", nullptr}}));
-  ASSERT_EQ(daemon.lines().size(), 3u);
-  const Json last = Json::parse(daemon.lines()[2])["params"];
+  ASSERT_EQ(daemon.lines().size(), 4u) << "what is there, and three requests";
+  const Json last = Json::parse(daemon.lines()[3])["params"];
   EXPECT_EQ(last["operation_id"], "load-2");
   EXPECT_EQ(last["wait"], "searchable");
 }
@@ -267,9 +268,10 @@ TEST(Recall, AppendSkipsJsonLinesWithoutContentAndSaysSo) {
 }
 
 TEST(Recall, ARepeatedLoadSaysThatNothingWasAdded) {
-  const Json reply{{"memory", "m"}, {"first_turn", 5},         {"last_turn", 6},
-                   {"tokens", 9},   {"searchable_through", 6}, {"repeated", true}};
-  const FakeDaemon daemon(always(reply));
+  const Json reply{{"memory", "m"}, {"first_turn", 5}, {"last_turn", 6}, {"tokens", 9}, {"searchable_through", 6}};
+  const FakeDaemon daemon([&](const std::string& line) {
+    return answer(line, Json::parse(line)["method"] == "memories.get" ? memory(7) : reply);
+  });
   const std::string load = "printf 'one\\ntwo\\n' | $RECALL " + at(daemon) + "append m --operation-id load";
   const Outcome outcome = shell(load);
   EXPECT_EQ(outcome.code, 0);
@@ -282,9 +284,9 @@ TEST(Recall, ABadLineOfARepeatableLoadStoresWholeRequestsAlone) {
   const std::string input = "{ seq 1 700; printf 'bad \\377\\n'; }";
   const Outcome outcome = shell(input + " | $RECALL " + at(daemon) + "append m --operation-id load");
   EXPECT_EQ(outcome.code, 2);
-  ASSERT_EQ(daemon.lines().size(), 1u) << "the rest would be refused under its id once the line is mended";
+  ASSERT_EQ(daemon.lines().size(), 2u) << "the rest would be refused under its id once the line is mended";
   EXPECT_THAT(outcome.output,
-              HasSubstr("(" + std::to_string(sent(daemon)["params"]["turns"].size()) + " turns were stored)"));
+              HasSubstr("(" + std::to_string(sent(daemon, 1)["params"]["turns"].size()) + " turns were stored)"));
 }
 
 TEST(Recall, CtrlCInAppendSaysHowMuchIsStored) {
@@ -292,8 +294,8 @@ TEST(Recall, CtrlCInAppendSaysHowMuchIsStored) {
   const Outcome outcome = shell("{ seq 1 700; sleep 3; } | timeout --foreground --preserve-status -s INT 1 $RECALL " +
                                 at(daemon) + "append m --operation-id load");
   EXPECT_EQ(outcome.code, 130);
-  ASSERT_EQ(daemon.lines().size(), 1u);
-  const std::string stored = std::to_string(sent(daemon)["params"]["turns"].size());
+  ASSERT_EQ(daemon.lines().size(), 2u);
+  const std::string stored = std::to_string(sent(daemon, 1)["params"]["turns"].size());
   EXPECT_THAT(outcome.output, HasSubstr("interrupted: " + stored + " turns were stored in m, up to line " + stored +
                                         " of standard input; the same command again goes on from there"));
 }

@@ -229,8 +229,8 @@ TEST_F(EngineTest, TheSameOperationAgainChangesNothing) {
 
 TEST_F(EngineTest, ADeletedMemoryIsGoneAndItsNameStartsAfresh) {
   ASSERT_TRUE(append_searchable("m", harbour_log(60)));
-  const auto deleted = answer<DeleteReply>(
-      [&](auto done) { engine_->memories_delete({.memory = "m"}, std::move(done)); });
+  const auto deleted =
+      answer<DeleteReply>([&](auto done) { engine_->memories_delete({.memory = "m"}, std::move(done)); });
   ASSERT_TRUE(deleted) << deleted.error().message;
   EXPECT_EQ(deleted->memory.turns, 60u);
   EXPECT_EQ(deleted->receipt.turns, (std::vector<TurnRange>{{0, 59}}));

@@ -149,10 +149,10 @@ TEST(Protocol, ACursorGoesOnWhereThePageEnded) {
 }
 
 TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
-  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, {}, false}),
+  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, {}}),
             R"({"memory":"a/b","first_turn":3,"last_turn":4,"tokens":17,"searchable_through":null})");
-  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, 9, true}),
-            R"({"memory":"a/b","first_turn":3,"last_turn":4,"tokens":17,"searchable_through":9,"repeated":true})");
+  EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, 9}),
+            R"({"memory":"a/b","first_turn":3,"last_turn":4,"tokens":17,"searchable_through":9})");
 
   const Passage passage{.first_token = 64,
                         .end_token = 128,
