@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <boost/asio/post.hpp>
+#include <boost/asio/strand.hpp>
 #include <boost/asio/thread_pool.hpp>
 
 #include <atomic>
@@ -25,6 +26,7 @@
 #include "daemon/model_thread.h"
 #include "daemon/reencoder.h"
 #include "daemon/successor.h"
+#include "daemon/transfer.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
 
@@ -121,6 +123,9 @@ class Engine::Impl {
   }
   Forgetter& forgetter() { return *forgetter_; }
   void reencode(ReencodeRequest request, Done<JobView> done);
+  Transfer& transfer() { return *transfer_; }
+  void import_memory(ImportRequest request, Done<ImportReply> done);
+  void backup(BackupRequest request, Done<BackupReply> done);
 
   Hash128 model_hash() const { return model_->hash(); }
   bool overloaded() const { return appends_->waiting_bytes() > options_.memory_budget_bytes / 8; }
@@ -156,6 +161,7 @@ class Engine::Impl {
   uint64_t successor_bytes() const { return std::max(options_.memory_budget_bytes / 4, uint64_t{8} << 20); }
 
   AppendBatch tokenise(AppendRequest request, int64_t now_us) const;
+  NewTurn tokenise(Turn turn) const;
   void committed(Appended appended, AppendReply reply, bool wait, Done<AppendReply> done);
   void reply_when_searchable(MemoryId id, Waiter waiter);
   void release_waiters(MemoryId id, const Expected<MemoryInfo>& memory);
@@ -194,12 +200,15 @@ class Engine::Impl {
 
   // In order of use: a request passes from each of these to the next.
   boost::asio::thread_pool tokenisers_{std::max(1u, std::thread::hardware_concurrency())};
+  boost::asio::strand<boost::asio::thread_pool::executor_type> imports_{tokenisers_.get_executor()};  // in their order
   std::unique_ptr<AppendQueue> appends_;
   std::unique_ptr<ModelThread> model_thread_;
   boost::asio::thread_pool readers_{2};
   boost::asio::thread_pool upkeep_{1};
   Jobs jobs_;
   std::unique_ptr<Forgetter> forgetter_;  // between the read workers, the model thread and the upkeep thread
+  std::unique_ptr<Transfer> transfer_;    // between the read workers, the tokenise workers and the upkeep thread
+  std::atomic<bool> stopping_ = false;
 };
 
 Expected<void> Engine::Impl::open() {
@@ -222,6 +231,12 @@ Expected<void> Engine::Impl::open() {
   RECALLD_CHECK(open_successor());
   forgetter_ = std::make_unique<Forgetter>(
       *store_, jobs_, upkeep_, [this](MemoryId id) { model_thread_->encode(id); }, follower(), options_.now_us);
+
+  transfer_ =
+      std::make_unique<Transfer>(*store_, upkeep_,
+                                 Transfer::Options{.shape = loaded.shape,
+                                                   .tokenise = [this](Turn turn) { return tokenise(std::move(turn)); },
+                                                   .encode = [this](MemoryId id) { model_thread_->encode(id); }});
 
   // What a crash or a stop left unencoded or not erased goes on now.
   RECALLD_CHECK(forgetter_->resume());
@@ -331,11 +346,13 @@ Expected<JobView> Engine::Impl::cancel_reencoding() {
 }
 
 Engine::Impl::~Impl() {
+  stopping_ = true;
   tokenisers_.join();
   appends_.reset();                          // commits what was accepted
   if (model_thread_) model_thread_->stop();  // ranks the searches that were accepted
   readers_.join();                           // answers them
   if (forgetter_) forgetter_->stop();
+  if (transfer_) transfer_->stop();
   upkeep_.join();
   for (auto& [id, waiters] : waiters_)
     for (Waiter& waiter : waiters)
@@ -371,10 +388,14 @@ AppendBatch Engine::Impl::tokenise(AppendRequest request, int64_t now_us) const 
   batch.memory = std::move(request.memory);
   for (auto& [turn, has_time] : request.turns) {
     if (!has_time) turn.time_us = now_us;
-    Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
-    batch.turns.push_back({std::move(turn), std::move(tokens.ids), std::move(tokens.ends)});
+    batch.turns.push_back(tokenise(std::move(turn)));
   }
   return batch;
+}
+
+NewTurn Engine::Impl::tokenise(Turn turn) const {
+  Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
+  return {std::move(turn), std::move(tokens.ids), std::move(tokens.ends)};
 }
 
 void Engine::Impl::committed(Appended appended, AppendReply reply, bool wait, Done<AppendReply> done) {
@@ -706,6 +727,32 @@ Expected<HealthReply> Engine::Impl::health() const {
   return HealthReply{.ready = true, .waiting_chunks = stats.waiting_chunks, .problem = problem_};
 }
 
+// ---- Import and backup
+
+void Engine::Impl::import_memory(ImportRequest request, Done<ImportReply> done) {
+  boost::asio::post(imports_, [this, request = std::move(request), done = std::move(done)]() mutable {
+    done(transfer_->import_page(std::move(request)));
+  });
+}
+
+void Engine::Impl::backup(BackupRequest request, Done<BackupReply> done) {
+  boost::asio::post(upkeep_, [this, request = std::move(request), done = std::move(done)]() mutable {
+    const auto start = Clock::now();
+    BackupOptions options;
+    options.proceed = [this](const std::filesystem::path&) -> Expected<void> {
+      if (!stopping_) return {};
+      return fail(ErrorKind::busy, "the daemon stops before the backup is complete; begin again after its start");
+    };
+    const auto copied = store_->backup(request.directory, options);
+    if (!copied) return done(std::unexpected(copied.error()));
+    done(BackupReply{.directory = std::move(request.directory),
+                     .files = copied->files,
+                     .bytes = copied->bytes,
+                     .shared_bytes = copied->shared_bytes,
+                     .took_ms = milliseconds_since(start)});
+  });
+}
+
 // ---- The front door
 
 Expected<std::unique_ptr<Engine>> Engine::open(EngineOptions options) {
@@ -743,14 +790,14 @@ void Engine::forget(ForgetRequest request, Done<Receipt> done) {
 void Engine::verify(VerifyRequest, Done<VerifyReply> done) {
   done(fail(ErrorKind::internal, "to come"));
 }
-void Engine::export_memory(ExportRequest, Done<ExportReply> done) {
-  done(fail(ErrorKind::internal, "to come"));
+void Engine::export_memory(ExportRequest request, Done<ExportReply> done) {
+  impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->transfer().export_page(request); });
 }
-void Engine::import_memory(ImportRequest, Done<ImportReply> done) {
-  done(fail(ErrorKind::internal, "to come"));
+void Engine::import_memory(ImportRequest request, Done<ImportReply> done) {
+  impl_->import_memory(std::move(request), std::move(done));
 }
-void Engine::backup(BackupRequest, Done<BackupReply> done) {
-  done(fail(ErrorKind::internal, "to come"));
+void Engine::backup(BackupRequest request, Done<BackupReply> done) {
+  impl_->backup(std::move(request), std::move(done));
 }
 void Engine::reencode(ReencodeRequest request, Done<JobView> done) {
   impl_->reencode(std::move(request), std::move(done));

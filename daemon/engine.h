@@ -1,11 +1,12 @@
 // What recalld does, written as the algorithm: append, encode, search, inspect. Knows the model and the store, and
 // neither JSON nor sockets.
 //
-// Threads: tokenise workers (appends, whose order is fixed before, and queries), one commit thread (turn numbers, one
-// synced write for all that wait), one model thread (encodes behind the replies; searches go first and memories take
-// turns), a few read workers, and an upkeep thread (erasing, verifying, copying). Every function returns at once;
-// `done` is called exactly once, on one of those threads, and must not block. Destruction commits and answers what was
-// accepted, leaves what waits to be encoded or erased to the next start, checkpoints the states and closes the store.
+// Threads: tokenise workers (appends, whose order is fixed before, queries, and imports, one at a time in their order),
+// one commit thread (turn numbers, one synced write for all that wait), one model thread (encodes behind the replies;
+// searches go first and memories take turns), a few read workers, and an upkeep thread (erasing, verifying, copying).
+// Every function returns at once; `done` is called exactly once, on one of those threads, and must not block.
+// Destruction commits and answers what was accepted, leaves what waits to be encoded or erased to the next start,
+// checkpoints the states and closes the store.
 #pragma once
 
 #include <functional>

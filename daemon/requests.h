@@ -255,6 +255,7 @@ struct ImportReply {
   MemoryInfo memory;      // as it is now
   uint64_t imported = 0;  // records that were new
   uint64_t present = 0;   // records that were there already
+  uint64_t ignored = 0;   // chunks and states of no use here: of another model, or older than what is there
 };
 
 // ---- Backup, another model, and work that goes on behind the replies

@@ -21,31 +21,44 @@
 namespace recalld {
 namespace {
 
-constexpr size_t copy_bytes = size_t{1} << 20;  // through RAM at a time, where the kernel does not copy by itself
+constexpr size_t copy_bytes = size_t{1} << 20;       // through RAM at a time, where the kernel does not copy by itself
 constexpr uint64_t spare_bytes = uint64_t{1} << 20;  // for directories and what the file system keeps of files
 
 std::unexpected<Error> refuse(const std::filesystem::path& directory, const std::string& why) {
   return fail(ErrorKind::invalid_request, "back up to " + directory.string() + ": " + why);
 }
 
-// Calls use(from, to) for each run of data in the first `bytes` of a file.
-template <class Use>
-Expected<void> for_each_data(int file, const std::string& action, uint64_t bytes, Use use) {
+struct Run {
+  uint64_t from = 0;
+  uint64_t to = 0;
+};
+
+// The runs of data in the first `bytes` of a file; what lies between them reads as zeros.
+Expected<std::vector<Run>> data_runs(int file, const std::string& action, uint64_t bytes) {
+  // Reserved space that the page cache has read ahead counts as data, so all of it goes first.
+  ::posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+  std::vector<Run> runs;
   for (uint64_t at = 0; at < bytes;) {
     const off_t from = ::lseek(file, static_cast<off_t>(at), SEEK_DATA);
     if (from == -1 && errno == ENXIO) break;  // nothing but a hole follows
-    // Where holes cannot be told, all is data.
-    const bool blind = from == -1 && errno == EINVAL;
-    if (from == -1 && !blind) return std::unexpected(system_error(action, errno));
-    const off_t to = blind ? static_cast<off_t>(bytes) : ::lseek(file, from, SEEK_HOLE);
+    if (from == -1 && errno == EINVAL) {      // holes cannot be told here: all is data
+      runs.push_back({at, bytes});
+      break;
+    }
+    const off_t to = from == -1 ? -1 : ::lseek(file, from, SEEK_HOLE);
     if (to == -1) return std::unexpected(system_error(action, errno));
-    const uint64_t begin = blind ? at : static_cast<uint64_t>(from);
-    const uint64_t end = std::min(bytes, static_cast<uint64_t>(to));
-    if (begin >= end) break;
-    RECALLD_CHECK(use(begin, end));
-    at = end;
+    const Run run{static_cast<uint64_t>(from), std::min(bytes, static_cast<uint64_t>(to))};
+    if (run.from >= run.to) break;
+    runs.push_back(run);
+    at = run.to;
   }
-  return {};
+  return runs;
+}
+
+uint64_t sum(std::span<const Run> runs) {
+  uint64_t bytes = 0;
+  for (const Run& run : runs) bytes += run.to - run.from;
+  return bytes;
 }
 
 // Copies [from, to) of one file to the same place of another.
@@ -69,8 +82,7 @@ Expected<void> copy_range(int in, int out, const std::string& action, uint64_t f
     if (read < 0 && errno == EINTR) continue;
     if (read < 0) return std::unexpected(system_error(action, errno));
     for (ssize_t done = 0; done < read;) {
-      const ssize_t written =
-          ::pwrite(out, buffer.data() + done, static_cast<size_t>(read - done), in_at + done);
+      const ssize_t written = ::pwrite(out, buffer.data() + done, static_cast<size_t>(read - done), in_at + done);
       if (written < 0 && errno == EINTR) continue;
       if (written < 0) return std::unexpected(system_error(action, errno));
       done += written;
@@ -149,10 +161,8 @@ Expected<uint64_t> BackupDirectory::needed_bytes(std::span<const File> files) co
     const std::string action = "read " + file.from.string();
     const Descriptor in(::open(file.from.c_str(), O_RDONLY | O_CLOEXEC));
     if (in.get() == -1) return std::unexpected(system_error(action, errno));
-    RECALLD_CHECK(for_each_data(in.get(), action, file.bytes, [&](uint64_t from, uint64_t to) -> Expected<void> {
-      bytes += to - from;
-      return {};
-    }));
+    RECALLD_TRY(const std::vector<Run> runs, data_runs(in.get(), action, file.bytes));
+    bytes += sum(runs);
   }
   return bytes;
 }
@@ -199,13 +209,15 @@ class BackupDirectory::Copy {
   Expected<uint64_t> finish(bool shared) const {
     if (!shared && ::ftruncate(out.get(), static_cast<off_t>(bytes)) != 0)
       return std::unexpected(system_error(action, errno));
-    uint64_t data = 0;
-    RECALLD_CHECK(for_each_data(in.get(), action, bytes, [&](uint64_t from, uint64_t to) -> Expected<void> {
-      data += to - from;
-      return shared ? Expected<void>{} : copy_range(in.get(), out.get(), action, from, to);
-    }));
+    RECALLD_TRY(const std::vector<Run> runs, data_runs(in.get(), action, bytes));
+    if (!shared) {
+      for (const Run& run : runs) RECALLD_CHECK(copy_range(in.get(), out.get(), action, run.from, run.to));
+    }
     if (::fsync(out.get()) != 0) return std::unexpected(system_error(action, errno));
-    return data;
+    // Neither is read again soon; the store has caches of its own.
+    ::posix_fadvise(in.get(), 0, 0, POSIX_FADV_DONTNEED);
+    ::posix_fadvise(out.get(), 0, 0, POSIX_FADV_DONTNEED);
+    return sum(runs);
   }
 
   std::string action;

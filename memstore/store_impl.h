@@ -76,7 +76,7 @@ class Store::Impl {
   Encodings encodings;
 
   mutable std::mutex reclaiming;  // one erasure or backup at a time
-  std::mutex forgetting;  // one change of what is forgotten at a time
+  std::mutex forgetting;          // one change of what is forgotten at a time
 
   std::mutex encoding_mutex;    // one write of encodings at a time: guards the rows of generations
   uint64_t encoded_chunks = 0;  // of all serving generations; guarded by encoding_mutex and totals_mutex for writing

@@ -34,8 +34,7 @@ Expected<std::optional<StateCheckpoint>> Store::next_state(const StreamInfo& of,
 Expected<MemoryInfo> Store::restore_memory(std::string_view name, int64_t created_us, int64_t updated_us) {
   const std::lock_guard lock(impl_->journal_mutex);
   RECALLD_TRY(const auto there, impl_->table.find(name));
-  if (there)
-    return fail(ErrorKind::busy, "make memory " + in_quotes(name) + ": it was made meanwhile; ask again");
+  if (there) return fail(ErrorKind::busy, "make memory " + in_quotes(name) + ": it was made meanwhile; ask again");
   const MemoryId id = impl_->next_id;
   JournalTotals totals = impl_->totals;
   ++totals.memories;
@@ -60,9 +59,9 @@ Expected<MemoryInfo> Store::restore_turns(MemoryId id, uint64_t next_turn, std::
   RECALLD_TRY(MemoryRecord memory, impl_->table.record(id));
   JournalRecord& journal = memory.journal;
   if (journal.next_turn != next_turn)
-    return fail(ErrorKind::busy, "append to memory " + in_quotes(journal.name) + ": turn " +
-                                     std::to_string(next_turn) + " was to come next, and turn " +
-                                     std::to_string(journal.next_turn) + " does by now");
+    return fail(ErrorKind::busy, "append to memory " + in_quotes(journal.name) + ": turn " + std::to_string(next_turn) +
+                                     " was to come next, and turn " + std::to_string(journal.next_turn) +
+                                     " does by now");
   assert(std::ranges::all_of(turns, [&](const NewTurn& turn) { return turn.number && *turn.number >= next_turn; }));
   const uint64_t tokens_before = memory.serving.tokens(journal);
   const uint64_t position = journal.next_position;
@@ -100,8 +99,7 @@ Expected<uint64_t> Store::restore_operations(MemoryId id, std::span<const Stored
     // The token after its last turn, or after what is left of the turns up to there.
     RECALLD_TRY(const auto last, turns(id, operation.last_turn, 1, 0));
     uint64_t end_token = memory.serving.tokens(memory.journal);
-    if (!last.empty())
-      end_token = last[0].first_token + (last[0].turn == operation.last_turn ? last[0].tokens : 0);
+    if (!last.empty()) end_token = last[0].first_token + (last[0].turn == operation.last_turn ? last[0].tokens : 0);
     const Appended reply{.id = id,
                          .first_turn = operation.first_turn,
                          .last_turn = operation.last_turn,
