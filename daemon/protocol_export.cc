@@ -209,6 +209,7 @@ std::string json_text(const ImportReply& reply) {
   Reply out = memory_info(reply.memory);
   out["imported"] = reply.imported;
   out["present"] = reply.present;
+  out["ignored"] = reply.ignored;
   return text_of(out);
 }
 
