@@ -915,6 +915,10 @@ Expected<bool> Catalog::Cursor::next() {
   return check();
 }
 
+bool Catalog::Cursor::on_row() const {
+  return rows_->Valid();
+}
+
 std::string_view Catalog::Cursor::key() const {
   return {rows_->key().data(), rows_->key().size()};
 }

@@ -107,6 +107,10 @@ class Catalog {
     Expected<bool> seek_before(std::string_view key);  // the last row at or before the key
     Expected<bool> next();
 
+    // After an error: whether it stands on a row all the same. That row is damaged: key() tells which, and next() goes
+    // on behind it. Else what follows cannot be read, and only a seek to another key may go on.
+    bool on_row() const;
+
     // Of the row; valid until the cursor moves.
     std::string_view key() const;
     std::string_view value() const { return value_; }

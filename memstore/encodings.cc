@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/crc32c.h"
+#include "memstore/row_walk.h"
 #include "memstore/rows.h"
 
 namespace recalld {
@@ -64,7 +65,22 @@ Expected<void> Encodings::open(const std::filesystem::path& directory, std::uniq
   RECALLD_TRY(kv_, KvFile::open(directory, shape_.kv_bytes, std::move(io), next, segment_bytes));
   // A write of the catalog that failed may have left segments behind `next` that no chunk names either.
   RECALLD_TRY(const std::vector<uint32_t> segments, kv_->segments());
-  for (const uint32_t segment : segments) live_.try_emplace(segment, 0);
+  // Yet where the row of a segment has been lost, chunks do name it.
+  std::map<uint32_t, uint32_t> uncounted;
+  for (const uint32_t segment : segments) {
+    if (!live_.contains(segment)) uncounted[segment] = 0;
+  }
+  if (!uncounted.empty()) {
+    Catalog::Cursor chunks = catalog_.cursor(Family::chunks, "");
+    Expected<bool> there = chunks.first();
+    for (; !there || *there; there = chunks.next()) {
+      if (!there && !chunks.on_row()) return std::unexpected(std::move(there).error());
+      const auto entry = there ? decode_chunk_entry(chunks.value()) : std::nullopt;
+      if (!entry) continue;
+      if (const auto counted = uncounted.find(entry->segment); counted != uncounted.end()) ++counted->second;
+    }
+  }
+  live_.insert(uncounted.begin(), uncounted.end());
   return {};
 }
 
@@ -109,20 +125,38 @@ Expected<std::vector<Bf16>> Encodings::landmark(MemoryId id, const Generation& o
 }
 
 Expected<std::vector<ScoredChunk>> Encodings::top_k(const Generation& of, std::span<const Bf16> query, size_t k,
-                                                    WorkerPool& pool) {
-  return landmarks_.top_k(of.layout.extents, of.encoding.chunks, query, k, pool);
+                                                    WorkerPool& pool, std::vector<Unreadable>& unreadable) {
+  return landmarks_.top_k(of.layout.extents, of.encoding.chunks, query, k, pool, unreadable);
 }
 
-Expected<std::optional<StateCheckpoint>> Encodings::state(const Generation& of, uint64_t chunks_max) const {
+Expected<std::optional<StateCheckpoint>> Encodings::state(const Generation& of, uint64_t chunks_max,
+                                                          std::string* damage) const {
+  const auto pass_over = [&](uint64_t chunks, const std::string& cause) {
+    if (damage != nullptr && damage->empty())
+      *damage = "read the state after chunk " + std::to_string(chunks) + ": " + cause +
+                "; an earlier one is taken; run recall verify --repair";
+  };
   // A state lies in the extent of the last chunk that it covers.
   for (size_t i = of.layout.extents.size(); i-- > 0;) {
     const Extent& extent = of.layout.extents[i];
     if (extent.first_chunk >= chunks_max) continue;
     Catalog::Cursor rows = catalog_.cursor(Family::states, row_key(extent.stream));
-    const uint64_t last = std::min(chunks_max, of.layout.end_of(extent));
-    RECALLD_TRY(const bool found, rows.seek_before(row_key(extent.stream, last)));
-    if (!found || number_of(rows.key()) <= extent.first_chunk) continue;
-    return checked_state(extent.stream, rows);
+    uint64_t last = std::min(chunks_max, of.layout.end_of(extent));
+    while (last > extent.first_chunk) {
+      const auto found = rows.seek_before(row_key(extent.stream, last));
+      if (!found && !rows.on_row()) {  // this stretch of rows cannot be read: the one before the last kept state can
+        if (found.error().kind != ErrorKind::corrupt) return std::unexpected(found.error());
+        pass_over(last, found.error().message);
+        last = (last - 1) / kept_state_chunks * kept_state_chunks;
+        continue;
+      }
+      if (found && !*found) break;
+      const uint64_t chunks = number_of(rows.key());
+      if (chunks <= extent.first_chunk) break;
+      if (found && rows.value().size() == shape_.state_bytes) return StateCheckpoint{chunks, std::string(rows.value())};
+      pass_over(chunks, found ? "wrong size" : "checksum mismatch");
+      last = chunks - 1;
+    }
   }
   return std::nullopt;
 }
@@ -204,6 +238,308 @@ void Encodings::stage_old_state(const Generation& of, uint64_t chunks, Catalog::
     rows.remove(Family::states, row_key(of.layout.extent_of(chunks - 1).stream, chunks));
 }
 
+// ---- Verifying and mending
+
+Encodings::Checked Encodings::check(MemoryId id, const Generation& of, uint64_t first, uint64_t end) const {
+  Checked checked;
+  const Extent extent = of.layout.extent_of(first);
+  const bool last_extent = extent == of.layout.extents.back();
+  const bool whole = last_extent && end == of.encoding.chunks;
+  // Neighbours with one cause are one problem.
+  const auto report = [&](std::string_view part, uint64_t number, const std::string& cause) {
+    if (!checked.problems.empty()) {
+      Problem& before = checked.problems.back();
+      if (before.part == part && before.message == cause && before.last + 1 >= number) {
+        before.last = std::max(before.last, number);
+        return;
+      }
+    }
+    checked.problems.push_back({.id = 0,
+                                .memory = {},
+                                .part = std::string(part),
+                                .first = number,
+                                .last = number,
+                                .message = cause,
+                                .repairable = true,
+                                .repaired = false});
+  };
+  const auto stray = [&](std::string_view part, uint64_t number) {
+    checked.lost.strays = true;
+    report(part, number, "its row stands behind the memory's last encoded chunk");
+  };
+
+  // Entries.
+  std::vector<std::optional<ChunkEntry>> entries(end - first);
+  std::vector<std::string> causes(end - first, "its row is missing");
+  walk_rows(
+      catalog_, Family::chunks, extent.stream, first, whole ? UINT64_MAX : end,
+      [&](uint64_t chunk, std::string_view key, const Expected<std::string_view>& value) {
+        if (chunk >= end) {
+          stray("chunk", chunk);
+          return false;
+        }
+        auto entry = value && key.size() == row_key(0, 0).size() ? decode_chunk_entry(*value) : std::nullopt;
+        const bool stale = entry && (last_extent ? entry->generation != of.encoding.generation
+                                                 : entry->generation > of.encoding.generation);
+        if (value) checked.bytes += value->size();
+        if (entry && !stale)
+          entries[chunk - first] = *entry;
+        else
+          causes[chunk - first] = stale   ? "its row is of another generation"
+                                  : value ? "its row is no entry of a chunk"
+                                          : "its row does not match its checksum";
+        return true;
+      },
+      [&](uint64_t chunk, const Error& error) {
+        if (chunk < end) causes[chunk - first] = "its row cannot be read: " + error.message;
+        return chunk < end ? chunk + 1 : UINT64_MAX;
+      });
+  std::vector<uint64_t> chunks;
+  std::vector<KvPlace> places;
+  for (uint64_t chunk = first; chunk < end; ++chunk) {
+    if (const auto& entry = entries[chunk - first]) {
+      chunks.push_back(chunk);
+      places.push_back({entry->segment, entry->slot});
+    } else {
+      report("chunk", chunk, causes[chunk - first]);
+      checked.lost.chunks.push_back(chunk);
+    }
+  }
+
+  // K/V.
+  constexpr size_t records_at_once = 64;
+  std::vector<std::byte> records(std::min(records_at_once, places.size()) * shape_.kv_bytes);
+  for (size_t from = 0; from < places.size(); from += records_at_once) {
+    const size_t count = std::min(records_at_once, places.size() - from);
+    std::vector<std::string> failures(count);
+    kv_->read(std::span(places).subspan(from, count), std::span(records).first(count * shape_.kv_bytes),
+              [&](uint64_t i, const Expected<void>& read) {
+                if (!read) failures[i] = read.error().message;
+              });
+    for (size_t i = 0; i < count; ++i) {
+      const uint64_t chunk = chunks[from + i];
+      const ChunkEntry& entry = *entries[chunk - first];
+      if (failures[i].empty()) {
+        checked.bytes += shape_.kv_bytes;
+        const ByteView record = std::span(records).subspan(i * shape_.kv_bytes, shape_.kv_bytes);
+        if (record_crc(id, chunk, shape_.model, entry.generation, record) == entry.crc32c) continue;
+        failures[i] = "the record in " + segment_name(entry.segment) + " does not match its checksum";
+      }
+      report("kv", chunk, failures[i]);
+      checked.lost.chunks.push_back(chunk);
+    }
+  }
+  std::ranges::sort(checked.lost.chunks);
+  checked.chunks = end - first;
+
+  // Landmarks.
+  for (const LandmarkIndex::Lost& lost : landmarks_.check(extent.stream, first, end, whole, checked.bytes)) {
+    report("landmark", lost.chunk, lost.cause);
+    checked.lost.landmarks.push_back(lost.chunk);
+  }
+  if (whole) {
+    const uint64_t page = (end + page_chunks() - 1) / page_chunks();
+    walk_rows(
+        catalog_, Family::landmarks, extent.stream, page, UINT64_MAX,
+        [&](uint64_t number, std::string_view, const Expected<std::string_view>&) {
+          stray("landmark", number * page_chunks());
+          return false;
+        },
+        [](uint64_t, const Error&) { return UINT64_MAX; });
+  }
+
+  // States: those kept for good, and the newest.
+  std::map<uint64_t, std::string> wanted;  // and what is wrong with each
+  for (uint64_t after = (first / kept_state_chunks + 1) * kept_state_chunks; after <= end; after += kept_state_chunks)
+    wanted.emplace(after, "it is missing");
+  if (const uint64_t newest = of.encoding.state_chunks; newest > first && newest <= end)
+    wanted.emplace(newest, "it is missing");
+  walk_rows(
+      catalog_, Family::states, extent.stream, first + 1, whole ? UINT64_MAX : end + 1,
+      [&](uint64_t after, std::string_view, const Expected<std::string_view>& value) {
+        if (after > end) {
+          stray("state", after);
+          return false;
+        }
+        ++checked.states;
+        if (value) checked.bytes += value->size();
+        if (value && value->size() == shape_.state_bytes) {
+          wanted.erase(after);
+          return true;
+        }
+        const std::string cause = value ? "its row has the wrong size" : "its row does not match its checksum";
+        if (const auto found = wanted.find(after); found != wanted.end()) {
+          found->second = cause;
+        } else {
+          report("state", after, cause);
+          checked.lost.needless.push_back(after);
+        }
+        return true;
+      },
+      [&](uint64_t after, const Error& error) {
+        const auto next = wanted.lower_bound(after);
+        if (next == wanted.end()) return end + 1;
+        next->second = "it cannot be read: " + error.message;
+        return next->first + 1;
+      });
+  for (const auto& [after, cause] : wanted) {
+    report("state", after, cause);
+    checked.lost.states.push_back(after);
+  }
+  return checked;
+}
+
+Expected<Encodings::Mended> Encodings::write_again(std::span<const MendedChunk> chunks) {
+  Mended mended;
+  std::vector<ByteView> records;
+  for (const MendedChunk& chunk : chunks) {
+    assert(chunk.encoded.kv.size() == shape_.kv_bytes && chunk.encoded.landmark.size() == shape_.landmark_dim);
+    if (chunk.kv) records.push_back(chunk.encoded.kv);
+  }
+  RECALLD_TRY(mended.written.places, kv_->append(records));
+  return mended;
+}
+
+Expected<void> Encodings::stage_again(MemoryId id, const Generation& of, std::span<const MendedChunk> chunks,
+                                      std::span<const StateCheckpoint> states, Mended& mended,
+                                      Catalog::Batch& rows) const {
+  std::map<uint32_t, uint32_t>& live = mended.written.live;
+  const auto count = [&](uint32_t segment) -> uint32_t& {
+    const auto known = live_.find(segment);
+    return live.try_emplace(segment, known == live_.end() ? 0 : known->second).first->second;
+  };
+  auto place = mended.written.places.begin();
+  std::map<uint64_t, std::span<const Bf16>> landmarks;
+  for (const MendedChunk& chunk : chunks) {
+    const Extent& extent = of.layout.extent_of(chunk.chunk);
+    assert(chunk.chunk < of.encoding.chunks && chunk.chunk / page_chunks() == chunks.front().chunk / page_chunks());
+    if (chunk.landmark) landmarks.emplace(chunk.chunk, chunk.encoded.landmark);
+    if (!chunk.kv) continue;
+    // The generation of the extent stays: it is that of its other entries.
+    uint64_t generation = of.encoding.generation;
+    const auto entry_of = [&](uint64_t number) -> std::optional<ChunkEntry> {
+      const auto row = catalog_.get(Family::chunks, row_key(extent.stream, number));
+      return row && *row ? decode_chunk_entry(**row) : std::nullopt;
+    };
+    if (const auto before = entry_of(chunk.chunk)) {
+      generation = std::min(generation, before->generation);
+      mended.released.push_back({before->segment, before->slot});
+      if (uint32_t& named = count(before->segment); named > 0) --named;
+    } else if (extent != of.layout.extents.back()) {
+      const uint64_t end = std::min(of.layout.end_of(extent), of.encoding.chunks);
+      for (uint64_t other = extent.first_chunk; other < end; ++other) {
+        if (const auto neighbour = entry_of(other)) {
+          generation = neighbour->generation;
+          break;
+        }
+      }
+    }
+    ++count(place->segment);
+    const uint32_t crc = record_crc(id, chunk.chunk, shape_.model, generation, chunk.encoded.kv);
+    rows.put(Family::chunks, row_key(extent.stream, chunk.chunk),
+             encode(ChunkEntry{place->segment, place->slot, generation, crc}));
+    ++place;
+  }
+  for (const auto& [segment, named] : live) rows.put(Family::counters, segment_key(segment), encode_u32(named));
+  if (!mended.written.places.empty()) rows.put(Family::counters, next_place_key, encode(kv_->next()));
+  if (!landmarks.empty()) {
+    const uint64_t page = chunks.front().chunk / page_chunks();
+    RECALLD_CHECK(landmarks_.stage_again(of.layout.extent_of(chunks.front().chunk).stream, page, of.encoding.chunks,
+                                         landmarks, rows));
+  }
+  for (const StateCheckpoint& state : states) {
+    assert(state.bytes.size() == shape_.state_bytes);
+    rows.put(Family::states, row_key(of.layout.extent_of(state.chunks - 1).stream, state.chunks), state.bytes);
+  }
+  return {};
+}
+
+Expected<void> Encodings::written_again(const Generation& of, const Mended& mended) {
+  for (const auto& [segment, count] : mended.written.live) live_[segment] = count;
+  for (const Extent& extent : of.layout.extents) landmarks_.forget(extent.stream);
+  return kv_->release(mended.released);
+}
+
+std::vector<KvPlace> Encodings::stage_without(const Generation& of, const Verification::Lost& lost,
+                                              Catalog::Batch& rows) {
+  for (const uint64_t chunks : lost.needless) {
+    if (chunks > 0 && chunks != of.encoding.state_chunks)
+      rows.remove(Family::states, row_key(of.layout.extent_of(chunks - 1).stream, chunks));
+  }
+  std::vector<KvPlace> places;
+  if (!lost.strays) return places;
+  const StreamId stream = of.stream();
+  const std::string end = row_key(stream + 1);
+  walk_rows(
+      catalog_, Family::chunks, stream, of.encoding.chunks, UINT64_MAX,
+      [&](uint64_t, std::string_view, const Expected<std::string_view>& value) {
+        if (const auto entry = value ? decode_chunk_entry(*value) : std::nullopt)
+          places.push_back({entry->segment, entry->slot});
+        return true;
+      },
+      [](uint64_t, const Error&) { return UINT64_MAX; });
+  for (const KvPlace& place : places) {
+    uint32_t& named = live_[place.segment];
+    if (named > 0) --named;
+    rows.put(Family::counters, segment_key(place.segment), encode_u32(named));
+  }
+  rows.remove_range(Family::chunks, row_key(stream, of.encoding.chunks), end);
+  rows.remove_range(Family::landmarks, row_key(stream, (of.encoding.chunks + page_chunks() - 1) / page_chunks()), end);
+  rows.remove_range(Family::states, row_key(stream, of.encoding.chunks + 1), end);
+  landmarks_.forget(stream);
+  return places;
+}
+
+std::vector<Problem> Encodings::check_segments() const {
+  std::vector<Problem> problems;
+  for (const auto& [segment, count] : live_) {
+    if (count == 0) continue;
+    const auto whole = kv_->check(segment);
+    if (!whole)
+      problems.push_back({.id = 0,
+                          .memory = {},
+                          .part = "segment",
+                          .first = segment,
+                          .last = segment,
+                          .message = whole.error().message,
+                          .repairable = true,
+                          .repaired = false});
+  }
+  return problems;
+}
+
+Expected<void> Encodings::release_unnamed(Catalog& catalog) {
+  const KvPlace next = kv_->next();
+  RECALLD_TRY(const std::vector<uint32_t> segments, kv_->segments());
+  std::map<uint32_t, std::vector<bool>> named;
+  for (const uint32_t segment : segments) {
+    if (segment <= next.segment) named[segment].resize(segment == next.segment ? next.slot : kv_->slots_per_segment());
+  }
+  std::map<uint32_t, uint32_t> live;
+  for (const auto& [segment, count] : live_) live[segment] = 0;
+  Catalog::Cursor chunks = catalog.cursor(Family::chunks, "");
+  Expected<bool> found = chunks.first();
+  for (; !found || *found; found = chunks.next()) {
+    if (!found && !chunks.on_row()) return std::unexpected(std::move(found).error());
+    const auto entry = found ? decode_chunk_entry(chunks.value()) : std::nullopt;
+    if (!entry) continue;  // whose record it was cannot be told: it is made again
+    ++live[entry->segment];
+    const auto segment = named.find(entry->segment);
+    if (segment != named.end() && entry->slot < segment->second.size()) segment->second[entry->slot] = true;
+  }
+  std::vector<KvPlace> unnamed;
+  for (const auto& [segment, slots] : named) {
+    for (uint32_t slot = 0; slot < slots.size(); ++slot)
+      if (!slots[slot]) unnamed.push_back({segment, slot});
+  }
+  RECALLD_CHECK(kv_->release(unnamed));
+  Catalog::Batch rows(catalog);
+  for (const auto& [segment, count] : live) rows.put(Family::counters, segment_key(segment), encode_u32(count));
+  RECALLD_CHECK(catalog.write(rows));
+  live_ = std::move(live);
+  return {};
+}
+
 // ---- Erasing
 
 Expected<bool> Encodings::erase_some(StreamId stream, uint64_t first_chunk, Catalog& catalog, Erased& erased) {
@@ -211,16 +547,21 @@ Expected<bool> Encodings::erase_some(StreamId stream, uint64_t first_chunk, Cata
   std::vector<KvPlace> places;
   std::string last;
   Catalog::Cursor chunks = catalog.cursor(Family::chunks, row_key(stream));
-  RECALLD_TRY(bool found, chunks.seek(row_key(stream, first_chunk)));
-  for (; found && places.size() < erased_at_once;) {
+  // A damaged row does not say which record was its own: all records that no chunk names go then.
+  bool damaged = false;
+  Expected<bool> found = chunks.seek(row_key(stream, first_chunk));
+  for (; places.size() < erased_at_once; found = chunks.next()) {
+    if (!found && !chunks.on_row()) return std::unexpected(std::move(found).error());
+    if (found && !*found) break;
     last = chunks.key();
-    if (const auto entry = decode_chunk_entry(chunks.value())) {
+    const auto entry = found ? decode_chunk_entry(chunks.value()) : std::nullopt;
+    damaged = damaged || !entry;
+    if (entry) {
       places.push_back({entry->segment, entry->slot});
       const auto known = live_.find(entry->segment);
       uint32_t& count = live.try_emplace(entry->segment, known == live_.end() ? 0 : known->second).first->second;
       if (count > 0) --count;  // it cannot be 0 but for damage, which must not stop an erasure
     }
-    RECALLD_TRY(found, chunks.next());
   }
   if (last.empty()) return false;
   RECALLD_CHECK(kv_->release(places));
@@ -229,6 +570,7 @@ Expected<bool> Encodings::erase_some(StreamId stream, uint64_t first_chunk, Cata
   rows.remove_range(Family::chunks, row_key(stream, first_chunk), last + '\0');
   RECALLD_CHECK(catalog.write(rows));
   for (const auto& [segment, count] : live) live_[segment] = count;
+  if (damaged) RECALLD_CHECK(release_unnamed(catalog));
   for (const KvPlace& place : places) {
     Erased::Segment& segment = erased.segments[place.segment];
     ++segment.records;

@@ -35,8 +35,8 @@ class Encodings {
   Expected<std::vector<Bf16>> landmark(MemoryId id, const Generation& of, uint64_t chunk) const;
   Expected<void> fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out) const;
   Expected<std::vector<ScoredChunk>> top_k(const Generation& of, std::span<const Bf16> query, size_t k,
-                                           WorkerPool& pool);
-  Expected<std::optional<StateCheckpoint>> state(const Generation& of, uint64_t chunks_max) const;
+                                           WorkerPool& pool, std::vector<Unreadable>& unreadable);
+  Expected<std::optional<StateCheckpoint>> state(const Generation& of, uint64_t chunks_max, std::string* damage) const;
   // The first one that covers more than `after` chunks and at most chunks_max.
   Expected<std::optional<StateCheckpoint>> next_state(const Generation& of, uint64_t after, uint64_t chunks_max) const;
 
@@ -61,6 +61,40 @@ class Encodings {
 
   // Drops a state that was the newest of a generation which serves no more, unless it is one of those kept.
   void stage_old_state(const Generation& of, uint64_t chunks, Catalog::Batch& rows) const;
+
+  // ---- Verifying and mending
+  struct Checked {
+    uint64_t chunks = 0;
+    uint64_t states = 0;
+    uint64_t bytes = 0;  // read
+    std::vector<Problem> problems;
+    Verification::Lost lost;
+  };
+  // Reads chunks [first, end) of one extent, `first` beginning a page, with the states that cover one of them last. At
+  // the end of the generation it looks for rows behind it too.
+  Checked check(MemoryId id, const Generation& of, uint64_t first, uint64_t end) const;
+
+  struct Mended {
+    Written written;
+    std::vector<KvPlace> released;  // what the records of these chunks were
+  };
+  // Like write() and stage(), for chunks that are stored already.
+  Expected<Mended> write_again(std::span<const MendedChunk> chunks);
+  Expected<void> stage_again(MemoryId id, const Generation& of, std::span<const MendedChunk> chunks,
+                             std::span<const StateCheckpoint> states, Mended& mended, Catalog::Batch& rows) const;
+  Expected<void> written_again(const Generation& of, const Mended& mended);
+  // Adds the removal of rows that nothing needs. Returns the records that they name.
+  std::vector<KvPlace> stage_without(const Generation& of, const Verification::Lost& lost, Catalog::Batch& rows);
+  Expected<void> release(std::span<const KvPlace> places) { return kv_->release(places); }
+
+  // Records in each segment that a chunk names.
+  const std::map<uint32_t, uint32_t>& live() const { return live_; }
+  // Counts them again, and gives back all records that no chunk names: what is left of a chunk whose row was damaged.
+  Expected<void> release_unnamed(Catalog& catalog);
+  KvPlace next_place() const { return kv_->next(); }
+  // What is wrong with the files of segments in use.
+  std::vector<Problem> check_segments() const;
+  Expected<void> mend_segment(uint32_t segment) { return kv_->lengthen(segment); }
 
   // ---- Erasing the chunks of a stream from first_chunk on, which no layout names any more.
   struct Erased {

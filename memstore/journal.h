@@ -71,6 +71,45 @@ class Journal {
   Expected<Removal> find(MemoryId id, std::span<const TurnRange> ranges) const;
   static void stage(MemoryId id, const Removal& removal, Catalog::Batch& batch);
 
+  // ---- Verifying. Damage is an outcome here, never an error.
+
+  // Where a stretch of turns begins.
+  struct Place {
+    uint64_t turn = 0;
+    uint64_t position = 0;  // of the first token
+  };
+  struct Checked {
+    std::optional<Place> next;  // where to go on; nothing: this was the end
+    uint64_t turns = 0;         // rows of turns that there are, damaged ones included
+    uint64_t content_bytes = 0;
+    bool counted = true;  // the two are known: no row of a turn is damaged
+    uint64_t bytes = 0;   // read
+    std::vector<Problem> problems;
+    std::vector<uint64_t> untokenised;  // turns that are whole, while the tokens of them are not
+    struct Hole {
+      Gaps::Gap at;                    // positions that no turn has
+      std::optional<TurnRange> turns;  // the numbers between its neighbours
+    };
+    std::vector<Hole> holes;  // in which no row tells what there was
+  };
+  // Reads the turns from `from` on with their tokens, until it has seen `turns_max` of them. `gaps` numbers the tokens
+  // that it names.
+  Checked check(MemoryId id, const JournalRecord& memory, const Gaps& gaps, const Gaps& journal_gaps, Place from,
+                size_t turns_max) const;
+
+  struct CheckedOperations {
+    uint64_t operations = 0;  // rows that there are
+    bool counted = true;      // that is known
+    std::vector<Problem> problems;
+  };
+  CheckedOperations check_operations(MemoryId id, const JournalRecord& memory) const;
+
+  // The turn as it is stored, with how many tokens it has.
+  Expected<StoredTurn> turn(MemoryId id, const Gaps& gaps, uint64_t number) const;
+  // Writes the tokens of a turn anew: adds their rows, and the removal of all others in their place, to the batch.
+  static void stage_tokens(MemoryId id, uint64_t turn, uint64_t first_position, std::span<const uint32_t> ids,
+                           std::span<const uint32_t> ends, Catalog::Batch& batch);
+
  private:
   const Catalog& catalog_;
 };

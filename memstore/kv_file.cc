@@ -75,6 +75,10 @@ Expected<std::unique_ptr<KvFile>> KvFile::open(std::filesystem::path directory, 
   std::unique_ptr<KvFile> file(new KvFile(std::move(directory), kv_bytes, std::move(io), next, segment_bytes));
   RECALLD_CHECK(file->io_->make_directory(file->directory_));
   RECALLD_TRY(const std::vector<uint32_t> segments, file->segments());
+  // Where the segment that was being filled is gone, the next one is begun: what it held is damage, and no reason to
+  // store nothing any more.
+  if (file->next_.slot > 0 && std::ranges::find(segments, file->next_.segment) == segments.end())
+    file->next_ = {file->next_.segment + 1, 0};
   const uint32_t first_leftover = file->next_.segment + (file->next_.slot > 0 ? 1 : 0);
   for (const uint32_t segment : segments) {
     if (segment >= first_leftover) RECALLD_CHECK(file->io_->remove(file->path(segment)));
@@ -239,6 +243,26 @@ Expected<void> KvFile::punch(const OpenSegment& segment, std::span<const KvPlace
     RECALLD_CHECK(io_->punch(segment.file(), begin, offset(places[end - 1].slot) + record_bytes_ - begin));
   }
   return io_->sync(segment.file());
+}
+
+Expected<void> KvFile::check(uint32_t segment) const {
+  const std::string file = path(segment).string();
+  struct stat status {};
+  if (::stat(file.c_str(), &status) != 0) return damaged(Error{ErrorKind::corrupt, "find " + file + ": it is missing"});
+  const uint64_t bytes = offset(slots_per_segment_);
+  if (static_cast<uint64_t>(status.st_size) < bytes)
+    return damaged(Error{ErrorKind::corrupt, "find " + file + ": it has " + std::to_string(status.st_size) + " of " +
+                                                 std::to_string(bytes) + " bytes"});
+  return {};
+}
+
+Expected<void> KvFile::lengthen(uint32_t segment) {
+  std::error_code error;
+  const uint64_t bytes = offset(slots_per_segment_), now = std::filesystem::file_size(path(segment), error);
+  if (error || now >= bytes) return {};
+  std::filesystem::resize_file(path(segment), bytes, error);
+  if (error) return std::unexpected(system_error("lengthen " + path(segment).string(), error.value()));
+  return {};
 }
 
 Expected<std::vector<uint32_t>> KvFile::segments() const {

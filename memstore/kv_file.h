@@ -83,6 +83,11 @@ class KvFile {
   // its segment, is skipped, so that a caller can repeat after a crash.
   Expected<void> release(std::span<const KvPlace> places);
 
+  // corrupt when the file of a segment is missing or shorter than it was made.
+  Expected<void> check(uint32_t segment) const;
+  // Gives a file that is too short its length back; what was lost reads as zeros. One that is missing stays so.
+  Expected<void> lengthen(uint32_t segment);
+
   // The numbers of all segments that there are, in no order.
   Expected<std::vector<uint32_t>> segments() const;
 

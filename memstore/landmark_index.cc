@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "memstore/row_walk.h"
 #include "memstore/rows.h"
 
 namespace recalld {
@@ -233,7 +234,8 @@ uint64_t LandmarkIndex::cached_bytes() const {
 // ---- The scan
 
 Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> extents, uint64_t n,
-                                                        std::span<const Bf16> query, size_t k, WorkerPool& pool) {
+                                                        std::span<const Bf16> query, size_t k, WorkerPool& pool,
+                                                        std::vector<Unreadable>& unreadable) {
   if (n == 0 || k == 0) return std::vector<ScoredChunk>();
   std::vector<Page> pages((n + page_landmarks_ - 1) / page_landmarks_);
   std::vector<Search> searches(extents.size());
@@ -263,27 +265,31 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> 
   struct Worker {
     TopK best;
     std::vector<float> dots;
-    std::optional<Error> error;
+    std::vector<Unreadable> unreadable;
   };
-  std::vector<Worker> workers(pool.threads(), Worker{TopK(k), std::vector<float>(page_landmarks_), std::nullopt});
+  std::vector<Worker> workers(pool.threads(), Worker{TopK(k), std::vector<float>(page_landmarks_), {}});
   const auto score = [&](Worker& worker, uint64_t number, const void* landmarks) {
     const size_t count = count_of(number);
     landmark_dots_cpu(query, static_cast<const Bf16*>(landmarks), count, worker.dots.data());
     for (size_t i = 0; i < count; ++i) worker.best.offer({number * page_landmarks_ + i, worker.dots[i]});
   };
-  const auto read_and_score = [&](Worker& worker, std::span<const uint64_t> numbers) -> Expected<void> {
+  const auto read_and_score = [&](Worker& worker, std::span<const uint64_t> numbers) {
     std::optional<PageReader> reader;
     size_t extent = extents.size();  // that it reads
     for (const uint64_t number : numbers) {
       if (const size_t of = extent_of(number); of != extent) reader.emplace(*this, extents[extent = of].stream);
       const StreamId stream = extents[extent].stream;
-      RECALLD_TRY(const std::string_view landmarks, reader->read(number));
-      if (landmarks.size() < count_of(number) * landmark_bytes())
-        return std::unexpected(incomplete("scan landmarks", stream, number));
-      score(worker, number, landmarks.data());
-      keep(stream, searches[extent], number, landmarks);
+      const Expected<std::string_view> landmarks = reader->read(number);
+      if (!landmarks || landmarks->size() < count_of(number) * landmark_bytes()) {
+        const uint64_t first = number * page_landmarks_;
+        worker.unreadable.push_back(
+            {first, first + count_of(number) - 1,
+             landmarks ? incomplete("scan landmarks", stream, number).message : landmarks.error().message});
+        continue;
+      }
+      score(worker, number, landmarks->data());
+      keep(stream, searches[extent], number, *landmarks);
     }
-    return {};
   };
 
   // Each reader takes pages that follow each other on disk. They begin first, and the other workers score meanwhile
@@ -291,7 +297,6 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> 
   const size_t readers = std::min({pool.threads(), scan_readers_max, on_disk.size()});
   pool.run(readers + in_ram.size(), [&](size_t task, size_t worker) {
     Worker& mine = workers[worker];
-    if (mine.error) return;
     if (task >= readers) {
       const uint64_t number = in_ram[task - readers];
       score(mine, number, pages[number].data->bytes().data());
@@ -299,16 +304,106 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> 
       return;
     }
     const size_t from = on_disk.size() * task / readers, to = on_disk.size() * (task + 1) / readers;
-    if (auto read = read_and_score(mine, std::span(on_disk).subspan(from, to - from)); !read)
-      mine.error = std::move(read).error();
+    read_and_score(mine, std::span(on_disk).subspan(from, to - from));
   });
 
   TopK best(k);
   for (Worker& worker : workers) {
-    if (worker.error) return std::unexpected(*std::move(worker.error));
+    std::ranges::move(worker.unreadable, std::back_inserter(unreadable));
     for (const ScoredChunk& chunk : worker.best.take()) best.offer(chunk);
   }
+  std::ranges::sort(unreadable, {}, &Unreadable::first);
   return best.take();
+}
+
+// ---- Verifying and mending
+
+LandmarkIndex::Read LandmarkIndex::read(StreamId id, uint64_t first, uint64_t end, bool keep_bytes) const {
+  Read read;
+  const size_t bytes = landmark_bytes(), page_bytes = page_landmarks_ * bytes;
+  read.there.resize((end - first) * page_landmarks_);
+  read.causes.resize(end - first);
+  read.filled.resize(end - first);
+  if (keep_bytes) read.bytes.resize((end - first) * page_bytes);
+  const auto blame = [&](uint64_t page, std::string cause) {
+    if (read.causes[page - first].empty()) read.causes[page - first] = std::move(cause);
+  };
+  // What load() would take: the whole row, or small ones that follow each other.
+  const auto take = [&](uint64_t page, size_t place, std::string_view landmarks) {
+    const size_t count = std::min(landmarks.size() / bytes, page_landmarks_ - place);
+    const size_t at = (page - first) * page_landmarks_ + place;
+    std::fill_n(read.there.begin() + static_cast<ptrdiff_t>(at), count, 1);
+    if (keep_bytes) landmarks.copy(read.bytes.data() + at * bytes, count * bytes);
+    read.filled[page - first] = place + landmarks.size() / bytes;
+  };
+  walk_rows(
+      catalog_, Family::landmarks, id, first, end,
+      [&](uint64_t page, std::string_view key, const Expected<std::string_view>& value) {
+        const bool small = key.size() != row_key(0, 0).size();
+        if (!value) {
+          blame(page, "a row of its page does not match its checksum");
+          return true;
+        }
+        read.read_bytes += value->size();
+        if (small && read.filled[page - first] == page_landmarks_) return true;  // replaced by the whole row
+        const uint64_t place = !small || key.size() < 20 ? 0
+                                                         : uint64_t{static_cast<uint8_t>(key[16])} << 24 |
+                                                               uint64_t{static_cast<uint8_t>(key[17])} << 16 |
+                                                               uint64_t{static_cast<uint8_t>(key[18])} << 8 |
+                                                               uint64_t{static_cast<uint8_t>(key[19])};
+        const bool fits = value->size() % bytes == 0 && !value->empty() &&
+                          place + value->size() / bytes <= page_landmarks_ && (small || value->size() == page_bytes);
+        if (fits)
+          take(page, place, *value);
+        else
+          blame(page, "a row of its page has the wrong size");
+        return true;
+      },
+      [&](uint64_t page, const Error& error) {
+        blame(page, "its page cannot be read: " + error.message);
+        return page + 1;
+      });
+  return read;
+}
+
+std::vector<LandmarkIndex::Lost> LandmarkIndex::check(StreamId id, uint64_t first, uint64_t end, bool last_page,
+                                                      uint64_t& bytes) const {
+  const uint64_t first_page = first / page_landmarks_, end_page = (end + page_landmarks_ - 1) / page_landmarks_;
+  const Read read = this->read(id, first_page, end_page, false);
+  bytes += read.read_bytes;
+  std::vector<Lost> lost;
+  for (uint64_t page = first_page; page < end_page; ++page) {
+    const uint64_t begin = page * page_landmarks_, until = std::min(end, begin + page_landmarks_);
+    const std::string& cause = read.causes[page - first_page];
+    const size_t lost_before = lost.size();
+    for (uint64_t chunk = begin; chunk < until; ++chunk) {
+      if (!read.there[chunk - first]) lost.push_back({chunk, cause.empty() ? "it is missing in its page" : cause});
+    }
+    // A page of which a needless row is damaged, or which has more than there are chunks, is written anew too.
+    const bool more = last_page && until == end && read.filled[page - first_page] > until - begin;
+    if (lost.size() == lost_before && (!cause.empty() || more))
+      lost.push_back({until - 1, cause.empty() ? "its page has landmarks of more chunks than there are" : cause});
+  }
+  return lost;
+}
+
+Expected<void> LandmarkIndex::stage_again(StreamId id, uint64_t page, uint64_t n,
+                                          const std::map<uint64_t, std::span<const Bf16>>& made,
+                                          Catalog::Batch& batch) const {
+  Read read = this->read(id, page, page + 1, true);
+  const uint64_t begin = page * page_landmarks_, count = std::min<uint64_t>(page_landmarks_, n - begin);
+  for (uint64_t place = 0; place < count; ++place) {
+    if (const auto again = made.find(begin + place); again != made.end())
+      as_text(std::as_bytes(again->second)).copy(read.bytes.data() + place * landmark_bytes(), landmark_bytes());
+    else if (!read.there[place])
+      return fail(ErrorKind::corrupt, "mend landmarks of stream " + std::to_string(id) + ": that of chunk " +
+                                          std::to_string(begin + place) +
+                                          " cannot be read either; run recall verify --repair again");
+  }
+  read.bytes.resize(count * landmark_bytes());
+  batch.remove_range(Family::landmarks, row_key(id, page), row_key(id, page + 1));
+  batch.put(Family::landmarks, count == page_landmarks_ ? row_key(id, page) : row_key(id, page, 0), read.bytes);
+  return {};
 }
 
 }  // namespace recalld

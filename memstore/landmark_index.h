@@ -5,9 +5,11 @@
 #include <array>
 #include <cstdint>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -19,6 +21,7 @@
 #include "memstore/chunk.h"
 #include "memstore/file_io.h"
 #include "memstore/layout.h"
+#include "memstore/store.h"
 
 namespace recalld {
 
@@ -48,11 +51,25 @@ class LandmarkIndex {
   void publish(StreamId id, uint64_t first, std::span<const Bf16> landmarks);
 
   // The k best of the first n landmarks that lie in these extents, best first. The result does not depend on what is
-  // cached, nor on the number of threads.
+  // cached, nor on the number of threads. Chunks whose page cannot be read are left out and added to `unreadable`.
   Expected<std::vector<ScoredChunk>> top_k(std::span<const Extent> extents, uint64_t n, std::span<const Bf16> query,
-                                           size_t k, WorkerPool& pool);
+                                           size_t k, WorkerPool& pool, std::vector<Unreadable>& unreadable);
 
   Expected<std::vector<Bf16>> landmark(StreamId id, uint64_t chunk) const;
+
+  // ---- Verifying and mending
+  // The chunks of [first, end) whose landmark cannot be read from the disk, in order, with why. `first` begins a page.
+  // `last_page` asks whether there is more than that, too: then the last chunk is among them.
+  struct Lost {
+    uint64_t chunk = 0;
+    std::string cause;
+  };
+  std::vector<Lost> check(StreamId id, uint64_t first, uint64_t end, bool last_page, uint64_t& bytes) const;
+
+  // Adds what makes the page of these chunks whole again to the batch: `made` has the landmarks of all chunks of it, of
+  // n in the stream, that cannot be read.
+  Expected<void> stage_again(StreamId id, uint64_t page, uint64_t n,
+                             const std::map<uint64_t, std::span<const Bf16>>& made, Catalog::Batch& batch) const;
 
   void forget(StreamId id);  // drops its pages from RAM
   uint64_t cached_bytes() const;
@@ -85,6 +102,15 @@ class LandmarkIndex {
   bool replace(StreamId id, Search search, uint64_t number, Page page);
   void keep(StreamId id, Search search, uint64_t number, std::string_view landmarks);
   void drop(std::list<CachedStream>::iterator stream);
+  // The landmarks of pages [first, end) that can be read, by chunk; what is wrong with others.
+  struct Read {
+    std::vector<char> there;          // by chunk, from that of page `first` on
+    std::vector<std::string> causes;  // by page
+    std::vector<uint64_t> filled;     // landmarks of each page
+    std::string bytes;                // of the landmarks when asked for, by chunk
+    uint64_t read_bytes = 0;
+  };
+  Read read(StreamId id, uint64_t first, uint64_t end, bool keep_bytes) const;
 
   const Catalog& catalog_;
   const uint32_t dim_;

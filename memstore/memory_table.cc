@@ -87,17 +87,17 @@ Expected<MemoryTable::Page> MemoryTable::list(std::string_view prefix, std::stri
   if (limit == 0) return page;
   std::map<std::string, MemoryId> smallest;  // at most limit + 1
   Catalog::Cursor rows = catalog_.cursor(Family::memories, "");
-  RECALLD_TRY(bool found, rows.seek(row_key(1)));
-  while (found) {
-    if (rows.key().size() == 9 && rows.key().back() == journal_kind) {
+  Expected<bool> found = rows.seek(row_key(1));
+  for (; !found || *found; found = rows.next()) {
+    if (!found && !rows.on_row()) return std::unexpected(std::move(found).error());
+    if (found && rows.key().size() == 9 && rows.key().back() == journal_kind) {
       ByteReader key(rows.key());
       const MemoryId id = key.key64();
       auto journal = JournalRecord::decode(rows.value());
-      if (!journal) return std::unexpected(damaged_row(id));
+      if (!journal) continue;  // one that is damaged has no name; it does not hide the others, and verify() names it
       if (journal->name.starts_with(prefix) && journal->name > after) smallest.emplace(std::move(journal->name), id);
       if (smallest.size() > limit + 1) smallest.erase(std::prev(smallest.end()));
     }
-    RECALLD_TRY(found, rows.next());
   }
   for (const auto& [name, id] : smallest) {
     if (page.memories.size() == limit) break;
@@ -110,11 +110,13 @@ Expected<MemoryTable::Page> MemoryTable::list(std::string_view prefix, std::stri
 Expected<std::vector<MemoryId>> MemoryTable::waiting(MemoryId after, size_t limit) const {
   std::vector<MemoryId> ids;
   Catalog::Cursor rows = catalog_.cursor(Family::memories, memory_key(0, waiting_kind));
-  RECALLD_TRY(bool found, rows.seek(waiting_key(after + 1)));
-  while (found && ids.size() < limit) {
+  Expected<bool> found = rows.seek(waiting_key(after + 1));
+  while (ids.size() < limit) {
+    if (!found && !rows.on_row()) return std::unexpected(found.error());
+    if (found && !*found) break;
     ByteReader key(rows.key().substr(9));
-    ids.push_back(key.key64());
-    RECALLD_TRY(found, rows.next());
+    ids.push_back(key.key64());  // a damaged note is one all the same
+    found = rows.next();
   }
   return ids;
 }
@@ -122,12 +124,14 @@ Expected<std::vector<MemoryId>> MemoryTable::waiting(MemoryId after, size_t limi
 Expected<std::vector<MemoryId>> MemoryTable::all(MemoryId after, size_t limit) const {
   std::vector<MemoryId> ids;
   Catalog::Cursor rows = catalog_.cursor(Family::memories, "");
-  RECALLD_TRY(bool found, rows.seek(row_key(after + 1)));
-  while (found && ids.size() < limit) {
+  Expected<bool> found = rows.seek(row_key(after + 1));
+  while (ids.size() < limit) {
+    if (!found && !rows.on_row()) return std::unexpected(found.error());
+    if (found && !*found) break;
     ByteReader key(rows.key());
     const MemoryId id = key.key64();
     if (rows.key().size() == 9 && rows.key().back() == journal_kind) ids.push_back(id);
-    RECALLD_TRY(found, rows.next());
+    found = rows.next();
   }
   return ids;
 }

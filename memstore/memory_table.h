@@ -58,7 +58,7 @@ class MemoryTable {
   // Memories of which something may wait to be encoded, by id, from `after` (exclusive) on, at most `limit`.
   Expected<std::vector<MemoryId>> waiting(MemoryId after, size_t limit) const;
 
-  // All memories, by id, from `after` (exclusive) on, at most `limit`.
+  // All memories, damaged ones too, by id, from `after` (exclusive) on, at most `limit`.
   Expected<std::vector<MemoryId>> all(MemoryId after, size_t limit) const;
 
   // Add the rows of a part of a memory to a batch.

@@ -87,6 +87,7 @@ std::string JournalRecord::encode() const {
   out.varint(next_position);
   out.varint(turns);
   out.varint(content_bytes);
+  out.varint(operations);
   return bytes;
 }
 
@@ -100,6 +101,7 @@ std::optional<JournalRecord> JournalRecord::decode(std::string_view bytes) {
   record.next_position = in.varint();
   record.turns = in.varint();
   record.content_bytes = in.varint();
+  record.operations = in.varint();
   return in.done() ? std::optional(std::move(record)) : std::nullopt;
 }
 

@@ -49,6 +49,7 @@ struct JournalRecord {
   uint64_t next_position = 0;  // where its tokens begin
   uint64_t turns = 0;          // that there are: appended and not forgotten
   uint64_t content_bytes = 0;  // of these
+  uint64_t operations = 0;     // operation_ids that are known
 
   std::string encode() const;
   static std::optional<JournalRecord> decode(std::string_view bytes);

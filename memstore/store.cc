@@ -1,5 +1,7 @@
 #include "memstore/store.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <cassert>
 #include <utility>
@@ -17,11 +19,6 @@ constexpr size_t markers_dropped_max = 16;  // with one batch
 
 std::string in_quotes(std::string_view name) {
   return "\"" + std::string(name) + "\"";
-}
-
-Error damaged_counter(std::string_view what) {
-  return {ErrorKind::corrupt,
-          "open store: the row of " + std::string(what) + " is not one; restore the store from a backup"};
 }
 
 StreamInfo stream_info(const MemoryRecord& record, const Generation& generation) {
@@ -64,18 +61,32 @@ Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Store::~Store() = default;
 
 Expected<void> Store::Impl::load(std::unique_ptr<FileIo> io, uint64_t segment_bytes) {
+  // Counters can be counted again. Only a store without memories may lack them.
+  RECALLD_TRY(const auto first_memory, table.all(0, 1));
+  bool any = !first_memory.empty();
+  bool recount = false;
   const auto counter = [&](std::string_view key, std::string_view what, auto decode, auto& into) -> Expected<void> {
-    RECALLD_TRY(const auto row, catalog->get(Family::counters, key));
-    if (!row) return {};
-    const auto value = decode(*row);
-    if (!value) return std::unexpected(damaged_counter(what));
-    into = *value;
+    const auto row = catalog->get(Family::counters, key);
+    if (!row && row.error().kind != ErrorKind::corrupt) return std::unexpected(row.error());
+    const auto value = row && *row ? decode(**row) : std::nullopt;
+    if (value) into = *value;
+    if (!value && (!row || *row || any)) {
+      spdlog::error("open store: the row of {} is damaged or missing; it is counted again", what);
+      recount = true;
+    }
     return {};
   };
   RECALLD_CHECK(counter(next_id_key, "the next number", decode_u64, next_id));
   RECALLD_CHECK(counter(journal_totals_key, "the sums of the journal", JournalTotals::decode, totals));
+  Catalog::Cursor chunks = catalog->cursor(Family::chunks, "");
+  const auto first_chunk = chunks.first();
+  any = !first_chunk || *first_chunk;
   RECALLD_CHECK(counter(encoding_totals_key, "the sum of chunks", decode_u64, encoded_chunks));
   RECALLD_CHECK(encodings.open(directory.kv(), std::move(io), segment_bytes));
+  if (recount) {
+    RECALLD_CHECK(check_rows(true, found_on_opening));
+    std::erase_if(found_on_opening, [](const Problem& problem) { return problem.part != "counter"; });
+  }
 
   // Markers that a crash left behind, or that were too many to be dropped in time.
   constexpr size_t page = 1000;
@@ -158,7 +169,9 @@ Expected<std::vector<MemoryId>> Store::unencoded(MemoryId after, size_t limit) c
     RECALLD_TRY(const auto marked, impl_->table.waiting(after, limit));
     for (const MemoryId id : marked) {
       const auto info = memory(id);
-      if (!info && info.error().kind != ErrorKind::not_found) return std::unexpected(info.error());
+      // One that is damaged does not keep the others waiting; verify() names it.
+      if (!info && info.error().kind != ErrorKind::not_found && info.error().kind != ErrorKind::corrupt)
+        return std::unexpected(info.error());
       if (info && (info->waiting_chunks() > 0 || info->next) && ids.size() < limit) ids.push_back(id);
     }
     if (marked.size() < limit) break;
@@ -253,6 +266,7 @@ Expected<Appended> Store::Impl::stage(const AppendBatch& batch, Staged& staged, 
   if (!batch.operation_id.empty()) {
     Journal::Operation operation{batch.operation_id, batch.operation_digest, reply};
     Journal::stage(reply.id, operation, rows);
+    ++record.operations;
     staged.operations[operation_key(reply.id, batch.operation_id)] = std::move(operation);
   }
   staged.journals[reply.id] = std::move(next);
@@ -378,10 +392,11 @@ Expected<void> Store::put_state(const StreamInfo& of, uint64_t chunks, ByteView 
   return impl_->catalog->write(rows);
 }
 
-Expected<std::optional<StateCheckpoint>> Store::state(const StreamInfo& of, uint64_t chunks_max) const {
+Expected<std::optional<StateCheckpoint>> Store::state(const StreamInfo& of, uint64_t chunks_max,
+                                                      std::string* damage) const {
   return impl_->read(of.memory, [&](const MemoryRecord& record) -> Expected<std::optional<StateCheckpoint>> {
     RECALLD_TRY(const Generation* const generation, Impl::find(record, of));
-    return impl_->encodings.state(*generation, chunks_max);
+    return impl_->encodings.state(*generation, chunks_max, damage);
   });
 }
 
@@ -404,13 +419,22 @@ Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteS
       id, [&](const MemoryRecord& record) { return impl_->encodings.fetch(id, record.serving, chunks, out); });
 }
 
-Expected<std::vector<ScoredChunk>> Store::top_k(MemoryId id, std::span<const Bf16> query, size_t k,
-                                                WorkerPool& pool) const {
+Expected<std::vector<ScoredChunk>> Store::top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,
+                                                std::vector<Unreadable>* unreadable) const {
   std::set<StreamId> scanned;
-  auto best = impl_->read(id, [&](const MemoryRecord& record) {
+  std::vector<Unreadable> lost;
+  std::vector<ScoredChunk> rest;
+  auto best = impl_->read(id, [&](const MemoryRecord& record) -> Expected<std::vector<ScoredChunk>> {
     for (const Extent& extent : record.serving.layout.extents) scanned.insert(extent.stream);
-    return impl_->encodings.top_k(record.serving, query, k, pool);
+    lost.clear();
+    RECALLD_TRY(rest, impl_->encodings.top_k(record.serving, query, k, pool, lost));
+    if (!lost.empty()) return fail(ErrorKind::corrupt, lost.front().message);  // or the memory was changed meanwhile
+    return rest;
   });
+  if (!best && !lost.empty() && unreadable != nullptr) {
+    *unreadable = std::move(lost);
+    best = std::move(rest);
+  }
   // The scan may have cached pages of a stream that was erased, and forgotten, after it had begun.
   const auto now = impl_->table.record(id);
   for (const StreamId stream : scanned) {

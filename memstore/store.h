@@ -160,12 +160,53 @@ struct StoredOperation {
 struct Problem {
   MemoryId id = 0;     // 0: of no memory, or of one that cannot be told
   std::string memory;  // its name
-  std::string part;    // turn, tokens, operation, memory, chunk, kv, landmark, state, table, segment
+  std::string part;    // turn, tokens, operation, memory, chunk, kv, landmark, state, table, segment, counter
   uint64_t first = 0;  // the number of the turn, token or chunk
   uint64_t last = 0;   // and of the last one of a range
   std::string message;
   bool repairable = false;  // it can be made again from the journal
   bool repaired = false;
+};
+
+// Chunks that damage keeps from being considered.
+struct Unreadable {
+  uint64_t first = 0;
+  uint64_t last = 0;
+  std::string message;
+};
+
+// What the verification of a memory found.
+struct Verification {
+  uint64_t turns = 0;
+  uint64_t chunks = 0;  // entries, landmarks and K/V
+  uint64_t states = 0;
+  uint64_t bytes = 0;                 // read and checked
+  std::vector<Problem> problems;      // neighbours with one cause are one problem
+  std::vector<uint64_t> untokenised;  // turns that are whole and whose tokens are not: for mend_tokens()
+
+  // What is to be made again of one generation: for mend().
+  struct Lost {
+    StreamInfo of;
+    std::vector<uint64_t> chunks;     // by number, whose entry or K/V is damaged
+    std::vector<uint64_t> landmarks;  // by number, chunks whose landmark is
+    std::vector<uint64_t> states;     // by number, chunks that each covers, which must be there
+    std::vector<uint64_t> needless;   // likewise, damaged ones that nothing needs: for drop()
+    bool strays = false;              // rows stand behind the last chunk: for drop()
+
+    bool to_make() const { return !chunks.empty() || !landmarks.empty() || !states.empty(); }
+    bool to_drop() const { return !needless.empty() || strays; }
+  };
+  std::vector<Lost> lost;
+  bool rows = false;  // for mend_rows()
+  bool ended = true;  // false: it was stopped, or the memory was removed
+};
+
+// What is written again of a chunk.
+struct MendedChunk {
+  uint64_t chunk = 0;
+  EncodedChunkView encoded;
+  bool kv = true;        // with its entry
+  bool landmark = true;  // else the one that is stored is whole
 };
 
 struct StoreStats {
@@ -263,8 +304,10 @@ class Store {
   Expected<void> put_state(const StreamInfo& of, uint64_t chunks, ByteView state);
   Expected<void> put_state(MemoryId id, uint64_t chunks, ByteView state);  // of the serving one
 
-  // The newest checkpoint that covers at most `chunks_max` chunks; nothing when there is none.
-  Expected<std::optional<StateCheckpoint>> state(const StreamInfo& of, uint64_t chunks_max) const;
+  // The newest checkpoint that covers at most `chunks_max` chunks; nothing when there is none. One that is damaged is
+  // passed over: `damage` then says why.
+  Expected<std::optional<StateCheckpoint>> state(const StreamInfo& of, uint64_t chunks_max,
+                                                 std::string* damage = nullptr) const;
   Expected<std::optional<StateCheckpoint>> state(MemoryId id, uint64_t chunks_max) const;  // of the serving one
 
   // Memories with complete chunks that wait for put(), or with a next generation, by id, from `after` (exclusive) on,
@@ -279,8 +322,46 @@ class Store {
   Expected<void> fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out) const;
 
   // The k best encoded chunks for `query` [landmark_dim], best first; fewer when there are fewer.
-  // Not called from two threads with the same pool.
-  Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool) const;
+  // Not called from two threads with the same pool. Chunks whose landmarks are damaged are left out and told in
+  // `unreadable`; without it they are an error.
+  Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,
+                                           std::vector<Unreadable>* unreadable = nullptr) const;
+
+  // ---- Verifying and mending (store_verify.cc)
+  // Is told how far a verification has come, and ends it by returning false.
+  using Progress = std::function<bool(uint64_t done, uint64_t total)>;
+
+  // Reads everything that belongs to a memory, in slices: neither appends nor searches wait for it. Damage is an
+  // outcome; the error says why nothing could be verified. What is changed meanwhile is no damage. Nothing is encoded
+  // to find it: every row and record has its own checksum.
+  Expected<Verification> verify(MemoryId id, const Progress& progress) const;
+
+  // Verifies what belongs to no memory alone: tables, segments, names, rows of no memory, and the store's counters.
+  // With `repair` it makes again what can be: names and counters, and the families of encodings without their damaged
+  // tables, whose rows verify() then misses.
+  Expected<std::vector<Problem>> verify_store(bool repair);
+
+  // The numbers of all memories, from `after` (exclusive) on, at most `limit`; damaged ones too.
+  Expected<std::vector<MemoryId>> all_memories(MemoryId after, size_t limit) const;
+
+  // Writes chunks of one page of landmarks again, K/V in a new place, and states [state_bytes] by the chunks that they
+  // cover; all or nothing. `chunks` are by number and have all of the page whose landmark cannot be read. Fails with
+  // busy when the generation is not what it was.
+  Expected<void> mend(const StreamInfo& of, std::span<const MendedChunk> chunks,
+                      std::span<const StateCheckpoint> states);
+  // Removes damaged rows that nothing needs.
+  Expected<void> drop(const Verification::Lost& lost);
+
+  // The turn as it is stored.
+  Expected<StoredTurn> turn(MemoryId id, uint64_t number) const;
+  // Writes the tokens of a turn again, which `turn` says how many there must be of.
+  Expected<void> mend_tokens(MemoryId id, uint64_t number, std::span<const uint32_t> ids,
+                             std::span<const uint32_t> ends);
+  // Writes the name of a memory and the note that it waits again.
+  Expected<void> mend_rows(MemoryId id);
+
+  // How many landmarks are on a page.
+  uint64_t page_chunks() const;
 
   Expected<StoreStats> stats() const;
 

@@ -244,10 +244,11 @@ Expected<MemoryInfo> Store::remove(std::string_view name) {
 Expected<std::vector<MemoryId>> Store::to_erase() const {
   std::set<MemoryId> memories;
   Catalog::Cursor rows = impl_->catalog->cursor(Family::memories, memory_key(0, erasure_kind));
-  RECALLD_TRY(bool found, rows.first());
-  while (found) {
-    if (const auto record = ErasureRecord::decode(rows.value())) memories.insert(record->memory);
-    RECALLD_TRY(found, rows.next());
+  Expected<bool> found = rows.first();
+  for (; !found || *found; found = rows.next()) {
+    if (!found && !rows.on_row()) return std::unexpected(std::move(found).error());
+    const auto record = found ? ErasureRecord::decode(rows.value()) : std::nullopt;
+    if (record) memories.insert(record->memory);  // verify_store() names one that is damaged
   }
   return std::vector(memories.begin(), memories.end());
 }
@@ -257,11 +258,11 @@ Expected<Erasure> Store::erase_forgotten(MemoryId id) {
   std::vector<std::pair<std::string, ErasureRecord>> records;
   {
     Catalog::Cursor rows = impl_->catalog->cursor(Family::memories, memory_key(0, erasure_kind));
-    RECALLD_TRY(bool found, rows.first());
-    while (found) {
-      if (const auto record = ErasureRecord::decode(rows.value()); record && record->memory == id)
-        records.emplace_back(rows.key(), *record);
-      RECALLD_TRY(found, rows.next());
+    Expected<bool> found = rows.first();
+    for (; !found || *found; found = rows.next()) {
+      if (!found && !rows.on_row()) return std::unexpected(std::move(found).error());
+      const auto record = found ? ErasureRecord::decode(rows.value()) : std::nullopt;
+      if (record && record->memory == id) records.emplace_back(rows.key(), *record);
     }
   }
   Encodings::Erased erased;

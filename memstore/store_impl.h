@@ -62,6 +62,9 @@ class Store::Impl {
     uint64_t next_id = 0;
   };
   Expected<Appended> stage(const AppendBatch& batch, Staged& staged, Catalog::Batch& rows) const;
+  // Compares the rows that belong to no memory alone, and the counters; with `repair` it writes these anew.
+  Expected<void> check_rows(bool repair, std::vector<Problem>& problems);
+
   Expected<void> drop_markers(const Staged& staged, Catalog::Batch& rows);
 
   void stage_erasure(const ErasureRecord& record, Catalog::Batch& rows) {
@@ -86,6 +89,7 @@ class Store::Impl {
   JournalTotals totals;      // with totals_mutex for writing
 
   mutable std::mutex totals_mutex;
+  std::vector<Problem> found_on_opening;  // counters that were counted again; guarded by totals_mutex
   std::set<MemoryId> drained;  // memories that may have lost what waited: their markers can go; guarded by totals_mutex
 };
 

@@ -48,7 +48,9 @@ class LandmarkIndexTest : public ::testing::Test {
   std::vector<std::pair<uint64_t, float>> top_k(LandmarkIndex& index, MemoryId id, size_t n, size_t k,
                                                 size_t threads = 2) {
     WorkerPool pool(threads);
-    const auto best = index.top_k(std::array{Extent{0, id}}, n, query_, k, pool);
+    std::vector<Unreadable> unreadable;
+    const auto best = index.top_k(std::array{Extent{0, id}}, n, query_, k, pool, unreadable);
+    EXPECT_TRUE(unreadable.empty());
     if (!best) throw std::runtime_error(best.error().message);
     return pairs(*best);
   }
@@ -194,16 +196,20 @@ TEST_F(LandmarkIndexTest, ASmallMemoryTakesLittleOfTheCache) {
   EXPECT_EQ(index.cached_bytes(), 0u);
 }
 
-TEST_F(LandmarkIndexTest, AMissingPageIsCorruptAndNamed) {
+TEST_F(LandmarkIndexTest, AMissingPageIsNamedAndTheOthersAreScanned) {
   LandmarkIndex index(*catalog_, dim, 0);
   store(index, 4, random_landmarks(3 * page_landmarks, 6), 32);
   remove_page(4, 1);
   WorkerPool pool(2);
-  const auto best = index.top_k(std::array{Extent{0, 4}}, 3 * page_landmarks, query_, 5, pool);
-  ASSERT_FALSE(best);
-  EXPECT_EQ(best.error().kind, ErrorKind::corrupt);
-  EXPECT_THAT(best.error().message, HasSubstr("stream 4"));
-  EXPECT_THAT(best.error().message, HasSubstr("page 1"));
+  std::vector<Unreadable> unreadable;
+  const auto best = index.top_k(std::array{Extent{0, 4}}, 3 * page_landmarks, query_, 5, pool, unreadable);
+  ASSERT_TRUE(best);
+  EXPECT_EQ(best->size(), 5u);
+  ASSERT_EQ(unreadable.size(), 1u);
+  EXPECT_EQ(unreadable[0].first, page_landmarks);
+  EXPECT_EQ(unreadable[0].last, 2 * page_landmarks - 1);
+  EXPECT_THAT(unreadable[0].message, HasSubstr("stream 4"));
+  EXPECT_THAT(unreadable[0].message, HasSubstr("page 1"));
   EXPECT_EQ(index.landmark(4, page_landmarks).error().kind, ErrorKind::corrupt);
   EXPECT_TRUE(index.landmark(4, page_landmarks - 1));
 }
