@@ -37,10 +37,14 @@ uint64_t Encoder::state_bytes() const {
 Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
   // Another memory's segment that failed is that memory's to encode again, yet a disk that fails is everybody's.
   if (write_ && write_->after.of.memory != id) {
-    if (auto stored = finish_write();
-        !stored && stored.error().kind != ErrorKind::not_found && stored.error().kind != ErrorKind::busy)
+    const MemoryId other = write_->after.of.memory;
+    auto stored = finish_write();
+    if (!stored && stored.error().kind == ErrorKind::corrupt)  // its own landmarks are damaged
+      failed_[other] = std::move(stored).error();
+    else if (!stored && stored.error().kind != ErrorKind::not_found && stored.error().kind != ErrorKind::busy)
       return std::unexpected(std::move(stored).error());
   }
+  if (const auto failed = failed_.extract(id)) return std::unexpected(failed.mapped());
   RECALLD_TRY(MemoryInfo memory, store_.memory(id));
   if (!memory.next) return encode_next(memory.serving);
 
@@ -198,7 +202,9 @@ Expected<Stream*> Encoder::stream(const StreamInfo& of) {
     cached->of = of;
     return cached;
   }
-  RECALLD_TRY(const auto kept, store_.state(of, of.chunks));
+  std::string damage;
+  RECALLD_TRY(const auto kept, store_.state(of, of.chunks, &damage));
+  tell_damage(of.memory, damage);
   Stream stream{.of = of, .chunks = 0, .checkpointed_chunks = 0, .state = model_.lower_zero_state(), .tail = {}};
   if (kept) {
     stream.chunks = stream.checkpointed_chunks = kept->chunks;
@@ -216,6 +222,95 @@ Expected<void> Encoder::advance(Stream& stream, uint64_t to_chunk) {
     model_.lower(stream.state, tokens, std::span(hidden_).first(tokens.size() * model_.config().hidden_size));
     stream.chunks += count;
   }
+  return {};
+}
+
+void Encoder::tell_damage(MemoryId id, const std::string& damage) {
+  constexpr size_t told_max = 1'000;
+  if (damage.empty() || damage_told_.size() >= told_max || !damage_told_.insert(std::to_string(id) + damage).second)
+    return;
+  spdlog::error("encode memory {}: {}", id, damage);
+}
+
+// ---- Mending
+
+Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
+  // The first chunk, or end of chunks, that something is wanted of.
+  const auto first_wanted = [&] {
+    uint64_t first = UINT64_MAX;
+    if (!mending.kv.empty()) first = std::min(first, *mending.kv.begin());
+    if (!mending.landmarks.empty()) first = std::min(first, *mending.landmarks.begin());
+    if (!mending.states.empty()) first = std::min(first, *mending.states.begin() - 1);
+    return first;
+  };
+  // Gives up everything before the end of this chunk.
+  const auto give_up = [&](uint64_t chunk) {
+    std::erase_if(mending.kv, [&](uint64_t each) { return each <= chunk; });
+    std::erase_if(mending.landmarks, [&](uint64_t each) { return each <= chunk; });
+    std::erase_if(mending.states, [&](uint64_t each) { return each <= chunk + 1; });
+    return !mending.made.empty() || !mending.made_states.empty();
+  };
+  if (mending.done()) return !mending.made.empty() || !mending.made_states.empty();
+  const uint64_t wanted = first_wanted();
+  if (!mending.state || mending.at > wanted || wanted - mending.at > checkpoint_chunks) {
+    RECALLD_TRY(const auto kept, store_.state(mending.of, wanted));
+    const uint64_t kept_at = kept ? kept->chunks : 0;
+    if (!mending.state || mending.at > wanted || mending.at < kept_at) {
+      if (mending.blocked && kept_at <= mending.blocked_from && mending.blocked_from <= wanted) return give_up(wanted);
+      mending.state = kept ? model_.lower_state_from_bytes(as_bytes(kept->bytes)) : model_.lower_zero_state();
+      mending.at = kept_at;
+    }
+  }
+
+  // A segment ends before the first chunk that is wanted, at the end of its page, and where a state is.
+  uint64_t end = mending.at + segment_chunks;
+  if (mending.at < wanted) end = std::min(end, wanted);
+  end = std::min(end, (mending.at / page_chunks + 1) * page_chunks);
+  if (const auto state = mending.states.upper_bound(mending.at); state != mending.states.end())
+    end = std::min(end, *state);
+  end = std::min(end, mending.of.chunks);
+  const uint64_t first = mending.at, count = end - first;
+  const auto tokens = store_.tokens(mending.of, first * chunk_tokens, count * chunk_tokens);
+  if (!tokens || tokens->size() != count * chunk_tokens) {
+    if (tokens || tokens.error().kind == ErrorKind::busy)
+      return fail(ErrorKind::busy, "mend memory " + std::to_string(mending.of.memory) +
+                                       ": turns of it are being forgotten; verify it again");
+    if (tokens.error().kind != ErrorKind::corrupt) return std::unexpected(tokens.error());
+    // What is damaged here is the journal, which only a backup has.
+    mending.blocked = true;
+    mending.blocked_from = first;
+    mending.state.reset();
+    return give_up(std::max(wanted, end - 1));
+  }
+  if (end <= wanted) {
+    model_.lower(*mending.state, *tokens, std::span(hidden_).first(tokens->size() * model_.config().hidden_size));
+  } else {
+    const std::vector<EncodedChunk> encoded = encode(*mending.state, *tokens);
+    for (uint64_t i = 0; i < count; ++i) {
+      const bool kv = mending.kv.erase(first + i) > 0, landmark = mending.landmarks.erase(first + i) > 0;
+      if (!kv && !landmark) continue;
+      mending.made.push_back({.chunk = first + i,
+                              .landmark = model_.pack_landmark(encoded[i]),
+                              .record = std::vector<std::byte>(model_.kv_bytes()),
+                              .kv = kv,
+                              .has_landmark = landmark});
+      model_.pack_kv(encoded[i], mending.made.back().record);
+    }
+  }
+  mending.at = end;
+  if (mending.states.erase(end) > 0) mending.made_states.push_back({end, Ramba::to_bytes(*mending.state)});
+  const bool made = !mending.made.empty() || !mending.made_states.empty();
+  return made && (mending.done() || end % page_chunks == 0 || first_wanted() / page_chunks != (end - 1) / page_chunks);
+}
+
+Expected<void> Encoder::store_again(Mending& mending) const {
+  std::vector<MendedChunk> chunks;
+  for (const Mending::Made& made : mending.made)
+    chunks.push_back(
+        {.chunk = made.chunk, .encoded = {made.landmark, made.record}, .kv = made.kv, .landmark = made.has_landmark});
+  RECALLD_CHECK(store_.mend(mending.of, chunks, mending.made_states));
+  mending.made.clear();
+  mending.made_states.clear();
   return {};
 }
 

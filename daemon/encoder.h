@@ -3,7 +3,9 @@
 #pragma once
 
 #include <future>
+#include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "base/error.h"
@@ -42,6 +44,38 @@ class Encoder {
   // state cannot be had because tokens before them are being forgotten.
   Expected<const Tail*> tail(const MemoryInfo& memory);
 
+  // ---- Mending
+  // What verification found damaged in one generation, being made again from the journal.
+  struct Mending {
+    StreamInfo of;
+    std::set<uint64_t> kv;  // chunks still to be made, by what is damaged of them
+    std::set<uint64_t> landmarks;
+    std::set<uint64_t> states;
+    // Made and not yet stored: chunks of one page.
+    struct Made {
+      uint64_t chunk = 0;
+      std::vector<Bf16> landmark;
+      std::vector<std::byte> record;
+      bool kv = false;
+      bool has_landmark = false;
+    };
+    std::vector<Made> made;
+    std::vector<StateCheckpoint> made_states;
+    // Where the model stands.
+    std::optional<RecurrentState> state;
+    uint64_t at = 0;
+    uint64_t blocked_from = 0;  // tokens of this chunk cannot be read: a state before it leads no further
+    bool blocked = false;
+
+    bool done() const { return kv.empty() && landmarks.empty() && states.empty(); }
+  };
+  // Advances by at most segment_chunks from the nearest state before what is damaged. Returns whether what has been
+  // made is to be stored before the next call: the end of a page of `page_chunks` has been reached. What depends on
+  // tokens that cannot be read is given up.
+  Expected<bool> make_again(Mending& mending, uint64_t page_chunks);
+  // Stores what has been made; any thread may call it.
+  Expected<void> store_again(Mending& mending) const;
+
   void forget(MemoryId id);  // drops what RAM holds of a deleted memory
   void checkpoint_all();     // every state in RAM becomes a checkpoint; RAM holds none afterwards
 
@@ -63,6 +97,7 @@ class Encoder {
   Expected<void> advance(Stream& stream, uint64_t to_chunk);
   std::vector<EncodedChunk> encode(RecurrentState& state, std::span<const uint32_t> tokens);
   void checkpoint(const Stream& stream);
+  void tell_damage(MemoryId id, const std::string& damage);
   size_t stream_bytes() const;
   size_t streams_kept(uint64_t bytes_max) const;
 
@@ -72,8 +107,10 @@ class Encoder {
   StreamCache streams_;
   std::vector<float> hidden_;  // [segment_chunks * 64, hidden_size]
   std::optional<Write> write_;
-  uint64_t turns_ = 0;        // calls that had two generations to choose from
-  StreamId no_room_for_ = 0;  // the generation beside another of which the last segment could not be stored
+  std::map<MemoryId, Error> failed_;   // of segments, not yet told
+  std::set<std::string> damage_told_;  // in the log
+  uint64_t turns_ = 0;                 // calls that had two generations to choose from
+  StreamId no_room_for_ = 0;           // the generation beside another of which the last segment could not be stored
 };
 
 }  // namespace recalld

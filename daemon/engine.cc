@@ -14,6 +14,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
@@ -27,6 +28,7 @@
 #include "daemon/reencoder.h"
 #include "daemon/successor.h"
 #include "daemon/transfer.h"
+#include "daemon/upkeep.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
 
@@ -126,6 +128,7 @@ class Engine::Impl {
   Transfer& transfer() { return *transfer_; }
   void import_memory(ImportRequest request, Done<ImportReply> done);
   void backup(BackupRequest request, Done<BackupReply> done);
+  Upkeep& upkeep() { return *verifier_; }
 
   Hash128 model_hash() const { return model_->hash(); }
   bool overloaded() const { return appends_->waiting_bytes() > options_.memory_budget_bytes / 8; }
@@ -142,12 +145,15 @@ class Engine::Impl {
     Clock::time_point start;
     Done<SearchReply> done;
     int attempts = 0;
+    size_t spare = 0;  // chunks that are ranked beyond the limit, in place of damaged ones
   };
   // A search between the model thread (ranking) and a read worker (text).
   struct Ranking {
     MemoryInfo memory;
     std::vector<ScoredChunk> best;
     uint64_t end_token = 0;  // tokens of the memory that were covered
+    size_t limit = 0;        // of `best`
+    std::vector<Unreadable> unreadable;
     // To explain the results:
     std::vector<float> heads;                                      // the query's, of the first HSA layer
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of those of the best that are not stored
@@ -166,12 +172,14 @@ class Engine::Impl {
   void reply_when_searchable(MemoryId id, Waiter waiter);
   void release_waiters(MemoryId id, const Expected<MemoryInfo>& memory);
   Expected<std::optional<uint64_t>> searchable_through(const MemoryInfo& memory) const;
+  Expected<std::optional<uint64_t>> through(MemoryId id, uint64_t tokens) const;
 
   ModelThread::Outcome encode(MemoryId id);
   void rank_and_collect(Query query);
   Expected<Ranking> rank(const Query& query);
   bool still_holds(const Ranking& ranking) const;
-  Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking) const;
+  Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking);
+  void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
   Expected<SearchReply::Why> explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const;
   Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
 
@@ -196,7 +204,9 @@ class Engine::Impl {
   mutable std::mutex problem_mutex_;
   std::string problem_;  // why the encoding of problem_memory_ stands still
   MemoryId problem_memory_ = 0;
-  uint64_t problem_chunks_ = 0;  // how many it had encoded then
+  uint64_t problem_chunks_ = 0;        // how many it had encoded then
+  std::string damage_;                 // the first that a search or a verification found, and nobody mended yet
+  std::set<std::string> damage_told_;  // in the log
 
   // In order of use: a request passes from each of these to the next.
   boost::asio::thread_pool tokenisers_{std::max(1u, std::thread::hardware_concurrency())};
@@ -206,6 +216,7 @@ class Engine::Impl {
   boost::asio::thread_pool readers_{2};
   boost::asio::thread_pool upkeep_{1};
   Jobs jobs_;
+  std::unique_ptr<Upkeep> verifier_;
   std::unique_ptr<Forgetter> forgetter_;  // between the read workers, the model thread and the upkeep thread
   std::unique_ptr<Transfer> transfer_;    // between the read workers, the tokenise workers and the upkeep thread
   std::atomic<bool> stopping_ = false;
@@ -237,6 +248,15 @@ Expected<void> Engine::Impl::open() {
                                  Transfer::Options{.shape = loaded.shape,
                                                    .tokenise = [this](Turn turn) { return tokenise(std::move(turn)); },
                                                    .encode = [this](MemoryId id) { model_thread_->encode(id); }});
+
+  verifier_ = std::make_unique<Upkeep>(
+      *store_, jobs_, *model_thread_, *encoder_, *tokenizer_, [this] { return forgetter_->resume(); },
+      [this](const std::string& damage) {
+        const std::lock_guard lock(problem_mutex_);
+        damage_ = damage;
+        damage_told_.clear();
+      },
+      options_.now_us);
 
   // What a crash or a stop left unencoded or not erased goes on now.
   RECALLD_CHECK(forgetter_->resume());
@@ -348,7 +368,8 @@ Expected<JobView> Engine::Impl::cancel_reencoding() {
 Engine::Impl::~Impl() {
   stopping_ = true;
   tokenisers_.join();
-  appends_.reset();                          // commits what was accepted
+  appends_.reset();  // commits what was accepted
+  if (verifier_) verifier_->stop();
   if (model_thread_) model_thread_->stop();  // ranks the searches that were accepted
   readers_.join();                           // answers them
   if (forgetter_) forgetter_->stop();
@@ -451,7 +472,14 @@ void Engine::Impl::release_waiters(MemoryId id, const Expected<MemoryInfo>& memo
 Expected<std::optional<uint64_t>> Engine::Impl::searchable_through(const MemoryInfo& memory) const {
   const bool whole = memory.waiting_chunks() <= Encoder::segment_chunks;
   const uint64_t covered = whole ? memory.tokens : (memory.encoded_chunks + Encoder::segment_chunks) * chunk_tokens;
-  return store_->last_turn_within(memory.id, covered);
+  return through(memory.id, covered);
+}
+
+// Where damage keeps it from being told, nothing is claimed.
+Expected<std::optional<uint64_t>> Engine::Impl::through(MemoryId id, uint64_t tokens) const {
+  auto turn = store_->last_turn_within(id, tokens);
+  if (!turn && turn.error().kind == ErrorKind::corrupt) return std::optional<uint64_t>();
+  return turn;
 }
 
 ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
@@ -511,6 +539,15 @@ void Engine::Impl::rank_and_collect(Query query) {
         reply = fail(ErrorKind::busy, "search memory \"" + query.request.memory +
                                           "\": turns of it are being forgotten all the time; ask again");
       }
+      // Damaged chunks must not take the places of others.
+      constexpr size_t spare_max = 4'096;
+      if (reply && reply->results.size() < query.request.limit &&
+          reply->unreadable.size() > ranking->unreadable.size() && ranking->best.size() == ranking->limit &&
+          query.spare < spare_max && !query.request.max_tokens) {
+        query.spare = std::max<size_t>(16, query.spare * 4);
+        return rank_and_collect(std::move(query));
+      }
+      if (reply) tell_damage(ranking->memory.id, reply->unreadable);
       if (reply) reply->took_ms = milliseconds_since(query.start);
       ++searches_;
       query.done(std::move(reply));
@@ -536,12 +573,20 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
     RECALLD_TRY(memory, store_->memory(memory.id));
     encoded_tail = encoder_->tail(memory);
   }
+  std::vector<Unreadable> unreadable;
+  if (!encoded_tail && encoded_tail.error().kind == ErrorKind::corrupt && memory.tokens > 0) {
+    unreadable.push_back({memory.encoded_chunks, (memory.tokens - 1) / chunk_tokens, encoded_tail.error().message});
+    encoded_tail = nullptr;
+  }
   RECALLD_TRY(const Tail* tail, encoded_tail);
   state_bytes_ = encoder_->state_bytes();
 
-  TopK top(query.request.limit);
+  const size_t limit = query.request.limit + query.spare;
+  TopK top(limit);
   uint64_t end_token = memory.encoded_chunks * chunk_tokens;
-  RECALLD_TRY(const auto stored, store_->top_k(memory.id, embedding, query.request.limit, *pool_));
+  std::vector<Unreadable> pages;
+  RECALLD_TRY(const auto stored, store_->top_k(memory.id, embedding, limit, *pool_, &pages));
+  unreadable.insert(unreadable.begin(), pages.begin(), pages.end());
   for (const ScoredChunk& chunk : stored) top.offer(chunk);
   if (tail) {
     end_token = tail->end_token;
@@ -549,7 +594,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
     landmark_dots_cpu(embedding, tail->landmarks.data(), dots.size(), dots.data());
     for (size_t i = 0; i < dots.size(); ++i) top.offer({tail->first_chunk + i, dots[i]});
   }
-  Ranking ranking{std::move(memory), top.take(), end_token, {}, {}};
+  Ranking ranking{std::move(memory), top.take(), end_token, limit, std::move(unreadable), {}, {}};
   if (query.request.explain) {
     ranking.heads = std::move(asked.heads);
     for (const ScoredChunk& chunk : ranking.best) {
@@ -562,11 +607,17 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
   return ranking;
 }
 
-Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const Ranking& ranking) const {
+// What is damaged is left out and told: the rest is served.
+Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const Ranking& ranking) {
   SearchReply reply;
-  RECALLD_TRY(reply.searchable_through, store_->last_turn_within(ranking.memory.id, ranking.end_token));
+  reply.unreadable = ranking.unreadable;
+  const auto leave_out = [&](uint64_t chunk, const Error& error) {
+    reply.unreadable.push_back({chunk, chunk, error.message});
+  };
+  RECALLD_TRY(reply.searchable_through, through(ranking.memory.id, ranking.end_token));
   uint64_t tokens_left = request.max_tokens.value_or(UINT64_MAX);
   for (const ScoredChunk& candidate : ranking.best) {
+    if (reply.results.size() == request.limit) break;
     const uint64_t first = candidate.chunk * chunk_tokens;
     const uint64_t end = std::min(first + chunk_tokens, ranking.end_token);
     if (end - first > tokens_left) break;
@@ -575,17 +626,41 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
     SearchReply::Result result;
     result.chunk = candidate.chunk;
     result.score = static_cast<double>(candidate.dot * model_->score_scale());
-    RECALLD_TRY(result.passage, store_->passage(ranking.memory.id, first, end));
+    auto passage = store_->passage(ranking.memory.id, first, end);
+    if (!passage && passage.error().kind == ErrorKind::corrupt) {
+      leave_out(candidate.chunk, passage.error());
+      tokens_left += end - first;
+      continue;
+    }
+    RECALLD_TRY(result.passage, std::move(passage));
     if (result.passage.turns.empty()) {  // all that was in it is being forgotten
       tokens_left += end - first;
       continue;
     }
     if (request.explain) {
-      RECALLD_TRY(result.why, explain(ranking, candidate, reply.results.size() + 1));
+      auto why = explain(ranking, candidate, reply.results.size() + 1);
+      if (why)
+        result.why = *std::move(why);
+      else if (why.error().kind != ErrorKind::corrupt)
+        return std::unexpected(std::move(why).error());
+      else
+        leave_out(candidate.chunk, why.error());  // its landmark and its text are whole: it stays in the reply
     }
     reply.results.push_back(std::move(result));
   }
   return reply;
+}
+
+// Once a piece of damage, not once a search.
+void Engine::Impl::tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable) {
+  constexpr size_t told_max = 1'000;
+  const std::lock_guard lock(problem_mutex_);
+  for (const Unreadable& lost : unreadable) {
+    const std::string what = "memory " + std::to_string(id) + ", chunk " + std::to_string(lost.first) + " to " +
+                             std::to_string(lost.last) + ": " + lost.message;
+    if (damage_.empty()) damage_ = what;
+    if (damage_told_.size() < told_max && damage_told_.insert(what).second) spdlog::error("search: {}", what);
+  }
 }
 
 // Why a chunk was chosen, and the token that each head of the first HSA layer looks at most inside it.
@@ -724,7 +799,8 @@ Expected<StatsReply> Engine::Impl::stats() const {
 Expected<HealthReply> Engine::Impl::health() const {
   RECALLD_TRY(const StoreStats stats, store_->stats());
   const std::lock_guard lock(problem_mutex_);
-  return HealthReply{.ready = true, .waiting_chunks = stats.waiting_chunks, .problem = problem_};
+  return HealthReply{
+      .ready = true, .waiting_chunks = stats.waiting_chunks, .problem = problem_.empty() ? damage_ : problem_};
 }
 
 // ---- Import and backup
@@ -787,8 +863,8 @@ void Engine::forget(ForgetRequest request, Done<Receipt> done) {
     impl_->forgetter().forget(std::move(request), std::move(done));
   });
 }
-void Engine::verify(VerifyRequest, Done<VerifyReply> done) {
-  done(fail(ErrorKind::internal, "to come"));
+void Engine::verify(VerifyRequest request, Done<VerifyReply> done) {
+  impl_->upkeep().verify(std::move(request), std::move(done));
 }
 void Engine::export_memory(ExportRequest request, Done<ExportReply> done) {
   impl_->read(std::move(done), [this, request = std::move(request)] { return impl_->transfer().export_page(request); });

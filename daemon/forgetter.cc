@@ -27,6 +27,10 @@ Forgetter::Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep,
 Expected<void> Forgetter::resume() {
   RECALLD_TRY(const auto ids, store_.to_erase());
   for (const MemoryId id : ids) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (pending_.contains(id)) continue;
+    }
     const auto memory = store_.memory(id);
     const std::string name = memory ? memory->name : "";
     enter(id, !memory, {.memory = name}, false, {});

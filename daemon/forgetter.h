@@ -30,7 +30,7 @@ class Forgetter {
   Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep, std::function<void(MemoryId)> encode,
             Follower follower, std::function<int64_t()> now_us);
 
-  // Takes up what an earlier process did not finish.
+  // Takes up what an earlier process did not finish, or what failed.
   Expected<void> resume();
 
   // Both block on the disk until the turns are gone from every read; `done` is called then, or later on the upkeep

@@ -231,9 +231,16 @@ std::string json_text(const SearchReply& reply) {
     if (result.why) out["why"] = why(*result.why);
     results.push_back(std::move(out));
   }
-  return text_of({{"results", std::move(results)},
-                  {"searchable_through", or_null(reply.searchable_through)},
-                  {"took_ms", reply.took_ms}});
+  Reply out{{"results", std::move(results)},
+            {"searchable_through", or_null(reply.searchable_through)},
+            {"took_ms", reply.took_ms}};
+  if (!reply.unreadable.empty()) {
+    Reply unreadable = Reply::array();
+    for (const Unreadable& lost : reply.unreadable)
+      unreadable.push_back({{"chunks", {lost.first, lost.last}}, {"message", lost.message}});
+    out["unreadable"] = std::move(unreadable);
+  }
+  return text_of(out);
 }
 
 std::string json_text(const MemoriesListReply& reply) {

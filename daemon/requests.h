@@ -83,7 +83,8 @@ struct SearchReply {
     Passage passage;
     std::optional<Why> why;
   };
-  std::vector<Result> results;  // best first
+  std::vector<Result> results;         // best first
+  std::vector<Unreadable> unreadable;  // chunks that damage kept from being considered, by number
   std::optional<uint64_t> searchable_through;
   double took_ms = 0;
 };
@@ -307,7 +308,7 @@ struct StatsReply {
 struct HealthReply {
   bool ready = true;
   uint64_t waiting_chunks = 0;
-  std::string problem;  // why encoding stands still; empty: nothing is wrong
+  std::string problem;  // why encoding stands still, or what is damaged; empty: nothing is wrong
 };
 
 struct VersionReply {
