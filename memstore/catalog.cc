@@ -451,6 +451,7 @@ struct Catalog::Database {
   Expected<void> settle_families(const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors,
                                  const std::vector<rocksdb::ColumnFamilyHandle*>& handles);
   Expected<void> remove_old_logs() const;
+  Expected<void> drop_needless_logs() const;
   Expected<void> wait_for_removals() const;
   Error note_failure(const rocksdb::Status& status);
   Expected<void> recover();
@@ -1114,7 +1115,7 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     // left behind too.
     const std::lock_guard gate(database_->gate);
     RECALLD_CHECK(checked(database_->flush(), "flush the catalog"));
-    RECALLD_CHECK(database_->remove_old_logs());
+    RECALLD_CHECK(database_->drop_needless_logs());
   }
   rocksdb::CompactRangeOptions options;
   options.exclusive_manual_compaction = false;
@@ -1132,13 +1133,25 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     }
     // Files that hold nothing else go at once; what is left is rewritten.
     if (range.empty) {
-      RECALLD_CHECK(checked(rocksdb::DeleteFilesInRange(&db, family.get(), &from, &to, false),
-                            "reclaim files of " + which));
+      RECALLD_CHECK(
+          checked(rocksdb::DeleteFilesInRange(&db, family.get(), &from, &to, false), "reclaim files of " + which));
     }
     RECALLD_CHECK(checked(db.CompactRange(options, family.get(), &from, &to), "compact " + which));
   }
   RECALLD_CHECK(database_->wait_for_removals());
   return bytes;
+}
+
+// Removes the logs before the current one, unless one of them is needed still: a flush that failed in part may leave it
+// so. Needs the gate.
+Expected<void> Catalog::Database::drop_needless_logs() const {
+  std::unique_ptr<rocksdb::LogFile> current;
+  RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), "reclaim the logs of the catalog"));
+  uint64_t needed = 0;
+  if (!db->GetIntProperty(rocksdb::DB::Properties::kMinLogNumberToKeep, &needed) || needed < current->LogNumber())
+    return fail(ErrorKind::busy,
+                "reclaim the logs of the catalog: some are needed until all is written out; try again");
+  return remove_old_logs();
 }
 
 // Waits until the tables that are of no more use are gone: RocksDB removes them in the background, and not before the
@@ -1156,11 +1169,12 @@ Expected<void> Catalog::Database::wait_for_removals() const {
   RECALLD_TRY(const std::vector<uint64_t> begun, left_over());
   for (const auto deadline = Clock::now() + removals_wait;;) {
     RECALLD_TRY(const std::vector<uint64_t> now, left_over());
-    const bool gone = std::ranges::none_of(
-        begun, [&](uint64_t table) { return std::ranges::find(now, table) != now.end(); });
+    const bool gone =
+        std::ranges::none_of(begun, [&](uint64_t table) { return std::ranges::find(now, table) != now.end(); });
     if (gone) return {};
     if (Clock::now() > deadline)
-      return fail(ErrorKind::busy, "reclaim the tables of the catalog: some that held removed rows are still being read");
+      return fail(ErrorKind::busy,
+                  "reclaim the tables of the catalog: some that held removed rows are still being read");
     std::this_thread::sleep_for(stall_wait);
   }
 }

@@ -63,6 +63,7 @@ class Store::Impl {
   };
   Expected<Appended> stage(const AppendBatch& batch, Staged& staged, Catalog::Batch& rows) const;
   // Compares the rows that belong to no memory alone, and the counters; with `repair` it writes these anew.
+  Expected<std::vector<Problem>> check_tables(bool repair);
   Expected<void> check_rows(bool repair, std::vector<Problem>& problems);
 
   Expected<void> drop_markers(const Staged& staged, Catalog::Batch& rows);

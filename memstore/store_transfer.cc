@@ -83,7 +83,7 @@ Expected<MemoryInfo> Store::restore_turns(MemoryId id, uint64_t next_turn, std::
 
 Expected<uint64_t> Store::restore_operations(MemoryId id, std::span<const StoredOperation> operations) {
   const std::lock_guard lock(impl_->journal_mutex);
-  RECALLD_TRY(const MemoryRecord memory, impl_->table.record(id));
+  RECALLD_TRY(MemoryRecord memory, impl_->table.record(id));
   Catalog::Batch rows(*impl_->catalog);
   std::map<std::string, const StoredOperation*, std::less<>> added;
   for (const StoredOperation& operation : operations) {
@@ -108,7 +108,10 @@ Expected<uint64_t> Store::restore_operations(MemoryId id, std::span<const Stored
     Journal::stage(id, Journal::Operation{operation.id, operation.digest, reply}, rows);
     added.emplace(operation.id, &operation);
   }
-  if (!rows.empty()) RECALLD_CHECK(impl_->catalog->write(rows));
+  if (added.empty()) return 0;
+  memory.journal.operations += added.size();
+  rows.put(Family::memories, memory_key(id, journal_kind), memory.journal.encode());
+  RECALLD_CHECK(impl_->catalog->write(rows));
   return added.size();
 }
 

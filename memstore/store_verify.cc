@@ -68,31 +68,6 @@ bool same_generations(const MemoryRecord& a, const MemoryRecord& b) {
   return !a.next || same(*a.next, *b.next);
 }
 
-// ---- Tables. They are checked and dropped by the catalog.
-
-template <class C>
-Expected<std::vector<Problem>> check_tables(C& catalog, bool repair) {
-  std::vector<Problem> problems;
-  if constexpr (requires { catalog.verify(); }) {
-    RECALLD_TRY(const auto damaged, catalog.verify());
-    std::map<Family, std::vector<typename std::decay_t<decltype(damaged)>::value_type>> by_family;
-    for (const auto& table : damaged) by_family[table.family].push_back(table);
-    for (const auto& [family, tables] : by_family) {
-      bool remade = false;
-      const bool derived = can_be_made_again(family);
-      if (derived && repair) {
-        RECALLD_CHECK(catalog.remake(family, tables));
-        remade = true;
-      }
-      for (const auto& table : tables)
-        problems.push_back(
-            of_store("table", 0, table.text() + (derived ? "" : "; restore the store from a backup"), derived, remade));
-    }
-  }
-  static_cast<void>(repair);
-  return problems;
-}
-
 }  // namespace
 
 // ---- One memory
@@ -347,8 +322,28 @@ Expected<void> Store::mend_rows(MemoryId id) {
 
 // ---- The store as a whole
 
+// The tables of the catalog, whole. Those of families that can be made again are dropped: what they held is found
+// missing then.
+Expected<std::vector<Problem>> Store::Impl::check_tables(bool repair) {
+  std::vector<Problem> problems;
+  RECALLD_TRY(const std::vector<DamagedTable> damaged, catalog->verify());
+  std::map<Family, std::vector<DamagedTable>> by_family;
+  for (const DamagedTable& each : damaged) by_family[each.family].push_back(each);
+  for (const auto& [family, tables] : by_family) {
+    const bool derived = can_be_made_again(family);
+    if (derived && repair) {
+      const std::lock_guard encoding(encoding_mutex);  // no batch of these families is on its way
+      RECALLD_CHECK(catalog->remake(family, tables));
+    }
+    for (const DamagedTable& each : tables)
+      problems.push_back(of_store("table", 0, each.text() + (derived ? "" : "; restore the store from a backup"),
+                                  derived, derived && repair));
+  }
+  return problems;
+}
+
 Expected<std::vector<Problem>> Store::verify_store(bool repair) {
-  RECALLD_TRY(std::vector<Problem> problems, check_tables(*impl_->catalog, repair));
+  RECALLD_TRY(std::vector<Problem> problems, impl_->check_tables(repair));
   {
     const std::lock_guard lock(impl_->totals_mutex);
     std::ranges::move(std::exchange(impl_->found_on_opening, {}), std::back_inserter(problems));
@@ -361,8 +356,7 @@ namespace {
 
 // The numbers under which a family has rows, each told once.
 template <class Each>
-void each_owner(const Catalog& catalog, Family family, Each each) {
-  Catalog::Cursor rows = catalog.cursor(family, "");
+void each_owner(Catalog::Cursor& rows, Each each) {
   for (uint64_t at = 0;;) {
     const Expected<bool> found = rows.seek(row_key(at));
     if (!found && !rows.on_row()) return;  // verify() finds what of it belongs to a memory
@@ -383,10 +377,10 @@ Expected<void> Store::Impl::check_rows(bool repair, std::vector<Problem>& proble
   Catalog::Cursor memories = catalog->cursor(Family::memories, "");
   Catalog::Cursor chunks = catalog->cursor(Family::chunks, "");
   Catalog::Cursor counters = catalog->cursor(Family::counters, "");
-  std::map<Family, std::vector<uint64_t>> owners;
+  std::map<Family, Catalog::Cursor> owned;
   for (const Family family : {Family::chunks, Family::landmarks, Family::states, Family::turns, Family::tokens,
                               Family::operations, Family::postings})
-    each_owner(*catalog, family, [&](uint64_t owner) { owners[family].push_back(owner); });
+    owned.emplace(family, catalog->cursor(family, ""));
   const JournalTotals told = totals;
   const uint64_t told_chunks = encoded_chunks, told_next = next_id;
   const std::map<uint32_t, uint32_t> told_live = encodings.live();
@@ -394,6 +388,10 @@ Expected<void> Store::Impl::check_rows(bool repair, std::vector<Problem>& proble
   std::ranges::move(encodings.check_segments(), std::back_inserter(problems));
   journal_lock.unlock();
   encoding.unlock();
+  std::map<Family, std::vector<uint64_t>> owners;
+  for (auto& [family, rows] : owned)
+    each_owner(rows, [&owners, family = family](uint64_t owner) { owners[family].push_back(owner); });
+  owned.clear();
 
   // The memories.
   JournalTotals counted;

@@ -381,7 +381,7 @@ TEST(Protocol, ImportTellsWhatItAdded) {
   reply.imported = 3;
   reply.present = 2;
   EXPECT_THAT(json_text(reply), StartsWith(R"({"memory":"m","turns":0)"));
-  EXPECT_THAT(json_text(reply), HasSubstr(R"(,"imported":3,"present":2})"));
+  EXPECT_THAT(json_text(reply), HasSubstr(R"(,"imported":3,"present":2,"ignored":0})"));
 }
 
 }  // namespace

@@ -352,7 +352,7 @@ TEST_F(BadInput, InvalidUtf8) {
   refused(call("append", "{\"memory\":\"m\",\"turns\":[{\"role\":\"user\",\"content\":\"\xff\xfe\"}]}"), "UTF-8");
 }
 TEST_F(BadInput, AnUnknownMethod) {
-  refused(call("forget", R"({"memory":"m","turns":[0]})"), "method: there is no \"forget\"");
+  refused(call("remember", R"({"memory":"m","turns":[0]})"), "method: there is no \"remember\"");
 }
 TEST_F(BadInput, AMissingField) {
   refused(call("append", R"({"memory":"m"})"), "turns: this argument is missing");

@@ -4,8 +4,8 @@
 #include <rocksdb/env.h>
 #include <sys/time.h>
 
-#include <array>
 #include <unistd.h>
+#include <array>
 
 #include <algorithm>
 #include <atomic>
@@ -202,7 +202,8 @@ class CatalogSweepTest : public CatalogFaultsTest {
     }
     bool latched = false;
     for (int step = 0; step < 24; ++step) {
-      if (step == 14 && !latched) (void)(*catalog)->reclaim(std::array{Catalog::Range{Family::turns, "base1", "base2"}});
+      if (step == 14 && !latched)
+        (void)(*catalog)->reclaim(std::array{Catalog::Range{Family::turns, "base1", "base2"}});
       const std::string key = "row" + std::to_string(model.rows.size() - base_.rows.size());
       const Model::Rows rows{{key, random_text(random, 4000)}, {key + "x", random_text(random, step % 5 * 100)}};
       const auto written = write(**catalog, rows);

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <atomic>
 #include <chrono>
@@ -618,6 +619,30 @@ TEST_F(StoreTest, AnErasureThatCannotBeFinishedKeepsNoOtherMemoryFromBeingOpened
   open();
   ASSERT_TRUE(store_->erase_forgotten(id));
   EXPECT_LE(store_->stats()->kv_bytes_on_disk, kv_segment_bytes - 3 * 4096);
+}
+
+TEST_F(StoreTest, MemoriesCostTheDiskAndNotTheHeap) {
+  open(8 << 20);
+  const auto make = [&](int from, int to) {
+    for (int first = from; first < to; first += 500) {
+      std::vector<AppendBatch> batches;
+      for (int i = first; i < first + 500; ++i)
+        batches.push_back(batch("users/" + std::to_string(i), {turn_of_tokens(chunk_tokens)}));
+      const auto replies = store_->append(batches);
+      ASSERT_TRUE(replies) << replies.error().message;
+    }
+  };
+  const auto heap_bytes = [] { return mallinfo2().uordblks; };
+  make(0, 5'000);
+  const size_t before = heap_bytes();
+  make(5'000, 40'000);
+  EXPECT_LE(heap_bytes(), before + (4 << 20)) << "35,000 memories would be some 10 MiB in a table";
+  EXPECT_EQ(store_->stats()->memories, 40'000u);
+  EXPECT_EQ(store_->stats()->waiting_chunks, 40'000u);
+  EXPECT_EQ(store_->memories("users/3999", "users/39990", 3)->memories.size(), 3u);
+  open(8 << 20);
+  EXPECT_EQ(store_->memory("users/20000")->turns, 1u);
+  EXPECT_EQ(store_->unencoded(0, 7)->size(), 7u);
 }
 
 // ---- Opening
