@@ -16,8 +16,8 @@ TEST(Kill, LosesNothingThatWasAcknowledgedAtAnyMoment) {
   const KillOptions options{.seed = setting("RECALLD_CRASH_SEED", 1), .kills = setting("RECALLD_CRASH_KILLS", 20)};
   const KillResult result = kill_again_and_again(directory.path(), options);
   std::cout << "kills: seed " << options.seed << ", kills " << result.kills << " (at start " << result.kills_at_start
-            << "), turns " << result.turns << ", chunks " << result.chunks << ", losses " << result.failures.size()
-            << std::endl;
+            << "), turns " << result.turns << ", forgotten " << result.forgotten << ", chunks " << result.chunks
+            << ", erased chunks " << result.chunks_gone << ", losses " << result.failures.size() << std::endl;
   for (const std::string& failure : result.failures)
     ADD_FAILURE() << "seed " << options.seed << ", after kill " << result.kills << ": " << failure;
 }

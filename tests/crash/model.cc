@@ -8,7 +8,9 @@
 namespace recalld::crash {
 namespace {
 
-constexpr uint64_t kept_state_chunks = 1024;  // a state at a multiple of it is kept for good
+constexpr uint64_t kept_state_chunks = 1024;           // a state at a multiple of it is kept for good
+constexpr uint64_t page_bytes = 131072;                // of landmarks
+constexpr size_t trace_bytes = 40, trace_tokens = 10;  // looked for: enough to be of this turn alone
 
 // Numbers that follow from a hash and a word.
 class Numbers {
@@ -46,6 +48,17 @@ std::string in_words(const Appended& reply) {
          std::to_string(reply.end_token) + (reply.repeated ? ", repeated" : "");
 }
 
+// Of the beginning of the turn's text, and of its tokens.
+MemoryModel::Traces traces_of(MemoryId id, uint64_t number, const NewTurn& turn) {
+  const std::string of = "turn " + std::to_string(number) + " of memory " + std::to_string(id);
+  MemoryModel::Traces traces;
+  if (turn.turn.content.size() >= trace_bytes / 2)
+    traces.texts.emplace_back("the text of " + of, turn.turn.content.substr(0, trace_bytes));
+  if (turn.ids.size() >= trace_tokens)
+    traces.texts.emplace_back("tokens of " + of, as_text(std::as_bytes(std::span(turn.ids).subspan(0, trace_tokens))));
+  return traces;
+}
+
 // Gathers what differs in one memory.
 class Comparison {
  public:
@@ -56,10 +69,11 @@ class Comparison {
     info();
     if (!complaints_.empty()) return complaints_;
     turns();
-    tokens();
+    text();
     operations();
     chunks();
-    states();
+    generation("", serving_, memory_.serving);
+    if (next_) generation(" of the next generation", *next_, *memory_.next);
     return complaints_;
   }
 
@@ -80,34 +94,43 @@ class Comparison {
     if (!fine("look up", info)) return;
     expect_equal("as its id", info->id, memory_.id);
     expect_equal("turns", info->turns, memory_.turns.size());
-    expect_equal("tokens", info->tokens, memory_.tokens.size());
-    expect_equal("encoded chunks", info->encoded_chunks, memory_.encoded_chunks);
+    expect_equal("as its next turn", info->next_turn, memory_.next_turn);
+    expect_equal("tokens", info->tokens, memory_.serving.tokens.size());
+    expect_equal("encoded chunks", info->encoded_chunks, memory_.serving.chunks);
     expect_equal("bytes", info->content_bytes, memory_.content_bytes);
     expect_equal("as its creation", static_cast<uint64_t>(info->created_us), static_cast<uint64_t>(memory_.created_us));
     expect_equal("as its last append", static_cast<uint64_t>(info->updated_us),
                  static_cast<uint64_t>(memory_.updated_us));
+    expect_equal("next generations", info->next ? 1 : 0, memory_.next ? 1 : 0);
+    if (info->next && memory_.next) {
+      expect_equal("as where the next generation began", info->next_first_chunk, memory_.next->first_chunk());
+      expect_equal("encoded chunks of the next generation", info->next->chunks, memory_.next->chunks);
+    }
+    serving_ = info->serving;
+    next_ = info->next;
   }
 
   void turns() {
     const auto turns = store_.turns(memory_.id, 0, SIZE_MAX, SIZE_MAX);
     if (!fine("read turns", turns)) return;
     expect_equal("turns read", turns->size(), memory_.turns.size());
-    for (size_t i = 0; i < std::min(turns->size(), memory_.turns.size()); ++i) {
+    std::map<uint64_t, uint64_t> first_tokens;
+    for (size_t i = memory_.serving.tokens.size(); i-- > 0;) first_tokens[memory_.serving.tokens[i].turn] = i;
+    auto expected = memory_.turns.begin();
+    for (size_t i = 0; i < std::min(turns->size(), memory_.turns.size()); ++i, ++expected) {
       const StoredTurn& got = (*turns)[i];
-      const NewTurn& expected = *memory_.turns[i];
-      if (got.turn != i || !same_turn(got.value, expected.turn) || got.first_token != memory_.first_tokens[i] ||
-          got.tokens != expected.ids.size())
-        complain("turn " + std::to_string(i) + " is another one");
+      const auto& [number, turn] = *expected;
+      if (got.turn != number || !same_turn(got.value, turn->turn) || got.first_token != first_tokens[number] ||
+          got.tokens != turn->ids.size())
+        complain("turn " + std::to_string(number) + " is another one");
     }
   }
 
-  void tokens() {
-    const auto tokens = store_.tokens(memory_.id, 0, memory_.tokens.size() + 1);
-    if (fine("read tokens", tokens) && *tokens != memory_.tokens) complain("its tokens are others");
-    if (memory_.tokens.empty()) return;
+  void text() {
+    if (memory_.serving.tokens.empty()) return;
     std::string text;
-    for (const auto& turn : memory_.turns) text += stream_text(turn->turn);
-    const auto passage = store_.passage(memory_.id, 0, memory_.tokens.size());
+    for (const auto& [number, turn] : memory_.turns) text += stream_text(turn->turn);
+    const auto passage = store_.passage(memory_.id, 0, memory_.serving.tokens.size());
     if (!fine("read its text", passage)) return;
     if (passage->text != text) complain("its text is another one");
     expect_equal("turns in its text", passage->turns.size(), memory_.turns.size());
@@ -135,12 +158,13 @@ class Comparison {
   }
 
   void chunks() {
+    const GenerationModel& serving = memory_.serving;
     std::vector<uint64_t> numbers;
-    for (uint64_t i = 0; i < memory_.encoded_chunks; ++i) numbers.push_back(i);
+    for (uint64_t i = 0; i < serving.chunks; ++i) numbers.push_back(i);
     std::vector<std::byte> kv(numbers.size() * shape_.kv_bytes);
     const bool fetched = numbers.empty() || fine("fetch its chunks", store_.fetch(memory_.id, numbers, kv));
     for (const uint64_t i : numbers) {
-      const Encoded expected(memory_.past[i + 1], shape_);
+      const Encoded expected(serving.past[i + 1], shape_);
       const auto landmark = store_.landmark(memory_.id, i);
       if (fine("read landmark " + std::to_string(i), landmark) &&
           std::memcmp(landmark->data(), expected.landmark.data(), expected.landmark.size() * sizeof(Bf16)) != 0)
@@ -150,22 +174,37 @@ class Comparison {
     }
   }
 
-  void states() {
-    for (const uint64_t chunks : memory_.states) {
-      const auto state = store_.state(memory_.id, chunks);
-      if (!fine("read the state after chunk " + std::to_string(chunks), state)) continue;
-      if (!*state || (*state)->chunks != chunks || (*state)->bytes != state_of(memory_.past[chunks], shape_))
-        complain("the state after chunk " + std::to_string(chunks) + " is missing or another one");
+  // What an encoder reads of it.
+  void generation(const std::string& of, const StreamInfo& got, const GenerationModel& expected) {
+    expect_equal("as the stream" + of, got.stream, expected.stream());
+    const auto tokens = store_.tokens(got, 0, expected.tokens.size() + 1);
+    const bool forgotten =
+        std::ranges::any_of(expected.tokens, [&](const auto& token) { return !memory_.turns.contains(token.turn); });
+    if (forgotten) {
+      if (tokens || tokens.error().kind != ErrorKind::busy) complain("tokens of forgotten turns are read" + of);
+    } else if (fine("read tokens" + of, tokens) && *tokens != expected.ids()) {
+      complain("its tokens are others" + of);
     }
-    const auto newest = store_.state(memory_.id, UINT64_MAX);
-    if (fine("read its newest state", newest))
-      expect_equal("chunks in its newest state", *newest ? (*newest)->chunks : 0, memory_.state_chunks);
+    const auto states = memory_.states_of(expected);
+    for (const uint64_t chunks : states) {
+      const std::string which = "the state after chunk " + std::to_string(chunks) + of;
+      const auto state = store_.state(got, chunks);
+      if (!fine("read " + which, state)) continue;
+      if (!*state || (*state)->chunks != chunks || (*state)->bytes != state_of(expected.past[chunks], shape_))
+        complain(which + " is missing or another one");
+    }
+    const auto newest = store_.state(got, UINT64_MAX);
+    if (fine("read its newest state" + of, newest))
+      expect_equal("chunks in its newest state" + of, *newest ? (*newest)->chunks : 0,
+                   states.empty() ? 0 : *states.rbegin());
   }
 
   Store& store_;
   const std::string name_;
   const MemoryModel& memory_;
   const RecordShape& shape_;
+  StreamInfo serving_;
+  std::optional<StreamInfo> next_;
   std::vector<std::string> complaints_;
 };
 
@@ -216,28 +255,174 @@ std::string state_of(const Hash128& past, const RecordShape& shape) {
   return state;
 }
 
-void MemoryModel::add(const NewTurn& turn) {
-  turns.push_back(std::make_shared<const NewTurn>(turn));
-  first_tokens.push_back(tokens.size());
-  tokens.insert(tokens.end(), turn.ids.begin(), turn.ids.end());
-  content_bytes += turn.turn.content.size();
+uint64_t page_chunks(const RecordShape& shape) {
+  return std::max<uint64_t>(1, page_bytes / (shape.landmark_dim * sizeof(Bf16)));
+}
+
+// ---- Generations
+
+void GenerationModel::add(std::span<const Token> more) {
+  tokens.insert(tokens.end(), more.begin(), more.end());
+  sum_up();
+}
+
+void GenerationModel::take(const std::set<uint64_t>& turns, uint64_t from) {
+  const auto first = tokens.begin() + static_cast<ptrdiff_t>(from);
+  tokens.erase(std::remove_if(first, tokens.end(), [&](const Token& token) { return turns.contains(token.turn); }),
+               tokens.end());
+  past.resize(from / chunk_tokens + 1);
+  sum_up();
+}
+
+std::vector<uint32_t> GenerationModel::ids() const {
+  std::vector<uint32_t> ids;
+  for (const Token& token : tokens) ids.push_back(token.id);
+  return ids;
+}
+
+void GenerationModel::sum_up() {
   while (past.size() <= tokens.size() / chunk_tokens) {
     std::string both(as_text(past.back()));
-    both += as_text(std::as_bytes(std::span(tokens).subspan((past.size() - 1) * chunk_tokens, chunk_tokens)));
+    for (uint64_t i = (past.size() - 1) * chunk_tokens; i < past.size() * chunk_tokens; ++i)
+      both += as_text(std::as_bytes(std::span(&tokens[i].id, 1)));
     past.push_back(hash128(as_bytes(both)));
   }
 }
 
-void MemoryModel::add_state(uint64_t chunks) {
-  if (state_chunks % kept_state_chunks != 0) states.erase(state_chunks);
-  states.insert(chunks);
-  state_chunks = chunks;
+// ---- Memories
+
+void MemoryModel::Traces::add(const Traces& more) {
+  texts.insert(texts.end(), more.texts.begin(), more.texts.end());
+  pasts.insert(more.pasts.begin(), more.pasts.end());
 }
+
+void MemoryModel::add(const NewTurn& turn) {
+  const uint64_t number = turn.number.value_or(next_turn);
+  std::vector<GenerationModel::Token> tokens;
+  for (const uint32_t token : turn.ids) tokens.push_back({next_position++, number, token});
+  serving.add(tokens);
+  if (next) next->add(tokens);
+  turns[number] = std::make_shared<const NewTurn>(turn);
+  next_turn = number + 1;
+  content_bytes += turn.turn.content.size();
+}
+
+void MemoryModel::add_state(GenerationModel& to, uint64_t chunks) {
+  // What is there already, or would lie among what another generation has too, is not taken.
+  if (chunks <= to.state_chunks || chunks <= to.first_chunk()) return;
+  if (to.state_chunks % kept_state_chunks != 0) states.erase({to.stream(), to.state_chunks});
+  states.emplace(to.stream(), chunks);
+  to.state_chunks = chunks;
+}
+
+std::set<uint64_t> MemoryModel::states_of(const GenerationModel& generation) const {
+  std::set<uint64_t> found;
+  for (size_t i = 0; i < generation.extents.size(); ++i) {
+    const auto& [first, stream] = generation.extents[i];
+    const uint64_t end = i + 1 < generation.extents.size() ? generation.extents[i + 1].first_chunk : UINT64_MAX;
+    for (const auto& [of, chunks] : states) {
+      if (of == stream && chunks > first && chunks <= end) found.insert(chunks);
+    }
+  }
+  return found;
+}
+
+void MemoryModel::doom(const GenerationModel& generation, uint64_t first_chunk) {
+  for (uint64_t i = first_chunk; i < generation.chunks; ++i) doomed.pasts.insert(generation.past[i + 1]);
+}
+
+MemoryModel::Forgetting MemoryModel::forget(std::span<const TurnRange> ranges, uint64_t page_chunks,
+                                            StreamId new_stream) {
+  std::set<uint64_t> taken;
+  Forgetting forgetting{.reply = {.id = id}};
+  uint64_t first_position = UINT64_MAX;
+  for (const auto& [number, turn] : turns) {
+    if (std::ranges::none_of(ranges, [&](const TurnRange& of) { return of.first <= number && number <= of.last; }))
+      continue;
+    taken.insert(number);
+    ++forgetting.reply.turn_count;
+    forgetting.reply.tokens += turn->ids.size();
+    forgetting.reply.content_bytes += turn->turn.content.size();
+    doomed.add(traces_of(id, number, *turn));
+  }
+  forgetting.reply.rebuilding = next.has_value();
+  if (taken.empty()) return forgetting;
+  for (const auto& token : serving.tokens) {
+    if (taken.contains(token.turn)) first_position = std::min(first_position, token.position);
+  }
+  for (const uint64_t number : taken) turns.erase(number);
+  content_bytes -= forgetting.reply.content_bytes;
+  forgetting.erasures = 1;
+
+  // What is encoded stays in what serves.
+  serving.take(taken, serving.chunks * chunk_tokens);
+  if (next && first_position < next->end_position()) {
+    doom(*next, next->first_chunk());
+    ++forgetting.erasures;
+    next.reset();
+  } else if (next) {
+    next->take(taken, next->chunks * chunk_tokens);
+  }
+  const auto gone = [&](const GenerationModel::Token& token) { return !turns.contains(token.turn); };
+  const auto first = std::ranges::find_if(serving.tokens, gone);
+  forgetting.reply.rebuilding = first != serving.tokens.end();
+  if (!forgetting.reply.rebuilding) return forgetting;
+  const uint64_t first_chunk = static_cast<uint64_t>(first - serving.tokens.begin()) / chunk_tokens;
+  forgetting.reply.chunks = serving.chunks - first_chunk;
+  if (next) return forgetting;
+  const uint64_t shared = first_chunk / page_chunks * page_chunks;
+  GenerationModel made;
+  for (const Extent& extent : serving.extents) {
+    if (extent.first_chunk < shared) made.extents.push_back(extent);
+  }
+  made.extents.push_back({shared, new_stream});
+  std::vector<GenerationModel::Token> left;
+  std::ranges::remove_copy_if(serving.tokens, std::back_inserter(left), gone);
+  made.add(left);
+  made.chunks = shared;
+  next = std::move(made);
+  return forgetting;
+}
+
+std::optional<uint64_t> MemoryModel::swap(bool at_once) {
+  if (!next) return std::nullopt;
+  const bool caught_up = next->waiting_chunks() == 0 || next->end_position() >= serving.end_position();
+  if (!at_once && !caught_up) return std::nullopt;
+  uint64_t erasures = 0;
+  const uint64_t shared = next->first_chunk();
+  for (size_t i = 0; i < serving.extents.size(); ++i) {
+    if (i + 1 == serving.extents.size() || serving.extents[i + 1].first_chunk > shared) ++erasures;
+  }
+  doom(serving, shared);
+  // Among what both have only the states that are kept for good belong.
+  for (const uint64_t chunks : states_of(*next)) {
+    if (chunks > shared || chunks % kept_state_chunks == 0) continue;
+    std::erase_if(states, [&](const auto& state) { return state.first != next->stream() && state.second == chunks; });
+  }
+  serving = *std::move(next);
+  next.reset();
+  return erasures;
+}
+
+MemoryModel::Traces MemoryModel::everything() const {
+  Traces traces = doomed;
+  for (const auto& [number, turn] : turns) traces.add(traces_of(id, number, *turn));
+  for (const auto& [operation, of] : operations)
+    traces.texts.emplace_back("an operation of memory " + std::to_string(id), operation);
+  for (const GenerationModel* generation : {&serving, next ? &*next : nullptr}) {
+    for (uint64_t i = 0; generation != nullptr && i < generation->chunks; ++i)
+      traces.pasts.insert(generation->past[i + 1]);
+  }
+  return traces;
+}
+
+// ---- The store
 
 Expected<Appended> Model::append(const AppendBatch& batch) {
   MemoryModel& memory = memories[batch.memory];
   if (memory.id == 0) {
-    memory.id = next_memory++;
+    memory.id = next_number++;
+    memory.serving.extents = {{0, memory.id}};
     memory.created_us = batch.now_us;
   }
   if (const auto known = memory.operations.find(batch.operation_id); known != memory.operations.end()) {
@@ -246,15 +431,65 @@ Expected<Appended> Model::append(const AppendBatch& batch) {
     reply.repeated = true;
     return reply;
   }
-  Appended reply{.id = memory.id, .first_turn = memory.turns.size()};
-  const uint64_t tokens_before = memory.tokens.size();
+  Appended reply{.id = memory.id, .first_turn = batch.turns.front().number.value_or(memory.next_turn)};
+  const uint64_t tokens_before = memory.tokens();
   for (const NewTurn& turn : batch.turns) memory.add(turn);
   memory.updated_us = batch.now_us;
-  reply.last_turn = memory.turns.size() - 1;
-  reply.end_token = memory.tokens.size();
+  reply.last_turn = memory.next_turn - 1;
+  reply.end_token = memory.tokens();
   reply.tokens = reply.end_token - tokens_before;
   if (!batch.operation_id.empty()) memory.operations[batch.operation_id] = {batch.operation_digest, reply};
   return reply;
+}
+
+Forgotten Model::forget(const std::string& name, std::span<const TurnRange> ranges, uint64_t page_chunks) {
+  MemoryModel& memory = memories.at(name);
+  const auto [reply, erasures] = memory.forget(ranges, page_chunks, next_number);
+  if (reply.turn_count > 0) {
+    next_number += 1 + erasures;
+    to_erase.insert(memory.id);
+  }
+  return reply;
+}
+
+bool Model::swap(const std::string& name, bool at_once) {
+  MemoryModel& memory = memories.at(name);
+  const auto erasures = memory.swap(at_once);
+  if (!erasures) return false;
+  next_number += *erasures;
+  to_erase.insert(memory.id);
+  return true;
+}
+
+void Model::remove(const std::string& name) {
+  const auto found = memories.find(name);
+  MemoryModel memory = std::move(found->second);
+  memories.erase(found);
+  std::set<StreamId> streams;
+  for (const Extent& extent : memory.serving.extents) streams.insert(extent.stream);
+  if (memory.next) {
+    for (const Extent& extent : memory.next->extents) streams.insert(extent.stream);
+  }
+  next_number += streams.size() + 1;
+  memory.doomed = memory.everything();
+  const MemoryId id = memory.id;
+  to_erase.insert(id);
+  removed[id] = std::move(memory);
+}
+
+void Model::erase_forgotten(MemoryId id) {
+  if (to_erase.erase(id) == 0) return;
+  if (const auto memory = removed.find(id); memory != removed.end())
+    gone[id].add(std::exchange(memory->second.doomed, {}));
+  for (auto& [name, memory] : memories) {
+    if (memory.id == id) gone[id].add(std::exchange(memory.doomed, {}));
+  }
+}
+
+bool Model::settled() const {
+  return to_erase.empty() && std::ranges::all_of(memories, [](const auto& memory) {
+           return !memory.second.next && memory.second.serving.waiting_chunks() == 0;
+         });
 }
 
 std::vector<std::string> differences(Store& store, const Model& model, const RecordShape& shape) {
@@ -266,22 +501,43 @@ std::vector<std::string> differences(Store& store, const Model& model, const Rec
   }
   std::vector<MemoryId> waiting;
   std::set<std::pair<uint32_t, uint32_t>> places;
+  StoreStats sums;
   for (const auto& [name, memory] : model.memories) {
     for (std::string& complaint : Comparison(store, name, memory, shape).run())
       complaints.push_back(std::move(complaint));
-    for (uint64_t i = 0; i < memory.encoded_chunks; ++i) {
+    for (uint64_t i = 0; i < memory.serving.chunks; ++i) {
       const auto entry = store.chunk(memory.id, i);
       if (entry && !places.emplace(entry->segment, entry->slot).second)
         complaints.push_back("memory " + name + ": chunk " + std::to_string(i) + " shares its record with another one");
     }
-    if (memory.waiting_chunks() > 0) waiting.push_back(memory.id);
+    if (memory.serving.waiting_chunks() > 0 || memory.next) waiting.push_back(memory.id);
+    ++sums.memories;
+    sums.turns += memory.turns.size();
+    sums.tokens += memory.tokens();
+    sums.encoded_chunks += memory.serving.chunks;
+    sums.waiting_chunks += memory.serving.waiting_chunks() + (memory.next ? memory.next->waiting_chunks() : 0);
   }
-  for (const auto& [id, memory] : model.erased) {
-    if (store.memory(id)) complaints.push_back("memory " + std::to_string(id) + " is back after it was erased");
+  for (const auto& [id, memory] : model.removed) {
+    if (store.memory(id)) complaints.push_back("memory " + std::to_string(id) + " is back after it was removed");
   }
   std::ranges::sort(waiting);
   const auto unencoded = store.unencoded(0, SIZE_MAX);
   if (!unencoded || *unencoded != waiting) complaints.emplace_back("other memories wait for encoding than should");
+  const auto to_erase = store.to_erase();
+  if (!to_erase || !std::ranges::equal(*to_erase, model.to_erase))
+    complaints.emplace_back("other memories are to be erased than should");
+  const auto stats = store.stats();
+  if (!stats) return complaints.push_back("sum up: " + stats.error().message), complaints;
+  const auto expect_sum = [&](std::string_view what, uint64_t got, uint64_t expected) {
+    if (got != expected)
+      complaints.push_back(std::to_string(got) + " " + std::string(what) + " in all instead of " +
+                           std::to_string(expected));
+  };
+  expect_sum("memories", stats->memories, sums.memories);
+  expect_sum("turns", stats->turns, sums.turns);
+  expect_sum("tokens", stats->tokens, sums.tokens);
+  expect_sum("encoded chunks", stats->encoded_chunks, sums.encoded_chunks);
+  expect_sum("waiting chunks", stats->waiting_chunks, sums.waiting_chunks);
   return complaints;
 }
 
@@ -292,6 +548,16 @@ std::string difference(const Expected<Appended>& got, const Expected<Appended>& 
   const bool same = got && expected ? in_words(*got) == in_words(*expected)
                                     : !got && !expected && got.error().kind == expected.error().kind;
   return same ? "" : "answered " + words(got) + " instead of " + words(expected);
+}
+
+std::string difference(const Expected<Forgotten>& got, const Forgotten& expected) {
+  const auto words = [](const Forgotten& reply) {
+    return std::to_string(reply.turn_count) + " turns of memory " + std::to_string(reply.id) + ", " +
+           std::to_string(reply.tokens) + " tokens, " + std::to_string(reply.content_bytes) + " bytes, " +
+           std::to_string(reply.chunks) + " chunks" + (reply.rebuilding ? ", rebuilding" : "");
+  };
+  const std::string answer = got ? words(*got) : got.error().message;
+  return answer == words(expected) ? "" : "answered " + answer + " instead of " + words(expected);
 }
 
 }  // namespace recalld::crash

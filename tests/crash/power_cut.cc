@@ -1,7 +1,4 @@
 #include "tests/crash/power_cut.h"
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
 
 #include <signal.h>
 #include <unistd.h>
@@ -87,11 +84,13 @@ class PoweredStore {
 // What one seed does, at whatever point it is cut short.
 class Sweep {
  public:
-  // `directory` is not there yet, and goes with the sweep.
-  Sweep(std::filesystem::path directory, uint64_t seed) : seed_(seed), directory_(std::move(directory)), random_(seed) {
-    options_.shape = shape(happens(random_, 3) ? 4096 : 64);  // of the wide ones few make a page
+  // `directory` is not there yet, and goes with the sweep. Counts in `result`.
+  Sweep(std::filesystem::path directory, uint64_t seed, SweepResult& result)
+      : seed_(seed), directory_(std::move(directory)), random_(seed), result_(result) {
+    options_.shape = shape(happens(random_, 2) ? 8192 : 64);  // of the wide ones few make a page
     options_.large_turns = happens(random_, 3) ? 12 : 0;
     options_.erases = !happens(random_, 3);
+    options_.forgets = !happens(random_, 4);
   }
 
   ~Sweep() { std::filesystem::remove_all(directory_); }
@@ -133,10 +132,12 @@ class Sweep {
     disk = disk->survivor(luck());
 
     PoweredStore store(directory_, options_.shape);
+    bool recovered_before = false;
     for (uint64_t left = 0; left < recovery_cuts_max && happens(luck, 2); ++left) {
-      disk->cut_power_at(1 + below(luck, open_points_));
-      (void)store.open(*disk);  // may get through
-      store.close();            // and then this may not
+      disk->cut_power_at(1 + below(luck, recovery_points_));
+      recovered_before = true;
+      if (store.open(*disk)) (void)erase_as_at_start(*store);  // may get through
+      store.close();                                           // and then this may not
       if (!disk->powered()) ++outcome.recovery_cuts;
       disk = disk->survivor(luck());
     }
@@ -144,8 +145,8 @@ class Sweep {
     if (const auto opened = store.open(*disk); !opened) {
       outcome.complaints.push_back("open: " + opened.error().message);
     } else {
-      open_points_ = std::max<uint64_t>(10, disk->points());
-      judge(*disk, store, broken_off, luck, outcome.complaints);
+      recovery_points_ = std::max<uint64_t>(10, disk->points());
+      judge(*disk, store, broken_off, recovered_before, luck, outcome.complaints);
     }
     for (std::string& complaint : outcome.complaints)
       complaint = "power went during " + broken_off.step.what + ": " + complaint;
@@ -157,6 +158,16 @@ class Sweep {
   struct BrokenOff {
     Step step;
   };
+
+  // What a daemon does when it has opened the store.
+  static Expected<void> erase_as_at_start(Store& store) {
+    RECALLD_TRY(const auto ids, store.to_erase());
+    for (const MemoryId id : ids) {
+      const auto memory = store.memory(id);
+      if (!memory || !memory->next) RECALLD_CHECK(store.erase_forgotten(id));
+    }
+    return {};
+  }
 
   BrokenOff run_workload(PowerDisk& disk, std::vector<std::string>& complaints) const {
     Random random = random_;
@@ -178,6 +189,7 @@ class Sweep {
       Step step = next_step(random, model, options_);
       std::vector<std::string> wrong;
       const auto done = step.run(*store, wrong);
+      if (done && step.forgets) ++result_.forgettings;
       if (dark) {
         if (done && wrong.empty() && step.writes) complaints.push_back(step.what + " was acknowledged without power");
       } else if (disk.powered()) {
@@ -194,27 +206,33 @@ class Sweep {
     return broken_off ? *std::move(broken_off) : nothing("closing");
   }
 
-  void judge(const PowerDisk& disk, PoweredStore& store, const BrokenOff& broken_off, Random& luck,
-             std::vector<std::string>& complaints) const {
+  void judge(const PowerDisk& disk, PoweredStore& store, const BrokenOff& broken_off, bool recovery_erased,
+             Random& luck, std::vector<std::string>& complaints) const {
     const auto add = [&](std::vector<std::string> more) { std::ranges::move(more, std::back_inserter(complaints)); };
-    // Which of the outcomes is it? The furthest one is tried first.
+    // Which of the outcomes is it? The furthest one is tried first. Recovery may have erased what was forgotten.
+    const auto to_erase = store_ids(*store);
     std::optional<Model> model;
     std::vector<std::string> differing;
     for (auto outcome = broken_off.step.outcomes.rbegin(); outcome != broken_off.step.outcomes.rend(); ++outcome) {
-      differing = differences(*store, *outcome, options_.shape);
+      Model recovered = *outcome;
+      for (const MemoryId id : outcome->to_erase) {
+        if (recovery_erased && !to_erase.contains(id)) recovered.erase_forgotten(id);
+      }
+      differing = differences(*store, recovered, options_.shape);
       if (differing.empty()) {
-        model = *outcome;
+        model = std::move(recovered);
         break;
       }
     }
     if (!model) return add(std::move(differing));
-    add(leftovers(disk, *store, *model, luck));
+    add(traces(disk, *model, luck));
 
     // It is a store like any other.
     const auto run = [&](Step step) {
       const auto done = step.run(*store, complaints);
       if (!done) complaints.push_back("afterwards, " + step.what + ": " + done.error().message);
       if (done) model = std::move(step.outcomes.back());
+      return done.has_value();
     };
     if (!broken_off.step.appended.empty()) run(retry_step(*model, broken_off.step));
     // Bytes of a put that was broken off must not outlive the memory either.
@@ -222,22 +240,34 @@ class Sweep {
     if (options_.erases && model->memories.contains(encoded) && happens(luck, 2)) run(erase_step(*model, encoded));
     for (uint64_t left = steps_after; left > 0; --left) run(next_step(luck, *model, options_));
     add(differences(*store, *model, options_.shape));
-    add(leftovers(disk, *store, *model, luck));
+    add(traces(disk, *model, luck));
+    for (auto step = settling_step(luck, *model, options_); step && run(*std::move(step));)
+      step = settling_step(luck, *model, options_);
+    if (!model->settled()) return;
+    add(differences(*store, *model, options_.shape));
+    add(traces(disk, *model, luck));
+    add(empty_segments(disk, *store, *model));
     if (!happens(luck, 3)) return;
     if (const auto opened = store.reopen(); !opened) {
       complaints.push_back("afterwards, open again: " + opened.error().message);
       return;
     }
     add(differences(*store, *model, options_.shape));
-    add(leftovers(disk, *store, *model, luck));
+    add(traces(disk, *model, luck));
+    add(empty_segments(disk, *store, *model));
   }
 
-  // What a store should not keep: segments without a chunk, and anything of what was erased.
-  std::vector<std::string> leftovers(const PowerDisk& disk, Store& store, const Model& model, Random& luck) const {
+  static std::set<MemoryId> store_ids(const Store& store) {
+    const auto ids = store.to_erase();
+    return ids ? std::set(ids->begin(), ids->end()) : std::set<MemoryId>{};
+  }
+
+  // Of a store that has encoded and erased everything: segments without a chunk are not kept.
+  std::vector<std::string> empty_segments(const PowerDisk& disk, Store& store, const Model& model) const {
     std::vector<std::string> found;
     std::set<std::string> named;
     for (const auto& [name, memory] : model.memories) {
-      for (uint64_t i = 0; i < memory.encoded_chunks; ++i) {
+      for (uint64_t i = 0; i < memory.serving.chunks; ++i) {
         if (const auto entry = store.chunk(memory.id, i)) named.insert(segment_name(entry->segment));
       }
     }
@@ -247,28 +277,55 @@ class Sweep {
       // The last one may have just been begun.
       if (!named.contains(segment) && segment != segments->back()) found.push_back(segment + " holds no chunk");
     }
-    if (model.erased.empty()) return found;
+    return found;
+  }
+
+  // Of what was forgotten, or of memories that were removed, once that is erased: none is anywhere on the disk. And of
+  // what is there, so that somebody sees the looking fail.
+  std::vector<std::string> traces(const PowerDisk& disk, const Model& model, Random& luck) const {
+    if (model.gone.empty()) return {};
+    std::vector<std::string> found;
     const auto files = disk.contents();
-    const auto trace = [&](const std::string& what, std::string_view bytes) {
+    const auto is_in = [&](std::string_view bytes) -> std::optional<std::string> {
       for (const auto& [file, contents] : files) {
-        if (contents.find(bytes) != std::string::npos) found.push_back(what + " is in " + file);
+        if (contents.find(bytes) != std::string::npos) return file;
       }
+      return std::nullopt;
     };
+    const auto must_be_gone = [&](const std::string& what, std::string_view bytes) {
+      ++result_.traces;
+      if (const auto file = is_in(bytes)) found.push_back(what + " is in " + *file);
+    };
+    const auto any_of = [&](const auto& of) {
+      return *std::next(of.begin(), static_cast<ptrdiff_t>(below(luck, of.size())));
+    };
+    std::set<Hash128> there;  // the same chunks may have been encoded again
+    for (const auto& [name, memory] : model.memories) {
+      const MemoryModel::Traces live = memory.everything();
+      there.insert(live.pasts.begin(), live.pasts.end());
+      if (!memory.turns.empty() && happens(luck, 4)) {
+        const auto text = live.texts[below(luck, live.texts.size())].second;
+        ++result_.controls;
+        result_.controls_found += is_in(text) ? 1 : 0;
+      }
+    }
     for (size_t left = traces_max; left > 0; --left) {
-      // The one that was erased last is the most likely to have left something.
-      const auto& [id, memory] =
-          happens(luck, 2) ? *model.erased.rbegin()
-                           : *std::next(model.erased.begin(), static_cast<ptrdiff_t>(below(luck, model.erased.size())));
-      const std::string of = " of erased memory " + std::to_string(id);
-      const uint64_t turn = below(luck, memory.turns.size());
-      const std::string& content = memory.turns[turn]->turn.content;
-      if (content.size() >= 16) trace("turn " + std::to_string(turn) + of, std::string_view(content).substr(0, 40));
-      if (memory.past.size() == 1) continue;
-      const uint64_t number = below(luck, memory.past.size() - 1);
-      const Encoded chunk(memory.past[number + 1], options_.shape);
-      trace("the K/V of chunk " + std::to_string(number) + of, as_text(ByteView(chunk.kv).first(64)));
-      trace("the landmark of chunk " + std::to_string(number) + of,
-            as_text(std::as_bytes(std::span(chunk.landmark)).first(64)));
+      const auto& [id, gone] = any_of(model.gone);
+      // What was erased last is the most likely to have left something.
+      if (!gone.texts.empty()) {
+        const size_t last = gone.texts.size() - 1;
+        const auto& [what, bytes] =
+            gone.texts[last - (happens(luck, 2) ? std::min(last, below(luck, 4)) : below(luck, last + 1))];
+        must_be_gone(what, bytes);
+      }
+      if (gone.pasts.empty()) continue;
+      const Hash128 past = any_of(gone.pasts);
+      if (there.contains(past)) continue;
+      const std::string of = " of an erased chunk of memory " + std::to_string(id);
+      const Encoded chunk(past, options_.shape);
+      must_be_gone("the K/V" + of, as_text(ByteView(chunk.kv).first(64)));
+      must_be_gone("the landmark" + of, as_text(std::as_bytes(std::span(chunk.landmark)).first(64)));
+      must_be_gone("the state after it" + of, std::string_view(state_of(past, options_.shape)).substr(0, 64));
     }
     return found;
   }
@@ -279,7 +336,8 @@ class Sweep {
   WorkloadOptions options_;
   std::unique_ptr<PowerDisk> disk_;
   Model model_;
-  uint64_t open_points_ = 80;  // of the last recovery
+  uint64_t recovery_points_ = 80;  // of the last recovery
+  SweepResult& result_;
 };
 
 }  // namespace
@@ -294,7 +352,7 @@ SweepResult sweep_power_cuts(const std::filesystem::path& directory, const Sweep
   for (uint64_t seed = options.first_seed; result.points < options.points_max; ++seed) {
     result.last_seed = seed;
     const std::string name = "seed " + std::to_string(seed);
-    Sweep sweep(directory / name, seed);
+    Sweep sweep(directory / name, seed, result);
     if (failed(name + ", before the power went", sweep.prepare())) return result;
     uint64_t point = options.only_point != 0 ? options.only_point : 1 + seed % options.stride;
     for (; result.points < options.points_max; point += options.stride) {

@@ -19,6 +19,10 @@ struct SweepResult {
   uint64_t last_seed = 0;
   uint64_t points = 0;                // at which the power was cut, also while a store recovered from it
   uint64_t recovery_points = 0;       // these alone
+  uint64_t forgettings = 0;           // of turns, in the workloads that were cut short
+  uint64_t traces = 0;                // of what was gone that were looked for
+  uint64_t controls = 0;              // of what was there that were looked for as well
+  uint64_t controls_found = 0;        // fewer: tables are compressed
   std::vector<std::string> failures;  // each with its seed and point: "seed 3, point 214: ..."
 };
 

@@ -24,8 +24,13 @@ TEST(PowerCut, LosesNothingThatWasAcknowledgedAtAnyPoint) {
                              .only_point = setting("RECALLD_CRASH_POINT", 0)};
   const SweepResult result = sweep_power_cuts(directory.path(), options);
   std::cout << "power cuts: seeds " << options.first_seed << " to " << result.last_seed << ", points " << result.points
-            << " (during recovery " << result.recovery_points << "), losses " << result.failures.size() << std::endl;
+            << " (during recovery " << result.recovery_points << "), forgettings " << result.forgettings << ", traces "
+            << result.traces << " (of what is there " << result.controls << ", found " << result.controls_found
+            << "), losses " << result.failures.size() << std::endl;
   for (const std::string& failure : result.failures) ADD_FAILURE() << failure;
+  if (result.controls >= 20) {
+    EXPECT_GT(result.controls_found, result.controls / 2) << "looking for traces finds nothing";
+  }
 }
 
 }  // namespace

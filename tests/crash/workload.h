@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct Step {
 
   std::vector<AppendBatch> appended{};  // by this step, when it is an append
   std::string encoded{};                // the memory whose chunks it puts, when it does
+  bool forgets = false;                 // turns that there are
   bool writes = true;                   // false: it may succeed on a disk that takes no writes
 };
 
@@ -30,16 +32,26 @@ struct WorkloadOptions {
   RecordShape shape;
   size_t turn_bytes_max = 1500;
   uint64_t large_turns = 0;  // one turn in so many is of 70 to 150 KB; 0: none
-  bool erases = true;
+  bool erases = true;        // memories
+  bool forgets = true;       // turns
 };
 
 Step next_step(Random& random, const Model& model, const WorkloadOptions& options);
 
 // ---- The steps that next_step() chooses from
 Step append_step(const Model& model, std::vector<AppendBatch> group);
-Step put_step(Random& random, const Model& model, const std::string& memory, const RecordShape& shape);
-Step put_state_step(const Model& model, const std::string& memory, const RecordShape& shape);
-Step erase_step(const Model& model, const std::string& memory);
+// Of the serving generation or the next one.
+Step put_step(Random& random, const Model& model, const std::string& memory, bool of_next, const RecordShape& shape);
+Step put_state_step(const Model& model, const std::string& memory, bool of_next, const RecordShape& shape);
+Step forget_step(const Model& model, const std::string& memory, std::vector<TurnRange> turns, const RecordShape& shape);
+Step swap_step(const Model& model, const std::string& memory, bool at_once);
+Step remove_step(const Model& model, const std::string& memory);
+Step erase_step(const Model& model, const std::string& memory);  // removes it, and its bytes
+Step erase_forgotten_step(const Model& model, MemoryId memory);
+Step restore_step(Random& random, const Model& model, const std::string& memory, const WorkloadOptions& options);
+
+// What a daemon that is left alone does next; nothing once all is encoded and erased.
+std::optional<Step> settling_step(Random& random, const Model& model, const WorkloadOptions& options);
 
 // What a client does that got no answer: the appends of the step that carry an operation_id, again.
 Step retry_step(const Model& model, const Step& broken_off);
