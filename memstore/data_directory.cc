@@ -23,7 +23,8 @@ namespace {
 
 constexpr std::string_view magic = "recalld store\n";
 constexpr std::string_view format_line = "format 2\n";
-constexpr const char* adopting_file = "ADOPTING";  // there while DATA/next takes the place of the store
+constexpr const char* adopting_file = "ADOPTING";     // there while DATA/next takes the place of the store
+constexpr const char* dropped_directory = "dropped";  // what DATA/next becomes while it is removed
 
 std::string stamp_of(const RecordShape& shape) {
   std::string text(magic);
@@ -141,6 +142,7 @@ Expected<void> finish_adopting(const std::filesystem::path& path) {
     std::filesystem::remove_all(path / part, problem);
     if (!problem) std::filesystem::rename(next / part, path / part, problem);
     if (problem) return std::unexpected(system_error("replace " + (path / part).string(), problem.value()));
+    RECALLD_CHECK(sync_directory(next));
     RECALLD_CHECK(sync_directory(path));
   }
   if (std::filesystem::exists(next / "FORMAT", problem)) {
@@ -154,6 +156,27 @@ Expected<void> finish_adopting(const std::filesystem::path& path) {
   return sync_directory(path);
 }
 
+// Goes on with removing what DATA/next was, if that was begun.
+Expected<void> finish_dropping(const std::filesystem::path& path) {
+  std::error_code problem;
+  if (std::filesystem::remove_all(path / dropped_directory, problem) == 0 && !problem) return {};
+  if (problem) return std::unexpected(system_error("remove " + (path / dropped_directory).string(), problem.value()));
+  return sync_directory(path);
+}
+
+// The catalog is made before kv/ is, so that kv/ alone is a store that has lost its catalog.
+Expected<void> check_that_catalog_is_there(const DataDirectory& directory) {
+  std::error_code problem;
+  if (!std::filesystem::exists(directory.kv(), problem)) return {};
+  const bool there =
+      std::filesystem::exists(directory.catalog(), problem) && !std::filesystem::is_empty(directory.catalog(), problem);
+  if (problem) return std::unexpected(system_error("look for " + directory.catalog().string(), problem.value()));
+  if (there) return {};
+  return fail(ErrorKind::corrupt, "open store: " + directory.catalog().string() + " is missing beside " +
+                                      directory.kv().string() +
+                                      ", and the turns with it; put it back, or restore the store from a backup");
+}
+
 }  // namespace
 
 Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, const RecordShape& shape) {
@@ -161,11 +184,13 @@ Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, c
   RECALLD_TRY(Descriptor held, lock(path));
   DataDirectory directory(path, std::move(held));
   RECALLD_CHECK(finish_adopting(path));
+  RECALLD_CHECK(finish_dropping(path));
 
   const std::filesystem::path file = path / "FORMAT";
   RECALLD_TRY(const auto found, read_stamp(file));
   if (found) {
     if (*found != stamp_of(shape)) return std::unexpected(refusal(file, *found, shape));
+    RECALLD_CHECK(check_that_catalog_is_there(directory));
     return directory;
   }
   std::error_code problem;
@@ -177,6 +202,11 @@ Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, c
 }
 
 Expected<std::optional<RecordShape>> DataDirectory::stamp(const std::filesystem::path& path) {
+  std::error_code problem;
+  if (std::filesystem::exists(path / adopting_file, problem)) {
+    RECALLD_TRY(const Descriptor held, lock(path));
+    RECALLD_CHECK(finish_adopting(path));
+  }
   const std::filesystem::path file = path / "FORMAT";
   RECALLD_TRY(const auto found, read_stamp(file));
   if (!found) return std::nullopt;
@@ -195,6 +225,16 @@ Expected<void> DataDirectory::adopt_next(const std::filesystem::path& path) {
   RECALLD_TRY(const Descriptor held, lock(path));
   RECALLD_CHECK(write_durably(path, adopting_file, "DATA/next takes the place of the store\n"));
   return finish_adopting(path);
+}
+
+Expected<void> DataDirectory::drop_next(const std::filesystem::path& path) {
+  RECALLD_CHECK(finish_dropping(path));
+  if (::rename(next(path).c_str(), (path / dropped_directory).c_str()) != 0) {
+    if (errno == ENOENT) return {};
+    return std::unexpected(system_error("remove " + next(path).string(), errno));
+  }
+  RECALLD_CHECK(sync_directory(path));
+  return finish_dropping(path);
 }
 
 }  // namespace recalld
