@@ -297,9 +297,19 @@ Expected<void> Engine::Impl::change_over(const RecordShape& shape) {
 
 // What was begun for another model follows what is forgotten, even while that model cannot be loaded.
 Expected<void> Engine::Impl::open_successor() {
-  RECALLD_TRY(const auto stamp, DataDirectory::stamp(DataDirectory::next(options_.data)));
-  if (!stamp) return {};
-  RECALLD_TRY(successor_, Successor::open(options_.data, *stamp, successor_bytes()));
+  const auto open = [&]() -> Expected<std::unique_ptr<Successor>> {
+    RECALLD_TRY(const auto stamp, DataDirectory::stamp(DataDirectory::next(options_.data)));
+    if (!stamp) return nullptr;
+    return Successor::open(options_.data, *stamp, successor_bytes());
+  };
+  auto successor = open();
+  if (!successor && successor.error().kind == ErrorKind::corrupt) {
+    // All of it can be made again, and nothing could be forgotten in it as it is.
+    spdlog::error("{}: it is dropped; run recall reencode to begin it anew", successor.error().message);
+    return DataDirectory::drop_next(options_.data);
+  }
+  if (!successor) return std::unexpected(std::move(successor).error());
+  successor_ = *std::move(successor);
   return {};
 }
 
@@ -308,14 +318,19 @@ Forgetter::Follower Engine::Impl::follower() {
     const std::lock_guard lock(successor_mutex_);
     return successor_ ? use(*successor_) : Expected<void>();
   };
-  return {.forget =
-              [with_successor](const std::string& memory, std::span<const TurnRange> turns) {
-                return with_successor([&](Successor& successor) { return successor.forget(memory, turns); });
-              },
-          .remove =
-              [with_successor](const std::string& memory) {
-                return with_successor([&](Successor& successor) { return successor.remove(memory); });
-              }};
+  return {
+      .forget =
+          [with_successor](const std::string& memory, int64_t created_us, std::span<const TurnRange> turns) {
+            return with_successor([&](Successor& successor) { return successor.forget(memory, created_us, turns); });
+          },
+      .remove =
+          [with_successor](const std::string& memory, int64_t created_us) {
+            return with_successor([&](Successor& successor) { return successor.remove(memory, created_us); });
+          },
+      .forget_missing =
+          [this, with_successor] {
+            return with_successor([&](Successor& successor) { return successor.forget_missing(*store_); });
+          }};
 }
 
 // On the model thread, which alone may use the pool that models compute with.
@@ -354,13 +369,10 @@ Expected<JobView> Engine::Impl::cancel_reencoding() {
   if (!successor_)
     return fail(ErrorKind::not_found, "drop what was encoded with another model: there is nothing of that kind");
   model_thread_->background({});
-  const uint64_t job = reencoder_ ? reencoder_->job() : 0;
+  const uint64_t job = reencoder_ ? reencoder_->job() : jobs_.start("reencode", "", options_.now_us());
   reencoder_.reset();
   successor_.reset();
-  std::error_code problem;
-  std::filesystem::remove_all(DataDirectory::next(options_.data), problem);
-  if (problem)
-    return std::unexpected(system_error("remove " + DataDirectory::next(options_.data).string(), problem.value()));
+  RECALLD_CHECK(DataDirectory::drop_next(options_.data));
   jobs_.fail(job, "cancelled; what had been encoded is gone");
   return jobs_.get(job);
 }

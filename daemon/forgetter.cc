@@ -2,6 +2,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <set>
 #include <utility>
 
 #include <boost/asio/post.hpp>
@@ -11,7 +13,8 @@
 namespace recalld {
 namespace {
 
-constexpr size_t page_turns = 1'000;  // that a filter is shown at a time
+constexpr size_t page_turns = 1'000;     // that a filter is shown at a time
+constexpr size_t page_memories = 1'000;  // that are looked through at a time
 
 }  // namespace
 
@@ -25,15 +28,27 @@ Forgetter::Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep,
       now_us_(std::move(now_us)) {}
 
 Expected<void> Forgetter::resume() {
-  RECALLD_TRY(const auto ids, store_.to_erase());
+  RECALLD_TRY(const auto erasures, store_.to_erase());
+  std::set<MemoryId> ids(erasures.begin(), erasures.end());
+  // An erasure of what was forgotten before may have done for the rows of later turns too: then only the generation
+  // that is being made tells that there will be something to erase.
+  for (MemoryId after = 0;;) {
+    RECALLD_TRY(const auto unencoded, store_.unencoded(after, page_memories));
+    for (const MemoryId id : unencoded) {
+      const auto memory = store_.memory(id);
+      if (memory && memory->next) ids.insert(id);
+    }
+    if (unencoded.size() < page_memories) break;
+    after = unencoded.back();
+  }
   for (const MemoryId id : ids) {
     {
       const std::lock_guard lock(mutex_);
       if (pending_.contains(id)) continue;
     }
     const auto memory = store_.memory(id);
-    const std::string name = memory ? memory->name : "";
-    enter(id, !memory, {.memory = name}, false, {});
+    Receipt receipt{.memory = memory ? memory->name : ""};
+    enter(id, {.whole_memory = !memory, .resumed = true, .receipt = std::move(receipt), .done = {}}, false);
   }
   return {};
 }
@@ -41,21 +56,35 @@ Expected<void> Forgetter::resume() {
 // ---- Gone from every read
 
 void Forgetter::forget(ForgetRequest request, Done<Receipt> done) {
-  const auto begin = [&]() -> Expected<std::pair<Receipt, MemoryId>> {
+  const auto begin = [&]() -> Expected<std::pair<Receipt, MemoryInfo>> {
     RECALLD_TRY(const MemoryInfo memory, store_.memory(request.memory));
     RECALLD_TRY(const auto turns, chosen(memory, request));
     RECALLD_TRY(const Forgotten forgotten,
                 request.dry_run ? store_.find_turns(memory.id, turns) : store_.forget(memory.id, turns));
-    return std::pair(receipt(memory.name, forgotten), memory.id);
+    Receipt receipt = this->receipt(memory.name, forgotten);
+    receipt.dry_run = request.dry_run;
+    if (!request.dry_run && receipt.turn_count == 0) {
+      // The turns may be among those of which something is left on disk, and who asks again wants to know.
+      RECALLD_TRY(const bool unfinished, is_unfinished(memory));
+      receipt.complete = !unfinished;
+    }
+    return std::pair(std::move(receipt), memory);
   };
-  Expected<std::pair<Receipt, MemoryId>> begun = begin();
+  Expected<std::pair<Receipt, MemoryInfo>> begun = begin();
   if (!begun) return done(std::unexpected(std::move(begun).error()));
-  auto& [receipt, id] = *begun;
-  receipt.dry_run = request.dry_run;
-  receipt.complete = !request.dry_run && receipt.turn_count == 0;
+  auto& [receipt, memory] = *begun;
   if (request.dry_run || receipt.complete) return done(std::move(receipt));
-  encode_(id);  // what was being encoded may be another thing now
-  enter(id, false, std::move(receipt), request.wait, std::move(done));
+  encode_(memory.id);  // what was being encoded may be another thing now
+  enter(memory.id, {.created_us = memory.created_us, .receipt = std::move(receipt), .done = std::move(done)},
+        request.wait);
+}
+
+// Whether something that was forgotten in the memory is not erased yet.
+Expected<bool> Forgetter::is_unfinished(const MemoryInfo& memory) const {
+  RECALLD_TRY(const MemoryInfo now, store_.memory(memory.id));
+  if (now.next) return true;
+  RECALLD_TRY(const auto erasures, store_.to_erase());
+  return std::ranges::find(erasures, memory.id) != erasures.end();
 }
 
 void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
@@ -71,11 +100,16 @@ void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
                   .time_us = now_us_()};
   if (removed->next_turn > 0) receipt.turns = {{0, removed->next_turn - 1}};
   const MemoryId id = removed->id;
-  enter(id, true, std::move(receipt), request.wait,
-        [done = std::move(done), removed = *std::move(removed)](Expected<Receipt> erased) mutable {
-          if (!erased) return done(std::unexpected(std::move(erased).error()));
-          done(DeleteReply{std::move(removed), *std::move(erased)});
-        });
+  const int64_t created_us = removed->created_us;
+  Done<Receipt> receipt_done = [done = std::move(done),
+                                removed = *std::move(removed)](Expected<Receipt> erased) mutable {
+    if (!erased) return done(std::unexpected(std::move(erased).error()));
+    done(DeleteReply{std::move(removed), *std::move(erased)});
+  };
+  enter(
+      id,
+      {.whole_memory = true, .created_us = created_us, .receipt = std::move(receipt), .done = std::move(receipt_done)},
+      request.wait);
 }
 
 // The turns that are meant.
@@ -109,17 +143,16 @@ Receipt Forgetter::receipt(const std::string& memory, const Forgotten& forgotten
 
 // ---- Erased
 
-void Forgetter::enter(MemoryId id, bool whole_memory, Receipt receipt, bool wait, Done<Receipt> done) {
-  const uint64_t job = jobs_.start(whole_memory ? "delete" : "forget", receipt.memory, now_us_());
-  if (done && !wait) {
-    Receipt begun = receipt;
-    begun.job = job;
-    done(std::move(begun));
-    done = {};
+void Forgetter::enter(MemoryId id, Pending pending, bool wait) {
+  pending.job = jobs_.start(pending.whole_memory ? "delete" : "forget", pending.receipt.memory, now_us_());
+  if (pending.done && !wait) {
+    Receipt begun = pending.receipt;
+    begun.job = pending.job;
+    std::exchange(pending.done, {})(std::move(begun));
   }
   {
     const std::lock_guard lock(mutex_);
-    pending_[id].push_back({job, whole_memory, std::move(receipt), std::move(done)});
+    pending_[id].push_back(std::move(pending));
   }
   erase_when_swapped(id);
 }
@@ -159,7 +192,8 @@ void Forgetter::erase(MemoryId id) {
   if (!erased)
     spdlog::error("erase what was forgotten of memory {}: {} (tried again at the next start, and by recall verify)", id,
                   erased.error().message);
-  for (auto& [job, whole_memory, receipt, done] : waiting) {
+  for (Pending& each : waiting) {
+    auto& [job, whole_memory, resumed, created_us, receipt, done] = each;
     if (!erased) {
       jobs_.fail(job, erased.error().message);
       if (done)
@@ -180,10 +214,12 @@ void Forgetter::erase(MemoryId id) {
 
 Expected<Erasure> Forgetter::erase_everywhere(MemoryId id, const std::vector<Pending>& pending) {
   for (const Pending& each : pending) {
-    if (each.whole_memory)
-      RECALLD_CHECK(follower_.remove(each.receipt.memory));
+    if (each.resumed)
+      RECALLD_CHECK(follower_.forget_missing());
+    else if (each.whole_memory)
+      RECALLD_CHECK(follower_.remove(each.receipt.memory, each.created_us));
     else
-      RECALLD_CHECK(follower_.forget(each.receipt.memory, each.receipt.turns));
+      RECALLD_CHECK(follower_.forget(each.receipt.memory, each.created_us, each.receipt.turns));
   }
   return store_.erase_forgotten(id);
 }
@@ -196,11 +232,11 @@ void Forgetter::stop() {
     waiting.swap(pending_);
   }
   for (auto& [id, each] : waiting) {
-    for (auto& [job, whole_memory, receipt, done] : each)
-      if (done)
-        done(fail(ErrorKind::busy,
-                  "the turns are gone from every read, but the daemon stops before all of their bytes "
-                  "are erased: the next start goes on with it"));
+    for (Pending& pending : each)
+      if (pending.done)
+        pending.done(fail(ErrorKind::busy,
+                          "the turns are gone from every read, but the daemon stops before all of their bytes "
+                          "are erased: the next start goes on with it"));
   }
 }
 

@@ -22,8 +22,11 @@ class Forgetter {
  public:
   // What follows the store, and must forget with it before anything is called erased.
   struct Follower {
-    std::function<Expected<void>(const std::string& memory, std::span<const TurnRange> turns)> forget;
-    std::function<Expected<void>(const std::string& memory)> remove;
+    // created_us: of the memory, whose name another one may have by now.
+    std::function<Expected<void>(const std::string& memory, int64_t created_us, std::span<const TurnRange> turns)>
+        forget;
+    std::function<Expected<void>(const std::string& memory, int64_t created_us)> remove;
+    std::function<Expected<void>()> forget_missing;  // whatever is not in the store any more
   };
 
   // Everything is borrowed. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.
@@ -48,13 +51,16 @@ class Forgetter {
   struct Pending {
     uint64_t job = 0;
     bool whole_memory = false;
+    bool resumed = false;    // an earlier process knew what was to be forgotten
+    int64_t created_us = 0;  // of the memory
     Receipt receipt;
     Done<Receipt> done;  // unset: nobody waits
   };
 
   Expected<std::vector<TurnRange>> chosen(const MemoryInfo& memory, const ForgetRequest& request) const;
   Receipt receipt(const std::string& memory, const Forgotten& forgotten) const;
-  void enter(MemoryId id, bool whole_memory, Receipt receipt, bool wait, Done<Receipt> done);
+  Expected<bool> is_unfinished(const MemoryInfo& memory) const;
+  void enter(MemoryId id, Pending pending, bool wait);
   Expected<Erasure> erase_everywhere(MemoryId id, const std::vector<Pending>& pending);
   void erase_when_swapped(MemoryId id);
   void erase(MemoryId id);

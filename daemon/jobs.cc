@@ -38,6 +38,7 @@ void Jobs::end(uint64_t job, std::string state, std::string message) {
   const std::lock_guard lock(mutex_);
   const auto found = std::ranges::find(jobs_, job, &JobView::job);
   if (found == jobs_.end()) return;
+  if (state == "done") found->done = found->total;
   found->state = std::move(state);
   found->message = std::move(message);
   const auto ended = [](const JobView& each) { return each.state != "running"; };

@@ -23,6 +23,13 @@ Expected<std::unique_ptr<Successor>> Successor::open(const std::filesystem::path
   options.shape = shape;
   options.memory_budget_bytes = memory_budget_bytes;
   std::filesystem::path directory = DataDirectory::next(data);
+  RECALLD_TRY(const auto stamp, DataDirectory::stamp(directory));
+  if (stamp && stamp->model != shape.model)
+    return fail(ErrorKind::invalid_request,
+                "encode the store anew: " + directory.string() + " is being made for another model (model " +
+                    hex(stamp->model) + ", yours is " + hex(shape.model) +
+                    "). Go on with that one; or drop what has been made for it, with recall reencode --cancel while "
+                    "recalld runs, or by removing that directory while it does not");
   auto store = Store::open(directory, std::move(options));
   if (!store)
     return std::unexpected(std::move(store).error().within(
@@ -161,33 +168,63 @@ Expected<void> Successor::drop_extra_turns(const Store& from, MemoryId from_id, 
   return {};
 }
 
+// One that was removed there may have left its name to another, which is not a copy of it.
 Expected<void> Successor::drop_extra_memories(const Store& from) {
   for (MemoryId after = 0;;) {
     RECALLD_TRY(const auto ids, store_->memory_ids(after, page_memories));
     for (const MemoryId id : ids) {
       RECALLD_TRY(const MemoryInfo copy, store_->memory(id));
       const auto there = from.memory(copy.name);
-      if (!there && there.error().kind == ErrorKind::not_found) RECALLD_CHECK(store_->erase(copy.name));
+      if (!there && there.error().kind != ErrorKind::not_found) return std::unexpected(there.error());
+      if (!there || there->created_us != copy.created_us) RECALLD_CHECK(erase_if_there(copy.name));
     }
     if (ids.size() < page_memories) return {};
     after = ids.back();
   }
 }
 
-Expected<void> Successor::forget(const std::string& memory, std::span<const TurnRange> turns) {
+Expected<void> Successor::forget_missing(const Store& from) {
+  const std::lock_guard lock(copying_);
+  RECALLD_CHECK(drop_extra_memories(from));
+  for (MemoryId after = 0;;) {
+    RECALLD_TRY(const auto ids, store_->memory_ids(after, page_memories));
+    for (const MemoryId id : ids) {
+      RECALLD_TRY(const MemoryInfo copy, store_->memory(id));
+      const auto there = from.memory(copy.name);
+      if (!there && there.error().kind == ErrorKind::not_found) continue;  // removed meanwhile, which will be told
+      RECALLD_TRY(const MemoryInfo source, there);
+      RECALLD_CHECK(drop_extra_turns(from, source.id, id));
+    }
+    if (ids.size() < page_memories) break;
+    after = ids.back();
+  }
+  // What an earlier process did not finish here.
+  RECALLD_TRY(const auto left, store_->to_erase());
+  for (const MemoryId id : left) RECALLD_CHECK(store_->erase_forgotten(id));
+  return {};
+}
+
+Expected<void> Successor::forget(const std::string& memory, int64_t created_us, std::span<const TurnRange> turns) {
   const std::lock_guard lock(copying_);
   const auto copy = store_->memory(memory);
   if (!copy && copy.error().kind == ErrorKind::not_found) return {};
   RECALLD_TRY(const MemoryInfo here, copy);
+  if (here.created_us != created_us) return {};
   RECALLD_CHECK(store_->forget(here.id, turns));
   RECALLD_CHECK(store_->swap(here.id, true));  // nobody searches here: what follows is encoded in its turn
   RECALLD_CHECK(store_->erase_forgotten(here.id));
   return {};
 }
 
-Expected<void> Successor::remove(const std::string& memory) {
+Expected<void> Successor::remove(const std::string& memory, int64_t created_us) {
   const std::lock_guard lock(copying_);
-  const Expected<void> erased = store_->erase(memory);
+  const auto copy = store_->memory(memory);
+  if (copy && copy->created_us != created_us) return {};
+  return erase_if_there(memory);
+}
+
+Expected<void> Successor::erase_if_there(const std::string& memory) {
+  Expected<void> erased = store_->erase(memory);
   if (!erased && erased.error().kind == ErrorKind::not_found) return {};
   return erased;
 }

@@ -16,10 +16,12 @@
 
 namespace recalld {
 
-// Any thread may call forget() and remove(); the copying functions are called by one thread at a time.
+// Any thread may call forget(), remove() and forget_missing(); the copying functions are called by one thread at a
+// time.
 class Successor {
  public:
-  // Opens DATA/next, or makes it. Fails with invalid_request when it was begun for another model.
+  // Opens DATA/next, or makes it. Fails with invalid_request when it was begun for another model, with busy when it is
+  // open already.
   static Expected<std::unique_ptr<Successor>> open(const std::filesystem::path& data, const RecordShape& shape,
                                                    uint64_t memory_budget_bytes);
 
@@ -29,10 +31,14 @@ class Successor {
   // Copies until nothing is left, and makes sure that nothing is here that is not there.
   Expected<void> copy_all(const Store& from, const Tokenizer& tokenizer);
 
-  // To be told after the turns were forgotten, or the memory removed, where they came from. Nothing of them is left on
-  // disk on return.
-  Expected<void> forget(const std::string& memory, std::span<const TurnRange> turns);
-  Expected<void> remove(const std::string& memory);
+  // To be told after the turns were forgotten, or the memory removed, where they came from. A memory is known by its
+  // name and the time when it was made: one that was removed may have left its name to another. Nothing of them is left
+  // on disk on return.
+  Expected<void> forget(const std::string& memory, int64_t created_us, std::span<const TurnRange> turns);
+  Expected<void> remove(const std::string& memory, int64_t created_us);
+
+  // Forgets and removes all that is not there any more. For what was forgotten while nobody could tell.
+  Expected<void> forget_missing(const Store& from);
 
   // Keeps the directory of the model beside the store, so that a restart can go on.
   Expected<void> remember(const std::filesystem::path& model) const;
@@ -47,6 +53,7 @@ class Successor {
   Expected<bool> follow(const Store& from, const Tokenizer& tokenizer, MemoryId id);
   Expected<void> drop_extra_turns(const Store& from, MemoryId from_id, MemoryId id);
   Expected<void> drop_extra_memories(const Store& from);
+  Expected<void> erase_if_there(const std::string& memory);
   Expected<void> copy_operations(const Store& from, MemoryId from_id, MemoryId id);
 
   const std::filesystem::path directory_;
