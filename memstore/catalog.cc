@@ -451,10 +451,11 @@ struct Catalog::Database {
   Expected<void> settle_families(const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors,
                                  const std::vector<rocksdb::ColumnFamilyHandle*>& handles);
   Expected<void> remove_old_logs() const;
-  Expected<void> drop_needless_logs() const;
+  Expected<void> drop_logs();
   Expected<void> wait_for_removals() const;
   Error note_failure(const rocksdb::Status& status);
   Expected<void> recover();
+  rocksdb::Status write_nothing(bool logged) const;
   rocksdb::Status begin_new_log() const;
   rocksdb::Status copy(rocksdb::ColumnFamilyHandle* source, rocksdb::ColumnFamilyHandle* target,
                        std::span<const DamagedTable> damaged, uint64_t& rows) const;
@@ -793,6 +794,14 @@ Expected<void> Catalog::Database::recover() {
   return {};
 }
 
+// Removes a row that never is: so that there is something to write out, and a new log begins.
+rocksdb::Status Catalog::Database::write_nothing(bool logged) const {
+  rocksdb::WriteOptions options;
+  options.disableWAL = !logged;
+  options.sync = logged;
+  return db->Delete(options, family(Family::counters).get(), rocksdb::Slice());
+}
+
 // Resumes, with everything written out and a new log begun.
 rocksdb::Status Catalog::Database::begin_new_log() const {
   std::unique_ptr<rocksdb::LogFile> before, after;
@@ -800,10 +809,8 @@ rocksdb::Status Catalog::Database::begin_new_log() const {
   if (status.ok()) status = db->Resume();
   if (status.ok()) status = db->GetCurrentWalFile(&after);
   if (!status.ok() || after->LogNumber() != before->LogNumber()) return status;
-  // There was nothing to write out, and so there is no new log. A removal of nothing is something.
-  rocksdb::WriteOptions unlogged;
-  unlogged.disableWAL = true;
-  status = db->Delete(unlogged, family(Family::counters).get(), rocksdb::Slice());
+  // There was nothing to write out, and so there is no new log.
+  status = write_nothing(false);
   if (!status.ok()) return status;
   // The writer of the failed log refuses to let go of it; resuming overrules that.
   status = flush();
@@ -1114,8 +1121,8 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     // No write may begin another log in between: then all logs before this one are of no more use, those that a crash
     // left behind too.
     const std::lock_guard gate(database_->gate);
-    RECALLD_CHECK(checked(database_->flush(), "flush the catalog"));
-    RECALLD_CHECK(database_->drop_needless_logs());
+    RECALLD_CHECK(database_->recover());
+    RECALLD_CHECK(database_->drop_logs());
   }
   rocksdb::CompactRangeOptions options;
   options.exclusive_manual_compaction = false;
@@ -1142,16 +1149,21 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
   return bytes;
 }
 
-// Removes the logs before the current one, unless one of them is needed still: a flush that failed in part may leave it
-// so. Needs the gate.
-Expected<void> Catalog::Database::drop_needless_logs() const {
-  std::unique_ptr<rocksdb::LogFile> current;
-  RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), "reclaim the logs of the catalog"));
-  uint64_t needed = 0;
-  if (!db->GetIntProperty(rocksdb::DB::Properties::kMinLogNumberToKeep, &needed) || needed < current->LogNumber())
-    return fail(ErrorKind::busy,
-                "reclaim the logs of the catalog: some are needed until all is written out; try again");
-  return remove_old_logs();
+// Writes everything out and removes the logs before the current one. Needs the gate.
+Expected<void> Catalog::Database::drop_logs() {
+  // Families of which nothing is to be written out let go of an old log only when a new one begins, which it does only
+  // when something stands in the current one; and one that was being written out meanwhile does so the next time.
+  constexpr int attempts = 4;
+  for (int attempt = 0; attempt < attempts; ++attempt) {
+    if (const auto status = write_nothing(true); !status.ok()) return std::unexpected(note_failure(status));
+    RECALLD_CHECK(checked(flush(), "flush the catalog"));
+    std::unique_ptr<rocksdb::LogFile> current;
+    RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), "reclaim the logs of the catalog"));
+    uint64_t needed = 0;
+    db->GetIntProperty(rocksdb::DB::Properties::kMinLogNumberToKeep, &needed);
+    if (needed >= current->LogNumber()) return remove_old_logs();
+  }
+  return fail(ErrorKind::busy, "reclaim the logs of the catalog: some are needed until all is written out; try again");
 }
 
 // Waits until the tables that are of no more use are gone: RocksDB removes them in the background, and not before the

@@ -50,12 +50,14 @@ class PoweredStore {
   Expected<void> open(PowerDisk& disk) {
     close();
     mirror_power_disk(disk, directory_ / "kv");
+    mirror_power_disk(disk, directory_ / "catalog");
     env_ = power_env(disk);
     disk_ = &disk;
     return open();
   }
   Expected<void> reopen() {
     store_.reset();
+    mirror_power_disk(*disk_, directory_ / "catalog");
     return open();
   }
   void close() {
