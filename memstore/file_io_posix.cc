@@ -34,11 +34,14 @@ Expected<void> sync_parent(const std::filesystem::path& path) {
   return sync_directory(path.has_parent_path() ? path.parent_path() : ".");
 }
 
-// Reserves the space of a new file; where the file system cannot, only its size is set.
+// Reserves the space of a new file; where the file system cannot, or has less room, only its size is set: there may be
+// room for what will be written.
 bool reserve(int descriptor, uint64_t bytes) {
   const auto length = static_cast<off_t>(bytes);
   if (length == 0 || uninterrupted([&] { return ::fallocate(descriptor, 0, 0, length); }) == 0) return true;
-  return errno == EOPNOTSUPP && uninterrupted([&] { return ::ftruncate(descriptor, length); }) == 0;
+  if (errno != EOPNOTSUPP && errno != ENOSPC) return false;
+  const auto resize = [&](off_t to) { return uninterrupted([&] { return ::ftruncate(descriptor, to); }) == 0; };
+  return resize(0) && resize(length);  // some of it may have been reserved
 }
 
 }  // namespace
