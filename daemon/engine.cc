@@ -226,6 +226,9 @@ Expected<void> Engine::Impl::open() {
   RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, *pool_));
   model_ = std::move(loaded.model);
   tokenizer_ = std::move(loaded.tokenizer);
+  // As much as the catalog writes out when it goes on after it found no room.
+  Reserve reserve(options_.data / "reserve", std::max(options_.memory_budget_bytes / 8, uint64_t{4} << 20));
+  reserve.give_up_when_short();
   RECALLD_CHECK(change_over(loaded.shape));
 
   // The budget: an eighth for recurrent states, an eighth for appends on their way, the rest for the store.
@@ -241,7 +244,8 @@ Expected<void> Engine::Impl::open() {
       std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
   RECALLD_CHECK(open_successor());
   forgetter_ = std::make_unique<Forgetter>(
-      *store_, jobs_, upkeep_, [this](MemoryId id) { model_thread_->encode(id); }, follower(), options_.now_us);
+      *store_, jobs_, upkeep_, [this](MemoryId id) { model_thread_->encode(id); }, follower(), reserve,
+      options_.now_us);
 
   transfer_ =
       std::make_unique<Transfer>(*store_, upkeep_,

@@ -3,7 +3,9 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include <boost/asio/post.hpp>
@@ -13,19 +15,23 @@
 namespace recalld {
 namespace {
 
-constexpr size_t page_turns = 1'000;     // that a filter is shown at a time
-constexpr size_t page_memories = 1'000;  // that are looked through at a time
+constexpr size_t page_turns = 1'000;                                       // that a filter is shown at a time
+constexpr size_t page_memories = 1'000;                                    // that are looked through at a time
+constexpr std::chrono::milliseconds room_wait{100}, room_wait_max{5'000};  // for a catalog that found no room
 
 }  // namespace
 
 Forgetter::Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep, std::function<void(MemoryId)> encode,
-                     Follower follower, std::function<int64_t()> now_us)
+                     Follower follower, Reserve reserve, std::function<int64_t()> now_us)
     : store_(store),
       jobs_(jobs),
       upkeep_(upkeep),
       encode_(std::move(encode)),
       follower_(std::move(follower)),
-      now_us_(std::move(now_us)) {}
+      reserve_(std::move(reserve)),
+      now_us_(std::move(now_us)) {
+  reserve_.take();
+}
 
 Expected<void> Forgetter::resume() {
   RECALLD_TRY(const auto erasures, store_.to_erase());
@@ -59,8 +65,13 @@ void Forgetter::forget(ForgetRequest request, Done<Receipt> done) {
   const auto begin = [&]() -> Expected<std::pair<Receipt, MemoryInfo>> {
     RECALLD_TRY(const MemoryInfo memory, store_.memory(request.memory));
     RECALLD_TRY(const auto turns, chosen(memory, request));
+    bool needed_reserve = false;
     RECALLD_TRY(const Forgotten forgotten,
-                request.dry_run ? store_.find_turns(memory.id, turns) : store_.forget(memory.id, turns));
+                request.dry_run ? store_.find_turns(memory.id, turns) : with_room<Forgotten>(needed_reserve, [&] {
+                  return store_.forget(memory.id, turns);
+                }));
+    // There is no room to encode anew beside what serves. When this fails too, the encoder finds out by itself.
+    if (needed_reserve && forgotten.rebuilding) static_cast<void>(store_.swap(memory.id, true));
     Receipt receipt = this->receipt(memory.name, forgotten);
     receipt.dry_run = request.dry_run;
     if (!request.dry_run && receipt.turn_count == 0) {
@@ -79,6 +90,21 @@ void Forgetter::forget(ForgetRequest request, Done<Receipt> done) {
         request.wait);
 }
 
+// Writes, on a disk that turns out to be full with the room that the reserve leaves. The catalog looks for room again
+// after a while only.
+template <class Result>
+Expected<Result> Forgetter::with_room(bool& needed_reserve, const std::function<Expected<Result>()>& write) {
+  Expected<Result> written = write();
+  if (written || written.error().kind != ErrorKind::full || !reserve_.give_up()) return written;
+  needed_reserve = true;
+  for (auto waited = room_wait; waited <= room_wait_max; waited += room_wait) {
+    std::this_thread::sleep_for(room_wait);
+    written = write();
+    if (written || written.error().kind != ErrorKind::full) break;
+  }
+  return written;
+}
+
 // Whether something that was forgotten in the memory is not erased yet.
 Expected<bool> Forgetter::is_unfinished(const MemoryInfo& memory) const {
   RECALLD_TRY(const MemoryInfo now, store_.memory(memory.id));
@@ -88,7 +114,8 @@ Expected<bool> Forgetter::is_unfinished(const MemoryInfo& memory) const {
 }
 
 void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
-  auto removed = store_.remove(request.memory);
+  bool needed_reserve = false;
+  auto removed = with_room<MemoryInfo>(needed_reserve, [&] { return store_.remove(request.memory); });
   if (!removed) return done(std::unexpected(std::move(removed).error()));
   encode_(removed->id);  // finds it gone: drops its state and answers those who wait for it
   Receipt receipt{.memory = removed->name,
@@ -189,6 +216,7 @@ void Forgetter::erase(MemoryId id) {
     pending_.erase(pending);
   }
   const auto erased = erase_everywhere(id, waiting);
+  reserve_.take();
   if (!erased)
     spdlog::error("erase what was forgotten of memory {}: {} (tried again at the next start, and by recall verify)", id,
                   erased.error().message);

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "daemon/jobs.h"
 #include "daemon/requests.h"
+#include "daemon/reserve.h"
 #include "memstore/store.h"
 
 namespace recalld {
@@ -29,15 +30,16 @@ class Forgetter {
     std::function<Expected<void>()> forget_missing;  // whatever is not in the store any more
   };
 
-  // Everything is borrowed. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.
+  // Everything is borrowed but `reserve`. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.
   Forgetter(Store& store, Jobs& jobs, boost::asio::thread_pool& upkeep, std::function<void(MemoryId)> encode,
-            Follower follower, std::function<int64_t()> now_us);
+            Follower follower, Reserve reserve, std::function<int64_t()> now_us);
 
   // Takes up what an earlier process did not finish, or what failed.
   Expected<void> resume();
 
   // Both block on the disk until the turns are gone from every read; `done` is called then, or later on the upkeep
-  // thread when everything is erased.
+  // thread when everything is erased. On a full disk the reserve makes room for that, and encodings are erased at once
+  // rather than replaced first: what is left of the memory waits to be encoded until there is room.
   void forget(ForgetRequest request, Done<Receipt> done);
   void remove(DeleteRequest request, Done<DeleteReply> done);
 
@@ -59,6 +61,8 @@ class Forgetter {
 
   Expected<std::vector<TurnRange>> chosen(const MemoryInfo& memory, const ForgetRequest& request) const;
   Receipt receipt(const std::string& memory, const Forgotten& forgotten) const;
+  template <class Result>
+  Expected<Result> with_room(bool& needed_reserve, const std::function<Expected<Result>()>& write);
   Expected<bool> is_unfinished(const MemoryInfo& memory) const;
   void enter(MemoryId id, Pending pending, bool wait);
   Expected<Erasure> erase_everywhere(MemoryId id, const std::vector<Pending>& pending);
@@ -70,6 +74,7 @@ class Forgetter {
   boost::asio::thread_pool& upkeep_;
   const std::function<void(MemoryId)> encode_;
   const Follower follower_;
+  Reserve reserve_;
   const std::function<int64_t()> now_us_;
 
   std::mutex mutex_;  // guards what follows

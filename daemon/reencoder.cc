@@ -8,7 +8,7 @@
 namespace recalld {
 namespace {
 
-constexpr uint64_t steps_a_report = 16;
+constexpr uint64_t steps_a_report = 4;
 
 }  // namespace
 
