@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <set>
 #include <thread>
@@ -114,6 +115,11 @@ Expected<bool> Forgetter::is_unfinished(const MemoryInfo& memory) const {
 }
 
 void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
+  // Which turns there are cannot be told afterwards; where some are damaged, all numbers that were given are named.
+  const auto before = store_.memory(request.memory);
+  if (!before) return done(std::unexpected(before.error()));
+  auto turns = store_.find_turns(before->id, std::array{TurnRange{0, UINT64_MAX - 1}});
+  if (!turns && turns.error().kind != ErrorKind::corrupt) return done(std::unexpected(std::move(turns).error()));
   bool needed_reserve = false;
   auto removed = with_room<MemoryInfo>(needed_reserve, [&] { return store_.remove(request.memory); });
   if (!removed) return done(std::unexpected(std::move(removed).error()));
@@ -125,7 +131,10 @@ void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
                   .content_bytes = removed->content_bytes,
                   .chunks = removed->encoded_chunks,
                   .time_us = now_us_()};
-  if (removed->next_turn > 0) receipt.turns = {{0, removed->next_turn - 1}};
+  if (turns)
+    receipt.turns = std::move(turns->turns);
+  else if (removed->next_turn > 0)
+    receipt.turns = {{0, removed->next_turn - 1}};
   const MemoryId id = removed->id;
   const int64_t created_us = removed->created_us;
   Done<Receipt> receipt_done = [done = std::move(done),

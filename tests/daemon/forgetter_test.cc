@@ -312,6 +312,7 @@ TEST_F(ForgetterTest, AMemoryThatIsDeletedDuringARebuildLeavesNothingAndAnswersB
   const DeleteReply removed = engine_.remove("m");
   EXPECT_EQ(removed.memory.turns, 299u);
   EXPECT_EQ(removed.receipt.turn_count, 299u);
+  EXPECT_EQ(removed.receipt.turns, (std::vector<TurnRange>{{0, 6}, {8, 299}}));
   EXPECT_TRUE(removed.receipt.complete);
   const auto receipt = forgotten.get();
   ASSERT_TRUE(receipt) << receipt.error().message;
