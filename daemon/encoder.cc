@@ -56,7 +56,11 @@ Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
       if (count ? *count > 0 : count.error().kind != ErrorKind::busy) return count;
     }
     auto count = encode_next(*memory.next);
-    if (!count && count.error().kind == ErrorKind::full) no_room_for_ = memory.next->stream;
+    // Without room for both, or with damage that keeps it from catching up, it serves as far as it has come.
+    if (!count && (count.error().kind == ErrorKind::full || count.error().kind == ErrorKind::corrupt)) {
+      if (at_once_.size() == at_once_max) at_once_.clear();
+      at_once_.insert(memory.next->stream);
+    }
     if (!count || *count > 0) return count;
     RECALLD_TRY(swapped, swap(memory));  // all of it is stored now
     if (!swapped) return 0;
@@ -67,10 +71,11 @@ Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
 
 // Lets the next generation of a memory serve, if it can.
 Expected<bool> Encoder::swap(const MemoryInfo& memory) {
-  RECALLD_TRY(const bool swapped, store_.swap(memory.id, no_room_for_ == memory.next->stream));
+  RECALLD_TRY(const bool swapped, store_.swap(memory.id, at_once_.contains(memory.next->stream)));
   if (swapped) {
     settle(memory.id);
     streams_.erase(memory.serving.stream);
+    at_once_.erase(memory.next->stream);
   }
   return swapped;
 }

@@ -22,6 +22,7 @@ class Encoder {
   static constexpr uint64_t segment_chunks = 16;
   // One call in so many goes to what serves while a generation is made to take its place.
   static constexpr uint64_t serving_share = 4;
+  static constexpr size_t at_once_max = 64;  // generations that are remembered so
   // Chunks between two checkpoints of the recurrent state.
   static constexpr uint64_t checkpoint_chunks = 64;
 
@@ -33,7 +34,7 @@ class Encoder {
   // failed comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile; busy: turns
   // of it were forgotten meanwhile, and the next call goes on from there.
   // While turns of encoded chunks are forgotten, the generation without them gets most of the calls, and serves as soon
-  // as it has caught up, or at once when there is no room for both.
+  // as it has caught up, or at once when there is no room for both or damage keeps it from that.
   Expected<uint64_t> encode_segment(MemoryId id);
 
   // Waits until what was encoded of this memory is stored; false when nothing was being stored.
@@ -110,7 +111,7 @@ class Encoder {
   std::map<MemoryId, Error> failed_;   // of segments, not yet told
   std::set<std::string> damage_told_;  // in the log
   uint64_t turns_ = 0;                 // calls that had two generations to choose from
-  StreamId no_room_for_ = 0;           // the generation beside another of which the last segment could not be stored
+  std::set<StreamId> at_once_;         // next generations that do not wait until they have caught up
 };
 
 }  // namespace recalld

@@ -236,6 +236,8 @@ Expected<void> Engine::Impl::open() {
   StoreOptions store;
   store.memory_budget_bytes = options_.memory_budget_bytes / 4 * 3;
   store.shape = loaded.shape;
+  RECALLD_TRY(const auto stamp, DataDirectory::stamp(options_.data));
+  if (options_.repair && stamp) RECALLD_CHECK(Store::drop_damaged_tables(options_.data, store));
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
   encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
@@ -272,6 +274,7 @@ Expected<void> Engine::Impl::open() {
     after = ids.back();
   }
   if (const auto model = model_of_successor(options_.data); !model.empty()) reencode({.model = model.string()}, {});
+  if (options_.repair) verifier_->verify({.memory = {}, .repair = true, .wait = false}, [](const auto&) {});
   return {};
 }
 
@@ -283,7 +286,7 @@ Expected<void> Engine::Impl::change_over(const RecordShape& shape) {
   RECALLD_TRY(const auto stamp, DataDirectory::stamp(options_.data));
   if (!stamp || stamp->model == shape.model) return {};
   RECALLD_TRY(const auto next, DataDirectory::stamp(DataDirectory::next(options_.data)));
-  const bool prepared = next && next->model == shape.model;
+  const bool prepared = next && next->model == shape.model && successor_is_ready(options_.data);
   if (!prepared && !options_.reencode) return {};
   {
     StoreOptions options;

@@ -25,8 +25,10 @@ struct EngineOptions {
   std::filesystem::path model;  // directory of the checkpoint
   Precision precision = Precision::automatic;
   uint64_t memory_budget_bytes = uint64_t{256} << 20;
-  size_t threads = 0;               // of the model; 0: one a core
-  bool reencode = false;            // a store that was encoded with another model is encoded anew with this one
+  size_t threads = 0;     // of the model; 0: one a core
+  bool reencode = false;  // a store that was encoded with another model is encoded anew with this one
+  bool repair = false;    // damaged tables of the catalog are dropped before it is opened, and what is missing
+                          // then is made again where it can be
   std::function<int64_t()> now_us;  // microseconds since 1970; unset: the system clock
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <iterator>
 #include <set>
 #include <thread>
 #include <utility>
@@ -180,83 +181,126 @@ Receipt Forgetter::receipt(const std::string& memory, const Forgotten& forgotten
 // ---- Erased
 
 void Forgetter::enter(MemoryId id, Pending pending, bool wait) {
-  pending.job = jobs_.start(pending.whole_memory ? "delete" : "forget", pending.receipt.memory, now_us_());
-  if (pending.done && !wait) {
-    Receipt begun = pending.receipt;
-    begun.job = pending.job;
-    std::exchange(pending.done, {})(std::move(begun));
-  }
+  Receipt begun = pending.receipt;
+  Done<Receipt> tell;
   {
     const std::lock_guard lock(mutex_);
-    pending_[id].push_back(std::move(pending));
+    std::vector<Pending>& here = pending_[id];
+    const bool many = here.size() >= pending_max;
+    const bool again = pending.receipt.turn_count == 0 && !pending.whole_memory && !pending.resumed;
+    // One erasure serves all: the store knows what is to be erased.
+    const bool joins = !here.empty() && (many || again);
+    pending.job = joins ? here.back().job
+                        : jobs_.start(pending.whole_memory ? "delete" : "forget", pending.receipt.memory, now_us_());
+    begun.job = pending.job;
+    if (!wait || many) tell = std::exchange(pending.done, {});
+    if (many) {
+      here.back().resumed = true;  // what follows the store looks for all that is missing
+      here.back().told = false;
+    } else if (!joins || pending.done) {
+      here.push_back(std::move(pending));
+    }
   }
-  erase_when_swapped(id);
+  if (tell) tell(std::move(begun));
+  erase_soon(id);
 }
 
 void Forgetter::encoded(const MemoryInfo& memory) {
-  std::vector<uint64_t> jobs;
+  std::set<uint64_t> jobs;
   {
     const std::lock_guard lock(mutex_);
     const auto pending = pending_.find(memory.id);
     if (pending == pending_.end()) return;
-    for (const Pending& each : pending->second) jobs.push_back(each.job);
+    for (const Pending& each : pending->second) jobs.insert(each.job);
   }
-  if (!memory.next) return erase_when_swapped(memory.id);
+  if (!memory.next) return erase_soon(memory.id);
   for (const uint64_t job : jobs)
     jobs_.progress(job, memory.next->chunks - memory.next_first_chunk,
                    memory.next->complete_chunks() - memory.next_first_chunk);
 }
 
-void Forgetter::erase_when_swapped(MemoryId id) {
-  const auto memory = store_.memory(id);
-  if (memory && memory->next) return;  // encoded() will tell
+void Forgetter::erase_soon(MemoryId id) {
   boost::asio::post(upkeep_, [this, id] { erase(id); });
 }
 
+// Erases what can be erased by now. The rows of turns need not wait for the encodings, but only when these have been
+// swapped is it complete.
 void Forgetter::erase(MemoryId id) {
   std::vector<Pending> waiting;
   {
     const std::lock_guard lock(mutex_);
     const auto pending = pending_.find(id);
     if (pending == pending_.end() || stopped_) return;
-    const auto memory = store_.memory(id);
-    if (memory && memory->next) return;  // more has been forgotten since: one erasure serves all
     waiting = std::move(pending->second);
     pending_.erase(pending);
   }
+  // Seen before the erasure: what is forgotten after it began is for the next one.
+  const auto memory = store_.memory(id);
+  const bool swapped = memory ? !memory->next : memory.error().kind == ErrorKind::not_found;
   const auto erased = erase_everywhere(id, waiting);
   reserve_.take();
-  if (!erased)
-    spdlog::error("erase what was forgotten of memory {}: {} (tried again at the next start, and by recall verify)", id,
-                  erased.error().message);
-  for (Pending& each : waiting) {
-    auto& [job, whole_memory, resumed, created_us, receipt, done] = each;
-    if (!erased) {
-      jobs_.fail(job, erased.error().message);
-      if (done)
-        done(std::unexpected(
-            Error(erased.error())
-                .within("the turns are gone from every read, but not all of their bytes from the disk")));
-      continue;
+  if (!erased) {
+    spdlog::error("erase what was forgotten of memory {}: {} (tried again until it works)", id, erased.error().message);
+    const Error told = Error(erased.error())
+                           .within(
+                               "the turns are gone from every read, but not all of their bytes from the disk, which "
+                               "is tried again until it works");
+    for (Pending& each : waiting) {
+      jobs_.fail(each.job, told.message);  // until it has worked
+      if (each.done) std::exchange(each.done, {})(std::unexpected(told));
     }
+    keep_waiting(id, std::move(waiting));
+    return retry_later(id);
+  }
+  for (Pending& each : waiting) {
     for (const Erasure::Segment& segment : erased->segments)
-      receipt.files.push_back({"kv/" + segment_name(segment.segment), segment.records, segment.bytes});
-    receipt.files.push_back({"catalog", receipt.turn_count, erased->catalog_bytes});
+      each.receipt.files.push_back({"kv/" + segment_name(segment.segment), segment.records, segment.bytes});
+    each.catalog_bytes += erased->catalog_bytes;
+  }
+  if (!swapped) {
+    keep_waiting(id, std::move(waiting));
+    // encoded() tells when it is; it may have told so while nobody seemed to wait.
+    const auto now = store_.memory(id);
+    if (now && !now->next) erase_soon(id);
+    return;
+  }
+  for (Pending& each : waiting) {
+    Receipt& receipt = each.receipt;
+    receipt.files.push_back({"catalog", receipt.turn_count, each.catalog_bytes});
     receipt.complete = true;
     receipt.time_us = now_us_();
-    jobs_.finish(job);
-    if (done) done(std::move(receipt));
+    jobs_.finish(each.job);
+    if (each.done) each.done(std::move(receipt));
   }
 }
 
-Expected<Erasure> Forgetter::erase_everywhere(MemoryId id, const std::vector<Pending>& pending) {
-  for (const Pending& each : pending) {
+void Forgetter::keep_waiting(MemoryId id, std::vector<Pending> waiting) {
+  const std::lock_guard lock(mutex_);
+  std::vector<Pending>& here = pending_[id];
+  std::ranges::move(here, std::back_inserter(waiting));
+  here = std::move(waiting);
+}
+
+void Forgetter::retry_later(MemoryId id) {
+  const std::lock_guard lock(mutex_);
+  if (stopped_) return;
+  boost::asio::steady_timer& timer = retries_.try_emplace(id, upkeep_).first->second;
+  timer.expires_after(retry_pause);
+  timer.async_wait([this, id](boost::system::error_code cancelled) {
+    if (!cancelled) erase(id);
+  });
+}
+
+Expected<Erasure> Forgetter::erase_everywhere(MemoryId id, std::vector<Pending>& pending) {
+  for (Pending& each : pending) {
+    if (each.told) continue;
     if (each.resumed)
       RECALLD_CHECK(follower_.forget_missing());
     else if (each.whole_memory)
       RECALLD_CHECK(follower_.remove(each.receipt.memory, each.created_us));
     else
       RECALLD_CHECK(follower_.forget(each.receipt.memory, each.created_us, each.receipt.turns));
+    each.told = true;
   }
   return store_.erase_forgotten(id);
 }
@@ -267,6 +311,7 @@ void Forgetter::stop() {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
     waiting.swap(pending_);
+    retries_.clear();  // cancels them
   }
   for (auto& [id, each] : waiting) {
     for (Pending& pending : each)

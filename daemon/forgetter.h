@@ -2,6 +2,7 @@
 // disk. Between the two the encoder makes the generation without them, and the upkeep thread erases bytes.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/thread_pool.hpp>
 
 #include "base/error.h"
@@ -56,8 +58,12 @@ class Forgetter {
     bool resumed = false;    // an earlier process knew what was to be forgotten
     int64_t created_us = 0;  // of the memory
     Receipt receipt;
-    Done<Receipt> done;  // unset: nobody waits
+    Done<Receipt> done{};        // unset: nobody waits
+    bool told = false;           // what follows the store has forgotten too
+    uint64_t catalog_bytes = 0;  // of tables that were rewritten so far
   };
+  static constexpr size_t pending_max = 256;              // of a memory
+  static constexpr std::chrono::seconds retry_pause{10};  // after an erasure that failed
 
   Expected<std::vector<TurnRange>> chosen(const MemoryInfo& memory, const ForgetRequest& request) const;
   Receipt receipt(const std::string& memory, const Forgotten& forgotten) const;
@@ -65,9 +71,11 @@ class Forgetter {
   Expected<Result> with_room(bool& needed_reserve, const std::function<Expected<Result>()>& write);
   Expected<bool> is_unfinished(const MemoryInfo& memory) const;
   void enter(MemoryId id, Pending pending, bool wait);
-  Expected<Erasure> erase_everywhere(MemoryId id, const std::vector<Pending>& pending);
-  void erase_when_swapped(MemoryId id);
+  Expected<Erasure> erase_everywhere(MemoryId id, std::vector<Pending>& pending);
+  void erase_soon(MemoryId id);
   void erase(MemoryId id);
+  void keep_waiting(MemoryId id, std::vector<Pending> waiting);
+  void retry_later(MemoryId id);
 
   Store& store_;
   Jobs& jobs_;
@@ -79,6 +87,7 @@ class Forgetter {
 
   std::mutex mutex_;  // guards what follows
   std::map<MemoryId, std::vector<Pending>> pending_;
+  std::map<MemoryId, boost::asio::steady_timer> retries_;
   bool stopped_ = false;
 };
 

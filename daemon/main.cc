@@ -67,6 +67,7 @@ Expected<void> serve(const Options& options) {
   engine_options.memory_budget_bytes = options.memory_budget_bytes;
   engine_options.threads = options.threads;
   engine_options.reencode = options.reencode;
+  engine_options.repair = options.repair;
   RECALLD_TRY(std::unique_ptr<Engine> engine, Engine::open(std::move(engine_options)));
 
   ServerLimits limits;

@@ -215,7 +215,8 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
   std::string config;
   CLI::App app("recalld: an out-of-core memory daemon for agents", "recalld");
   app.footer(
-      "Every flag but --config, --reencode and --version may stand in the configuration file too: memory-budget = "
+      "Every flag but --config, --reencode, --repair and --version may stand in the configuration file too: "
+      "memory-budget = "
       "\"1GiB\".\n"
       "SIGTERM and SIGINT stop the daemon cleanly. Exit status: 0 stopped, 1 failed, 2 wrong usage.");
   for (const Settings::Field& field : Settings::fields())
@@ -224,6 +225,11 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
   bool reencode = false;
   app.add_flag("--reencode", reencode,
                "Take over a store that was encoded with another model: encode it anew with this one");
+  bool repair = false;
+  app.add_flag(
+      "--repair", repair,
+      "For a store that is refused because tables of its catalog are damaged: drop those that can be made again, "
+      "and make them again behind what is served");
   bool version = false;
   app.add_flag("--version", version, "Print the version and exit");
   try {
@@ -251,6 +257,7 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
 
   RECALLD_TRY(Options options, options_from(settings, environment));
   options.reencode = reencode;
+  options.repair = repair;
   return CommandLine{.options = std::move(options), .print = {}};
 }
 

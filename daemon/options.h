@@ -26,7 +26,8 @@ struct Options {
   uint64_t memory_budget_bytes = memory_budget_bytes_default;
   size_t threads = 0;  // 0: one a core
   std::string log_level = "info";
-  bool reencode = false;  // a flag only: it is for one start
+  bool reencode = false;  // flags only: they are for one start
+  bool repair = false;
 };
 
 // What the process finds around it.

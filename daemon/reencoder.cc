@@ -60,7 +60,7 @@ Reencoder::~Reencoder() {
 
 ModelThread::Outcome Reencoder::step() {
   const Expected<bool> advanced = advance();
-  if (!advanced && advanced.error().kind == ErrorKind::busy) return ModelThread::Outcome::again;
+  if (!advanced && advanced.error().kind == ErrorKind::busy) return ModelThread::Outcome::later;
   if (!advanced) {
     spdlog::error("encode the store anew with {}: {} (tried again until it works)", directory_.string(),
                   advanced.error().message);
@@ -69,6 +69,10 @@ ModelThread::Outcome Reencoder::step() {
   if (!*advanced || ++steps_ % steps_a_report == 0) report();
   if (*advanced) return ModelThread::Outcome::again;
   if (!ready_) {
+    if (const auto marked = successor_.mark_ready(); !marked) {
+      spdlog::error("encode the store anew: {} (tried again)", marked.error().message);
+      return ModelThread::Outcome::later;
+    }
     ready_ = true;
     const std::string next_step = "everything is encoded: stop recalld and start it with --model " +
                                   directory_.string() + " to change over; until then it follows what is appended";
@@ -80,14 +84,17 @@ ModelThread::Outcome Reencoder::step() {
 
 Expected<bool> Reencoder::advance() {
   RECALLD_TRY(const bool copied, successor_.copy_some(from_, model_.tokenizer));
-  RECALLD_TRY(const auto waiting, successor_.store().unencoded(0, 1));
-  for (const MemoryId id : waiting) {
-    RECALLD_TRY(const uint64_t chunks, encoder_.encode_segment(id));
-    if (chunks > 0) return true;
-    RECALLD_TRY(const auto left, successor_.store().unencoded(0, 1));
-    if (!left.empty()) return true;
+  // In turns, so that one that cannot be encoded does not keep the others back.
+  RECALLD_TRY(auto waiting, successor_.store().unencoded(after_, 1));
+  if (waiting.empty() && after_ != 0) {
+    RECALLD_TRY(waiting, successor_.store().unencoded(0, 1));
   }
-  return copied;
+  if (waiting.empty()) return copied;
+  after_ = waiting.front();
+  const Expected<uint64_t> chunks = encoder_.encode_segment(after_);
+  if (!chunks) return std::unexpected(chunks.error());
+  if (*chunks > 0) --after_;  // it goes on
+  return true;
 }
 
 void Reencoder::report() {

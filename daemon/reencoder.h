@@ -52,6 +52,7 @@ class Reencoder {
   Jobs& jobs_;
   const uint64_t job_;
   uint64_t steps_ = 0;
+  MemoryId after_ = 0;  // the memory that was encoded last, in the other store's numbers
   bool ready_ = false;  // everything was encoded once; it follows what is appended since
 };
 

@@ -1,5 +1,7 @@
 #include "daemon/successor.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <fstream>
 #include <sstream>
@@ -14,6 +16,7 @@ constexpr size_t page_turns = 1'000;
 constexpr size_t page_bytes = size_t{1} << 20;
 constexpr size_t page_memories = 1'000;
 constexpr const char* model_file = "MODEL";  // in DATA/next
+constexpr const char* ready_file = "READY";  // in DATA/next
 
 }  // namespace
 
@@ -38,10 +41,16 @@ Expected<std::unique_ptr<Successor>> Successor::open(const std::filesystem::path
 }
 
 Expected<void> Successor::remember(const std::filesystem::path& model) const {
-  std::ofstream out(directory_ / model_file, std::ios::trunc);
-  out << model.string();
-  if (!out.flush()) return fail(ErrorKind::io, "write " + (directory_ / model_file).string() + ": it was refused");
-  return {};
+  return write_durably(directory_, model_file, model.string());
+}
+
+Expected<void> Successor::mark_ready() const {
+  return write_durably(directory_, ready_file, "everything that there was is encoded\n");
+}
+
+bool successor_is_ready(const std::filesystem::path& data) {
+  std::error_code problem;
+  return std::filesystem::exists(DataDirectory::next(data) / ready_file, problem);
 }
 
 std::filesystem::path model_of_successor(const std::filesystem::path& data) {
@@ -54,17 +63,31 @@ std::filesystem::path model_of_successor(const std::filesystem::path& data) {
 // ---- Following the journal
 
 Expected<bool> Successor::copy_some(const Store& from, const Tokenizer& tokenizer) {
-  const std::lock_guard lock(copying_);
-  if (after_ == 0 && !std::exchange(copied_, false)) return false;  // the last pass found nothing
+  // Who forgets here holds this for as long as it takes to erase.
+  const std::unique_lock lock(copying_, std::try_to_lock);
+  if (!lock) return fail(ErrorKind::busy, "copy turns for another model: some are being forgotten there; try again");
+  if (after_ == 0) {  // a pass over all memories begins, if something may be new
+    RECALLD_TRY(const StoreStats there, from.stats());
+    const std::array seen{there.memories, there.turns, there.tokens};
+    if (!copied_ && seen == seen_) return false;
+    seen_ = seen;
+    copied_ = false;
+  }
   RECALLD_TRY(const auto ids, from.memory_ids(after_, 1));
   if (ids.empty()) {
     after_ = 0;
-    first_pass_ = false;
     RECALLD_CHECK(drop_extra_memories(from));
     return true;
   }
-  RECALLD_TRY(const bool more, follow(from, tokenizer, ids.front()));
-  if (more)
+  const Expected<bool> more = follow(from, tokenizer, ids.front());
+  if (!more) {
+    if (more.error().kind != ErrorKind::corrupt) return more;
+    // One damaged memory must not keep the others back.
+    if (damage_ != more.error().message)
+      spdlog::error("copy memory {} for another model: {} (it is left behind)", ids.front(), more.error().message);
+    damage_ = more.error().message;
+  }
+  if (more && *more)
     copied_ = true;
   else
     after_ = ids.front();
@@ -73,10 +96,15 @@ Expected<bool> Successor::copy_some(const Store& from, const Tokenizer& tokenize
 
 Expected<void> Successor::copy_all(const Store& from, const Tokenizer& tokenizer) {
   after_ = 0;
-  copied_ = first_pass_ = true;
+  copied_ = operations_too_ = true;
+  damage_.clear();
   for (bool more = true; more;) {
     RECALLD_TRY(more, copy_some(from, tokenizer));
   }
+  if (!damage_.empty())
+    return fail(ErrorKind::corrupt, "copy the journal for another model: " + damage_ +
+                                        "; start recalld with the model that wrote the store and run recall verify, "
+                                        "which names what is damaged");
   RECALLD_TRY(const StoreStats there, from.stats());
   RECALLD_TRY(const StoreStats here, store_->stats());
   if (there.memories != here.memories || there.turns != here.turns)
@@ -112,11 +140,10 @@ Expected<bool> Successor::follow(const Store& from, const Tokenizer& tokenizer, 
       anew.push_back({std::move(turn.value), std::move(tokens.ids), std::move(tokens.ends), turn.turn});
     }
     RECALLD_CHECK(store_->restore_turns(copy.id, copy.next_turn, anew, source.updated_us));
-    if (anew.back().number == source.next_turn - 1) RECALLD_CHECK(copy_operations(from, id, copy.id));
     return true;
   }
   if (copy.turns != source.turns) RECALLD_CHECK(drop_extra_turns(from, id, copy.id));
-  if (first_pass_) RECALLD_CHECK(copy_operations(from, id, copy.id));
+  if (operations_too_) RECALLD_CHECK(copy_operations(from, id, copy.id));
   return false;
 }
 

@@ -2,6 +2,7 @@
 // tokens of the other model. Knows nothing of how chunks are encoded.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -42,6 +43,8 @@ class Successor {
 
   // Keeps the directory of the model beside the store, so that a restart can go on.
   Expected<void> remember(const std::filesystem::path& model) const;
+  // Notes that the store can take the place of the other one without a search missing what could be found before.
+  Expected<void> mark_ready() const;
 
   Store& store() { return *store_; }
   const RecordShape& shape() const { return shape_; }
@@ -59,13 +62,18 @@ class Successor {
   const std::filesystem::path directory_;
   const RecordShape shape_;
   const std::unique_ptr<Store> store_;
-  std::mutex copying_;      // between reading a turn there and writing it here, nothing is forgotten here
-  MemoryId after_ = 0;      // the memory that was looked at last in this pass
-  bool copied_ = true;      // something, in this pass
-  bool first_pass_ = true;  // operations may be missing from an earlier process
+  std::mutex copying_;              // between reading a turn there and writing it here, nothing is forgotten here
+  MemoryId after_ = 0;              // the memory that was looked at last in this pass
+  bool copied_ = true;              // something, in this pass
+  bool operations_too_ = false;     // they are needed when the store changes places
+  std::array<uint64_t, 3> seen_{};  // sums over the other store when the last pass began
+  std::string damage_;              // of a memory that could not be copied
 };
 
 // The directory of the model that DATA/next is being made with, as remember() kept it; empty when there is none.
 std::filesystem::path model_of_successor(const std::filesystem::path& data);
+
+// Whether DATA/next has been marked ready.
+bool successor_is_ready(const std::filesystem::path& data);
 
 }  // namespace recalld

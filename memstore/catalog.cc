@@ -571,7 +571,8 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options, 
   const auto failed = [&](const rocksdb::Status& status) -> std::unexpected<Error> {
     const std::string message = action + ": " + status.ToString();
     if (status.IsPathNotFound() || status.IsCorruption())
-      return fail(ErrorKind::corrupt, message + "; run recall verify --repair, or restore the store from a backup");
+      return fail(ErrorKind::corrupt,
+                  message + "; start recalld once with --repair, or restore the store from a backup");
     if (status.IsIOError() && !status.IsNoSpace())
       return fail(ErrorKind::io, message + "; look after its disk and the permissions, and start recalld again");
     return std::unexpected(checked(status, action).error());
@@ -616,8 +617,9 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options, 
     const bool mendable = std::ranges::all_of(damaged, [](const auto& each) { return can_be_made_again(each.family); });
     std::string message = action + ": " + std::to_string(damaged.size()) + " of its tables damaged: ";
     for (size_t i = 0; i < std::min(damaged.size(), tables_named_max); ++i) message += damaged[i].text() + "; ";
-    return fail(ErrorKind::corrupt, message + (mendable ? "run recall verify --repair, which makes their rows again"
-                                                        : "restore the store from a backup"));
+    return fail(ErrorKind::corrupt,
+                message + (mendable ? "start recalld once with --repair, which makes their rows again"
+                                    : "restore the store from a backup"));
   }
   database->background_failures->watch(opened_db);
   RECALLD_CHECK(database->settle_families(descriptors, handles));
@@ -748,6 +750,11 @@ Expected<void> Catalog::write(const Batch& batch) {
     std::this_thread::sleep_for(stall_wait);
     database.steer_compactions();
   }
+}
+
+Expected<void> Catalog::ready() {
+  const std::lock_guard gate(database_->gate);
+  return database_->recover();
 }
 
 std::optional<Error> Catalog::refuses_writes() const {
@@ -1112,7 +1119,7 @@ Expected<std::vector<DamagedTable>> Catalog::mend(const CatalogOptions& options)
 // ---- Space
 
 Catalog::Range Catalog::all_of(Family family, std::string_view prefix) {
-  return {family, std::string(prefix), end_of(prefix), true};
+  return {family, std::string(prefix), end_of(prefix)};
 }
 
 Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
@@ -1137,11 +1144,6 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     for (const auto& level : tables.levels) {
       for (const auto& table : level.files)
         if (table.smallestkey < range.to && table.largestkey >= range.from) bytes += table.size;
-    }
-    // Files that hold nothing else go at once; what is left is rewritten.
-    if (range.empty) {
-      RECALLD_CHECK(
-          checked(rocksdb::DeleteFilesInRange(&db, family.get(), &from, &to, false), "reclaim files of " + which));
     }
     RECALLD_CHECK(checked(db.CompactRange(options, family.get(), &from, &to), "compact " + which));
   }

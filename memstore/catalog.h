@@ -89,6 +89,9 @@ class Catalog {
   // busy: the batch is of a family that remake() has exchanged, or is exchanging; make it anew.
   Expected<void> write(const Batch& batch);
 
+  // Whether a write may go on now, after trying to recover from a full disk as write() does.
+  Expected<void> ready();
+
   // Why writes are refused now; nothing when they are not.
   std::optional<Error> refuses_writes() const;
 
@@ -132,9 +135,8 @@ class Catalog {
     Family family = Family::counters;
     std::string from;
     std::string to;
-    bool empty = false;  // no row is left in it
   };
-  static Range all_of(Family family, std::string_view prefix);  // of which no row is left
+  static Range all_of(Family family, std::string_view prefix);  // every key that begins so
 
   // Rewrites what still holds removed rows of these ranges: their bytes are gone from the tables and from the
   // write-ahead log on return. Returns how many bytes of tables were rewritten or dropped.

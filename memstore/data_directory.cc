@@ -86,19 +86,6 @@ Error refusal(const std::filesystem::path& file, std::string_view found, const R
               "start it once with --reencode, and what is stored can be searched again piece by piece"};
 }
 
-// Writes the file so that after a crash it is there whole or not at all.
-Expected<void> write_durably(const std::filesystem::path& directory, const std::string& file, std::string_view text) {
-  const std::string action = "write " + (directory / file).string();
-  const std::filesystem::path fresh = directory / (file + ".new");
-  const Descriptor out(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (out.get() == -1) return std::unexpected(system_error(action, errno));
-  const ssize_t written = ::write(out.get(), text.data(), text.size());
-  if (written < 0 || ::fsync(out.get()) != 0) return std::unexpected(system_error(action, errno));
-  if (static_cast<size_t>(written) < text.size()) return std::unexpected(system_error(action, ENOSPC));
-  if (::rename(fresh.c_str(), (directory / file).c_str()) != 0) return std::unexpected(system_error(action, errno));
-  return sync_directory(directory);
-}
-
 // Makes the directory, durably, when it is not there. What is in it are users' words: nobody else may look.
 Expected<void> make_private(const std::filesystem::path& path) {
   std::error_code problem;
@@ -178,6 +165,18 @@ Expected<void> check_that_catalog_is_there(const DataDirectory& directory) {
 }
 
 }  // namespace
+
+Expected<void> write_durably(const std::filesystem::path& directory, const std::string& file, std::string_view text) {
+  const std::string action = "write " + (directory / file).string();
+  const std::filesystem::path fresh = directory / (file + ".new");
+  const Descriptor out(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (out.get() == -1) return std::unexpected(system_error(action, errno));
+  const ssize_t written = ::write(out.get(), text.data(), text.size());
+  if (written < 0 || ::fsync(out.get()) != 0) return std::unexpected(system_error(action, errno));
+  if (static_cast<size_t>(written) < text.size()) return std::unexpected(system_error(action, ENOSPC));
+  if (::rename(fresh.c_str(), (directory / file).c_str()) != 0) return std::unexpected(system_error(action, errno));
+  return sync_directory(directory);
+}
 
 Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, const RecordShape& shape) {
   RECALLD_CHECK(make_private(path));

@@ -3,6 +3,8 @@
 
 #include <filesystem>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/descriptor.h"
@@ -10,6 +12,9 @@
 #include "memstore/chunk.h"
 
 namespace recalld {
+
+// Writes a file so that after a crash it is there whole, or as it was.
+Expected<void> write_durably(const std::filesystem::path& directory, const std::string& file, std::string_view text);
 
 // Holds DATA/LOCK for as long as it lives. Move-only.
 class DataDirectory {

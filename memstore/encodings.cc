@@ -185,8 +185,14 @@ Expected<std::optional<StateCheckpoint>> Encodings::checked_state(StreamId strea
 
 // ---- Adding
 
-Expected<Encodings::Written> Encodings::write(std::span<const EncodedChunkView> chunks) {
-  Written written{.chunks = chunks, .places = {}, .live = {}, .landmarks = {}};
+Expected<Encodings::Written> Encodings::write(const Generation& to, std::span<const EncodedChunkView> chunks,
+                                              Catalog::Batch& rows) {
+  Written written{.chunks = chunks,
+                  .places = {},
+                  .live = {},
+                  .landmarks = {},
+                  .stream = to.stream(),
+                  .first_chunk = to.encoding.chunks};
   std::vector<ByteView> records;
   written.landmarks.reserve(chunks.size() * shape_.landmark_dim);
   for (const EncodedChunkView& chunk : chunks) {
@@ -194,14 +200,13 @@ Expected<Encodings::Written> Encodings::write(std::span<const EncodedChunkView> 
     records.push_back(chunk.kv);
     written.landmarks.insert(written.landmarks.end(), chunk.landmark.begin(), chunk.landmark.end());
   }
+  RECALLD_CHECK(landmarks_.stage(written.stream, written.first_chunk, written.landmarks, rows));
   RECALLD_TRY(written.places, kv_->append(records));
   return written;
 }
 
-Expected<void> Encodings::stage(MemoryId id, Generation& to, Written& written, std::optional<ByteView> state_after,
-                                Catalog::Batch& rows) const {
-  written.stream = to.stream();
-  written.first_chunk = to.encoding.chunks;
+void Encodings::stage(MemoryId id, Generation& to, Written& written, std::optional<ByteView> state_after,
+                      Catalog::Batch& rows) const {
   for (size_t i = 0; i < written.chunks.size(); ++i) {
     const uint64_t chunk = written.first_chunk + i;
     const auto [segment, slot] = written.places[i];
@@ -212,9 +217,20 @@ Expected<void> Encodings::stage(MemoryId id, Generation& to, Written& written, s
   }
   for (const auto& [segment, count] : written.live) rows.put(Family::counters, segment_key(segment), encode_u32(count));
   rows.put(Family::counters, next_place_key, encode(kv_->next()));
-  RECALLD_CHECK(landmarks_.stage(written.stream, written.first_chunk, written.landmarks, rows));
   to.encoding.chunks += written.chunks.size();
   if (state_after) stage_state(to, to.encoding.chunks, *state_after, rows);
+}
+
+void Encodings::refused(const Written& written) {
+  refused_.insert(refused_.end(), written.places.begin(), written.places.end());
+  for (const KvPlace place : written.places) live_.try_emplace(place.segment, 0);
+}
+
+Expected<void> Encodings::release_refused() {
+  RECALLD_CHECK(kv_->clean_tail());
+  if (refused_.empty()) return {};
+  RECALLD_CHECK(kv_->release(refused_));
+  refused_.clear();
   return {};
 }
 
@@ -584,11 +600,11 @@ void Encodings::stage_erasure(StreamId stream, uint64_t first_chunk, Catalog::Ba
   const std::string end = row_key(stream + 1);
   const auto remove = [&](Family family, uint64_t first) {
     rows.remove_range(family, row_key(stream, first), end);
-    ranges.push_back({family, row_key(stream, first), end, true});
+    ranges.push_back({family, row_key(stream, first), end});
   };
   remove(Family::landmarks, first_chunk / page_chunks());
   remove(Family::states, first_chunk + 1);
-  ranges.push_back({Family::chunks, row_key(stream, first_chunk), end, true});
+  ranges.push_back({Family::chunks, row_key(stream, first_chunk), end});
 }
 
 Expected<void> Encodings::remove_empty_segments(Catalog& catalog) {

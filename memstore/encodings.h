@@ -40,8 +40,8 @@ class Encodings {
   // The first one that covers more than `after` chunks and at most chunks_max.
   Expected<std::optional<StateCheckpoint>> next_state(const Generation& of, uint64_t after, uint64_t chunks_max) const;
 
-  // ---- Adding chunks to a generation: write() their K/V, durably; stage() everything that names it in the caller's
-  // batch; written() once that is durable.
+  // ---- Adding chunks to a generation: write() their K/V, durably, and their landmarks in the caller's batch; stage()
+  // everything else that names them; written() once the batch is durable, refused() when it was not written.
   struct Written {
     std::span<const EncodedChunkView> chunks;
     std::vector<KvPlace> places;
@@ -50,11 +50,15 @@ class Encodings {
     StreamId stream = 0;
     uint64_t first_chunk = 0;
   };
-  Expected<Written> write(std::span<const EncodedChunkView> chunks);
+  Expected<Written> write(const Generation& to, std::span<const EncodedChunkView> chunks, Catalog::Batch& rows);
   // Counts the chunks, and the state after them when there is one, in `to`.
-  Expected<void> stage(MemoryId id, Generation& to, Written& written, std::optional<ByteView> state_after,
-                       Catalog::Batch& rows) const;
+  void stage(MemoryId id, Generation& to, Written& written, std::optional<ByteView> state_after,
+             Catalog::Batch& rows) const;
   void written(const Written& written);
+  void refused(const Written& written);
+  // Gives back the records that no chunk names because a batch was refused or a write failed. Only while the catalog is
+  // ready for writes: until then a refused batch may be there after a crash.
+  Expected<void> release_refused();
 
   // Makes this the newest state of the generation and drops the one before it, unless that is one of those kept.
   void stage_state(Generation& to, uint64_t chunks, ByteView state, Catalog::Batch& rows) const;
@@ -128,6 +132,7 @@ class Encodings {
   LandmarkIndex landmarks_;
   std::unique_ptr<KvFile> kv_;
   std::map<uint32_t, uint32_t> live_;  // records in each segment that a chunk names
+  std::vector<KvPlace> refused_;       // records of which the batch was refused
 };
 
 }  // namespace recalld

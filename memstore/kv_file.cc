@@ -115,6 +115,10 @@ Expected<std::vector<KvPlace>> KvFile::append(std::span<const ByteView> records)
     end = end.slot + 1 < slots_per_segment_ ? KvPlace{end.segment, end.slot + 1} : KvPlace{end.segment + 1, 0};
   }
 
+  {
+    const std::lock_guard lock(mutex_);
+    tail_dirty_ = true;
+  }
   std::vector<std::shared_ptr<OpenSegment>> touched;
   const AlignedBuffer buffer(std::min(slice_records_, records.size()) * record_bytes_);
   for (size_t first = 0; first < records.size();) {
@@ -139,7 +143,27 @@ Expected<std::vector<KvPlace>> KvFile::append(std::span<const ByteView> records)
 
   const std::lock_guard lock(mutex_);
   next_ = end;
+  tail_dirty_ = false;
   return places;
+}
+
+Expected<void> KvFile::clean_tail() {
+  const KvPlace next = this->next();
+  {
+    const std::lock_guard lock(mutex_);
+    if (!tail_dirty_) return {};
+  }
+  RECALLD_TRY(const std::vector<uint32_t> numbers, segments());
+  for (const uint32_t segment : numbers) {
+    if (segment < next.segment || (segment == next.segment && next.slot > 0)) continue;
+    RECALLD_CHECK(io_->remove(path(segment)));
+    const std::lock_guard lock(mutex_);
+    open_.erase(segment);
+  }
+  RECALLD_CHECK(empty_tail());
+  const std::lock_guard lock(mutex_);
+  tail_dirty_ = false;
+  return {};
 }
 
 void KvFile::stream(const NextKvRead& next, const ReadDone& done) const {

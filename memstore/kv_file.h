@@ -63,6 +63,9 @@ class KvFile {
   // by the next call.
   Expected<std::vector<KvPlace>> append(std::span<const ByteView> records);
 
+  // Gives back what an append that failed has left behind next().
+  Expected<void> clean_tail();
+
   // Reads the records that next() gives and calls done() for each as it ends, in no order: with its bytes in `into`, or
   // with the error of this record alone. FileIo::stream tells when next() is asked and what the two may do; they may
   // not call this object either. Records go straight into memory that is aligned to io_alignment, when kv_bytes is a
@@ -126,6 +129,7 @@ class KvFile {
 
   mutable std::mutex mutex_;  // guards what follows
   KvPlace next_;
+  bool tail_dirty_ = false;  // an append that failed may have written behind next_
   // Open segments, at most open_segments_max. Shared with the calls that use them: one that is dropped here, for
   // another or because it was removed, is closed when the last of these calls ends.
   mutable std::map<uint32_t, std::shared_ptr<OpenSegment>> open_;

@@ -29,6 +29,20 @@ StreamInfo stream_info(const MemoryRecord& record, const Generation& generation)
           .chunks = generation.encoding.chunks};
 }
 
+// What one write, one flush and one compaction take at a time does not grow with the store and comes off first, as does
+// what the heap keeps of it. Of the rest, half is for pages of landmarks and a third for the catalog's blocks, tables
+// and memtables; a sixth stays free for what each of these takes beyond its bound until it is noticed.
+uint64_t shared_bytes(const StoreOptions& options) {
+  return options.memory_budget_bytes - std::min(working_bytes, options.memory_budget_bytes / 3);
+}
+
+CatalogOptions catalog_options(const DataDirectory& data, const StoreOptions& options) {
+  return {.directory = data.catalog(),
+          .cache_bytes = shared_bytes(options) / 3,
+          .memtable_bytes = std::min(shared_bytes(options) / 6, memtable_bytes_max),
+          .env = options.catalog_env};
+}
+
 }  // namespace
 
 // ---- Open
@@ -42,19 +56,18 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   assert(shape.kv_bytes > 0 && shape.landmark_dim > 0 && shape.landmark_dim % 32 == 0);
   RECALLD_TRY(DataDirectory data, DataDirectory::open(directory, shape));
 
-  // What one write, one flush and one compaction take at a time does not grow with the store and comes off first, as
-  // does what the heap keeps of it. Of the rest, half is for pages of landmarks and a third for the catalog's blocks,
-  // tables and memtables; a sixth stays free for what each of these takes beyond its bound until it is noticed.
-  const uint64_t budget = options.memory_budget_bytes;
-  const uint64_t shared = budget - std::min(working_bytes, budget / 3);
-  RECALLD_TRY(auto catalog, Catalog::open({.directory = data.catalog(),
-                                           .cache_bytes = shared / 3,
-                                           .memtable_bytes = std::min(shared / 6, memtable_bytes_max),
-                                           .env = options.catalog_env}));
+  RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
   RECALLD_TRY(auto io, options.file_io ? options.file_io() : open_file_io());
-  auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shared / 2);
+  auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shared_bytes(options) / 2);
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
+}
+
+Expected<size_t> Store::drop_damaged_tables(const std::filesystem::path& directory, const StoreOptions& options) {
+  RECALLD_TRY(const DataDirectory data, DataDirectory::open(directory, options.shape));
+  RECALLD_TRY(const auto dropped, Catalog::mend(catalog_options(data, options)));
+  for (const DamagedTable& table : dropped) spdlog::warn("dropped from the catalog: {}", table.text());
+  return dropped.size();
 }
 
 Store::Store(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -284,7 +297,7 @@ Expected<void> Store::Impl::drop_markers(const Staged& staged, Catalog::Batch& r
   for (const MemoryId id : ids) {
     if (staged.journals.contains(id)) continue;
     const auto record = table.record(id);
-    if (!record && record.error().kind != ErrorKind::not_found) return std::unexpected(record.error());
+    if (!record && record.error().kind == ErrorKind::io) return std::unexpected(record.error());
     if (record && !record->next && info(*record).waiting_chunks() == 0) rows.remove(Family::memories, waiting_key(id));
   }
   return {};
@@ -355,14 +368,20 @@ Expected<void> Store::put(const StreamInfo& to, std::span<const EncodedChunkView
                                      std::to_string(to.memory) + ": " + std::to_string(generation.encoding.chunks) +
                                      " chunks are stored by now; ask again");
   assert(!chunks.empty() && (to.chunks + chunks.size()) * chunk_tokens <= generation.tokens(record.journal));
-  RECALLD_TRY(Encodings::Written written, impl_->encodings.write(chunks));
+  // What can fail comes before the K/V is written: records that no chunk names are hard to find again.
+  RECALLD_CHECK(impl_->catalog->ready());
+  RECALLD_CHECK(impl_->encodings.release_refused());
   Catalog::Batch rows(*impl_->catalog);
-  RECALLD_CHECK(impl_->encodings.stage(to.memory, generation, written, state_after, rows));
+  RECALLD_TRY(Encodings::Written written, impl_->encodings.write(generation, chunks, rows));
+  impl_->encodings.stage(to.memory, generation, written, state_after, rows);
   rows.put(Family::memories, memory_key(to.memory, serving ? encoding_kind : next_encoding_kind),
            generation.encoding.encode());
   const uint64_t encoded = impl_->encoded_chunks + (serving ? chunks.size() : 0);
   rows.put(Family::counters, encoding_totals_key, encode_u64(encoded));
-  RECALLD_CHECK(impl_->catalog->write(rows));
+  if (auto stored = impl_->catalog->write(rows); !stored) {
+    impl_->encodings.refused(written);
+    return stored;
+  }
 
   impl_->encodings.written(written);
   const std::lock_guard sums(impl_->totals_mutex);

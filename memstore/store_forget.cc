@@ -271,6 +271,8 @@ Expected<Erasure> Store::erase_forgotten(MemoryId id) {
   if (!records.empty()) {
     {
       const std::lock_guard encoding(impl_->encoding_mutex);
+      RECALLD_CHECK(impl_->catalog->ready());
+      RECALLD_CHECK(impl_->encodings.release_refused());
       RECALLD_CHECK(impl_->encodings.remove_empty_segments(*impl_->catalog));
     }
     RECALLD_TRY(erased.catalog_bytes, impl_->catalog->reclaim(ranges));
@@ -306,7 +308,7 @@ Expected<void> Store::Impl::erase(const ErasureRecord& record, Encodings::Erased
   }
   if (record.end_turn > record.first_turn) {
     const auto range = [&](Family family, uint64_t first, uint64_t end) {
-      ranges.push_back({family, row_key(record.memory, first), row_key(record.memory, end), false});
+      ranges.push_back({family, row_key(record.memory, first), row_key(record.memory, end)});
     };
     range(Family::turns, record.first_turn, record.end_turn);
     range(Family::tokens, record.first_position, record.end_position);

@@ -273,10 +273,16 @@ Expected<void> Store::mend(const StreamInfo& of, std::span<const MendedChunk> ch
   const std::lock_guard lock(impl_->encoding_mutex);
   RECALLD_TRY(const MemoryRecord record, impl_->table.record(of.memory));
   RECALLD_TRY(const Generation* const generation, Impl::find(record, of));
+  RECALLD_CHECK(impl_->catalog->ready());
+  RECALLD_CHECK(impl_->encodings.release_refused());
   RECALLD_TRY(Encodings::Mended mended, impl_->encodings.write_again(chunks));
   Catalog::Batch rows(*impl_->catalog);
-  RECALLD_CHECK(impl_->encodings.stage_again(of.memory, *generation, chunks, states, mended, rows));
-  RECALLD_CHECK(impl_->catalog->write(rows));
+  auto stored = impl_->encodings.stage_again(of.memory, *generation, chunks, states, mended, rows);
+  if (stored) stored = impl_->catalog->write(rows);
+  if (!stored) {
+    impl_->encodings.refused(mended.written);
+    return stored;
+  }
   return impl_->encodings.written_again(*generation, mended);
 }
 

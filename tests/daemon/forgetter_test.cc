@@ -256,7 +256,7 @@ TEST_F(ForgetterTest, ARetriedOperationOfAForgottenAppendAddsNothing) {
   for (int time = 0; time < 2; ++time) {
     const AppendReply again = must(engine_.append(request));
     EXPECT_EQ(again.first_turn, first.first_turn);
-    EXPECT_TRUE(again.repeated);
+    EXPECT_EQ(again.last_turn, first.last_turn);
     EXPECT_EQ(engine_.info("m").turns, 21u);
     engine_.close();
     engine_.open();

@@ -131,7 +131,7 @@ TEST_F(CatalogTest, NoByteOfRowsRemovedAmongOthersIsLeftAfterReclaiming) {
   batch.remove_range(Family::turns, "a2", "a3");
   batch.remove_range(Family::turns, "a4", "a5");
   ASSERT_TRUE(catalog_->write(batch));
-  const auto reclaimed = catalog_->reclaim(std::array{Catalog::Range{Family::turns, "a2", "a5", false}});
+  const auto reclaimed = catalog_->reclaim(std::array{Catalog::Range{Family::turns, "a2", "a5"}});
   ASSERT_TRUE(reclaimed) << reclaimed.error().message;
   EXPECT_GT(*reclaimed, 0u);
   EXPECT_THAT(files_with("stork of a2"), ElementsAre());
