@@ -103,6 +103,12 @@ void LogCheck::search(ByteView block, uint64_t block_at, size_t at) {
   }
 }
 
+// RocksDB begins a log behind a torn one with a batch of no changes, before the torn one is removed.
+bool LogCheck::counts(const Record& record) const {
+  if (use_ == LogUse::manifest || record.type != full || record.payload.size() != batch_header_bytes) return true;
+  return !all_zeros(record.payload.subspan(sizeof(uint64_t)));
+}
+
 void LogCheck::take(const Record& record, uint64_t offset) {
   // The end of one record, or the beginning of another, is missing, with nothing in its place: no crash does that.
   if (record.begins() == unfinished_.has_value()) {
@@ -115,7 +121,7 @@ void LogCheck::take(const Record& record, uint64_t offset) {
   }
   if (record.type == full || record.type == last) {
     unfinished_.reset();
-    ++records_;
+    if (counts(record)) ++records_;
   }
   end_ = offset + record.bytes();
 }

@@ -40,7 +40,7 @@ class LogCheck {
   struct Result {
     Verdict verdict = Verdict::whole;
     uint64_t offset = 0;   // of the first record that is not whole; the end of the records when all are
-    uint64_t records = 0;  // whole ones before it
+    uint64_t records = 0;  // whole ones before it; of a write-ahead log, those that change something
   };
   // Once, after the last block.
   Result result() const;
@@ -50,6 +50,7 @@ class LogCheck {
   static std::optional<Record> record_at(ByteView block, size_t at);
   static bool could_be_torn(ByteView block, size_t at);
   void take(const Record& record, uint64_t offset);
+  bool counts(const Record& record) const;
   void note_bad(uint64_t offset, bool damaged);
   void search(ByteView block, uint64_t block_at, size_t at);
   bool proves_damage(const Record& record, uint64_t offset) const;

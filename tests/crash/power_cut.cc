@@ -26,6 +26,7 @@ constexpr uint64_t steps_before_max = 14;  // done before a seed's workload, on 
 constexpr uint64_t steps_cut_max = 12;     // of a seed's workload
 constexpr size_t steps_without_power = 3;  // tried after the cut: each must fail
 constexpr uint64_t recovery_cuts_max = 4;  // of one point
+constexpr uint64_t recovery_points = 100;  // about as many as a recovery has
 constexpr size_t segment_records = 6;      // few, so that segments come and go
 constexpr size_t failures_max = 5;         // then a sweep stops
 constexpr uint64_t steps_after = 4;        // done to what is left, before it is looked at again
@@ -136,7 +137,7 @@ class Sweep {
     PoweredStore store(directory_, options_.shape);
     bool recovered_before = false;
     for (uint64_t left = 0; left < recovery_cuts_max && happens(luck, 2); ++left) {
-      disk->cut_power_at(1 + below(luck, recovery_points_));
+      disk->cut_power_at(1 + below(luck, recovery_points));
       recovered_before = true;
       if (store.open(*disk)) (void)erase_as_at_start(*store);  // may get through
       store.close();                                           // and then this may not
@@ -147,7 +148,6 @@ class Sweep {
     if (const auto opened = store.open(*disk); !opened) {
       outcome.complaints.push_back("open: " + opened.error().message);
     } else {
-      recovery_points_ = std::max<uint64_t>(10, disk->points());
       judge(*disk, store, broken_off, recovered_before, luck, outcome.complaints);
     }
     for (std::string& complaint : outcome.complaints)
@@ -246,6 +246,7 @@ class Sweep {
     for (auto step = settling_step(luck, *model, options_); step && run(*std::move(step));)
       step = settling_step(luck, *model, options_);
     if (!model->settled()) return;
+    add(damage(*store, *model));
     add(differences(*store, *model, options_.shape));
     add(traces(disk, *model, luck));
     add(empty_segments(disk, *store, *model));
@@ -257,6 +258,28 @@ class Sweep {
     add(differences(*store, *model, options_.shape));
     add(traces(disk, *model, luck));
     add(empty_segments(disk, *store, *model));
+  }
+
+  // What the store itself finds wrong with what it holds.
+  static std::vector<std::string> damage(Store& store, const Model& model) {
+    std::vector<std::string> found;
+    const auto add = [&](const std::vector<Problem>& problems) {
+      // Segments are looked for in the operating system's directory, where their twins are empty.
+      for (const Problem& problem : problems)
+        if (problem.part != "segment") found.push_back("verify: " + problem.part + ": " + problem.message);
+    };
+    for (const auto& [name, memory] : model.memories) {
+      const auto verified = store.verify(memory.id, [](uint64_t, uint64_t) { return true; });
+      if (!verified) return {"verify memory " + name + ": " + verified.error().message};
+      add(verified->problems);
+      for (const auto& lost : verified->lost) {
+        if (lost.to_make() || lost.to_drop()) found.push_back("verify: memory " + name + " is to be mended");
+      }
+    }
+    const auto others = store.verify_store(false);
+    if (!others) return {"verify the store: " + others.error().message};
+    add(*others);
+    return found;
   }
 
   static std::set<MemoryId> store_ids(const Store& store) {
@@ -338,7 +361,6 @@ class Sweep {
   WorkloadOptions options_;
   std::unique_ptr<PowerDisk> disk_;
   Model model_;
-  uint64_t recovery_points_ = 80;  // of the last recovery
   SweepResult& result_;
 };
 

@@ -42,6 +42,16 @@ class Log {
     } while (true);
   }
 
+  // A batch of no changes.
+  void add_nothing() {
+    std::string batch;
+    ByteWriter out(batch);
+    out.u64(sequence_);
+    out.u32(0);
+    starts_.push_back(bytes_.size());
+    fragment(batch, 1);
+  }
+
   std::string& bytes() { return bytes_; }
   uint64_t start(size_t record) const { return starts_.at(record); }
   uint64_t records() const { return starts_.size(); }
@@ -75,6 +85,15 @@ Log some_log() {
   Log log;
   for (const size_t bytes : {20u, 500u, 32768u, 13u, 100'000u, 40u, 32720u, 5000u, 700u}) log.add(bytes);
   return log;
+}
+
+TEST(LogCheck, ABatchOfNoChangesDoesNotCount) {
+  Log log;
+  log.add_nothing();
+  EXPECT_EQ(check(log.bytes()).records, 0u);
+  EXPECT_EQ(check(log.bytes()).verdict, Verdict::whole);
+  log.add(100);
+  EXPECT_EQ(check(log.bytes()).records, 1u);
 }
 
 TEST(LogCheckTest, AWholeLogIsWholeAndSoIsAnEmptyOneAndOneWithPreparedSpace) {
