@@ -220,13 +220,15 @@ void add_append(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("--role", arguments->role, "Role of turns that name none")
       ->check(CLI::IsMember({"user", "assistant", "system", "tool"}))
       ->capture_default_str();
-  command->add_option("--name", arguments->name, "Speaker of turns that name none");
+  command->add_option("--name", arguments->name, "Speaker of turns that name none")->check([](const std::string& name) {
+    return name.empty() ? "expected a name, not an empty one" : "";
+  });
   command
       ->add_option("--operation-id", arguments->operation_id,
                    "Make the load repeatable: the same input under the same id again changes nothing")
       ->check([](const std::string& id) {
         const size_t most = AppendStream::operation_prefix_bytes_max;
-        return id.size() <= most ? "" : "at most " + std::to_string(most) + " bytes, please";
+        return !id.empty() && id.size() <= most ? "" : "expected 1 to " + std::to_string(most) + " bytes";
       });
   command->add_flag("--wait", arguments->wait, "Wait until everything is encoded and searchable, not only stored");
   command->callback(

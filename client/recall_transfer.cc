@@ -52,12 +52,25 @@ std::string record_line(Json record) {
   return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
-// Where an export goes: standard output, or FILE.part, which becomes FILE once it is whole. An unfinished one is
-// removed.
+// Where an export goes: standard output, a device or pipe as it comes, or FILE.part, which becomes FILE once it is
+// whole. An unfinished one is removed.
 class Output {
  public:
-  static Expected<Output> open(const std::string& path) {
+  static Expected<Output> open(std::string path) {
     if (path == "-") return Output(Descriptor(), "");
+    if (path.empty()) return fail(ErrorKind::invalid_request, "FILE: expected a file to write, got an empty name");
+    std::error_code problem;
+    const auto status = std::filesystem::status(path, problem);
+    if (std::filesystem::is_directory(status))
+      return fail(ErrorKind::invalid_request, "write " + path + ": it is a directory; name a file in it");
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+      Descriptor device(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+      if (device.get() == -1) return std::unexpected(system_error("write " + path, errno));
+      Output output(std::move(device), std::move(path));
+      output.replaces_ = false;
+      return output;
+    }
+    if (std::filesystem::exists(status)) path = std::filesystem::canonical(path, problem).string();  // through links
     const std::string part = path + ".part";
     // What somebody remembers is for their own eyes.
     Descriptor file(::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
@@ -66,7 +79,7 @@ class Output {
   }
   Output(Output&&) = default;
   ~Output() {
-    if (file_.get() != -1) unlink((path_ + ".part").c_str());
+    if (file_.get() != -1 && replaces_) unlink((path_ + ".part").c_str());
   }
 
   Expected<void> write(std::string_view text) {
@@ -78,7 +91,7 @@ class Output {
     while (!text.empty()) {
       const ssize_t written = ::write(file_.get(), text.data(), text.size());
       if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return std::unexpected(system_error("write " + path_ + ".part", errno));
+      if (written < 0) return std::unexpected(system_error("write " + path_ + (replaces_ ? ".part" : ""), errno));
       text.remove_prefix(static_cast<size_t>(written));
     }
     return {};
@@ -89,6 +102,7 @@ class Output {
       if (std::fflush(stdout) == 0) return {};
       return std::unexpected(system_error("write to standard output", errno));
     }
+    if (!replaces_) return {};
     const std::string part = path_ + ".part";
     if (fsync(file_.get()) != 0) return std::unexpected(system_error("write " + part, errno));
     if (std::rename(part.c_str(), path_.c_str()) != 0)
@@ -104,6 +118,7 @@ class Output {
 
   Descriptor file_;  // none: standard output
   std::string path_;
+  bool replaces_ = true;  // the file, when it is whole
   uint64_t bytes_ = 0;
 };
 
@@ -160,7 +175,8 @@ int run_export(const Globals& globals, const ExportArguments& arguments) {
   const auto memory = client->memory(arguments.request.memory);
   if (!memory) return fail_with(memory.error());
   auto output = Output::open(arguments.file);
-  if (!output) return fail_with(output.error());
+  if (!output)
+    return fail_with(output.error(), output.error().kind == ErrorKind::invalid_request ? exit_usage : exit_error);
   const bool show_progress = to_file || isatty(STDOUT_FILENO) == 0;
   const auto counts = write_export(*client, arguments.request, *memory, show_progress, *output);
   if (Interrupt::seen()) {

@@ -394,7 +394,7 @@ Encodings::Checked Encodings::check(MemoryId id, const Generation& of, uint64_t 
       },
       [&](uint64_t after, const Error& error) {
         const auto next = wanted.lower_bound(after);
-        if (next == wanted.end()) return end + 1;
+        if (next == wanted.end()) return UINT64_MAX;
         next->second = "it cannot be read: " + error.message;
         return next->first + 1;
       });

@@ -1,6 +1,7 @@
 // Going through rows of the catalog over damage: a row that cannot be read does not hide those behind it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 #include <utility>
@@ -21,7 +22,7 @@ void walk_rows(const Catalog& catalog, Family family, uint64_t id, uint64_t from
   Expected<bool> found = rows.seek(row_key(id, at));
   while (true) {
     if (!found && !rows.on_row()) {
-      at = lost(at, found.error());
+      at = std::max(lost(at, found.error()), at + 1);
       if (at >= end) return;
       found = rows.seek(row_key(id, at));
       continue;

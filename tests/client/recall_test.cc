@@ -279,6 +279,31 @@ TEST(Recall, ARepeatedLoadSaysThatNothingWasAdded) {
   EXPECT_EQ(Json::parse(shell(load + " --json").output), reply);
 }
 
+TEST(Recall, AnEmptyOperationIdIsRefusedAndNotDropped) {
+  const FakeDaemon daemon(appending());
+  EXPECT_EQ(shell("echo one | $RECALL " + at(daemon) + "append m --operation-id ''").code, 2);
+  EXPECT_EQ(shell("echo one | $RECALL " + at(daemon) + "append m --name ''").code, 2);
+  EXPECT_TRUE(daemon.lines().empty());
+}
+
+TEST(Recall, ExportWritesThroughPipesAndLinksInsteadOfReplacingThem) {
+  const Json record{{"type", "end"}, {"turns", 0}, {"chunks", 0}};
+  const FakeDaemon daemon([&](const std::string& line) {
+    return answer(line, Json::parse(line)["method"] == "memories.get" ? memory(0) : Json{{"records", {record}}});
+  });
+  const TempDir directory;
+  const std::string path = directory.path();
+  const Outcome pipe = shell("mkfifo '" + path + "/p' && { timeout 5 cat '" + path + "/p' & } && $RECALL " +
+                             at(daemon) + "export m '" + path + "/p' && wait && test -p '" + path + "/p'");
+  EXPECT_EQ(pipe.code, 0) << pipe.output;
+  EXPECT_THAT(pipe.output, HasSubstr(R"("type":"end")"));
+  const Outcome link = shell("ln -s target '" + path + "/l' && : > '" + path + "/target' && $RECALL " + at(daemon) +
+                             "export m '" + path + "/l' && test -L '" + path + "/l' && cat '" + path + "/target'");
+  EXPECT_EQ(link.code, 0) << link.output;
+  EXPECT_THAT(link.output, HasSubstr(R"("type":"end")"));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "export m '" + path + "'").code, 2);
+}
+
 TEST(Recall, ABadLineOfARepeatableLoadStoresWholeRequestsAlone) {
   const FakeDaemon daemon(appending());
   const std::string input = "{ seq 1 700; printf 'bad \\377\\n'; }";
