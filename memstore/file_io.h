@@ -70,8 +70,8 @@ class FileIo {
   // Makes a directory whose parent exists; it may exist already. Durable on return.
   virtual Expected<void> make_directory(const std::filesystem::path& path) = 0;
 
-  // Makes a file of `bytes`, with its space reserved where the file system can, and opens it. Fails when it exists.
-  // Its directory entry is durable on return; after a failure it is not there.
+  // Makes a file of `bytes`, with its space reserved where the file system can and has room, and opens it. Fails when
+  // it exists. Its directory entry is durable on return; after a failure it is not there.
   virtual Expected<int> create(const std::filesystem::path& path, uint64_t bytes) = 0;
 
   // Opens a file for reading and writing; not_found when it does not exist, full when io_files_max are open.

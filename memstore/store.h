@@ -231,9 +231,9 @@ class Store {
   static Expected<std::unique_ptr<Store>> open(const std::filesystem::path& directory, StoreOptions options);
   ~Store();  // writes out what is buffered
 
-  // For a store that open() refuses because tables of its catalog are damaged: drops those whose rows can be made again,
-  // which verify_store() and verify() then find missing. Returns how many. Fails with corrupt, and changes nothing, when
-  // a table of the journal is damaged.
+  // For a store that open() refuses because tables of its catalog are damaged: drops those whose rows can be made
+  // again, which verify_store() and verify() then find missing. Returns how many. Fails with corrupt, and changes
+  // nothing, when a table of the journal is damaged.
   static Expected<size_t> drop_damaged_tables(const std::filesystem::path& directory, const StoreOptions& options);
 
   // ---- The journal
