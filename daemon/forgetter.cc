@@ -210,7 +210,7 @@ void Forgetter::encoded(const MemoryInfo& memory) {
   {
     const std::lock_guard lock(mutex_);
     const auto pending = pending_.find(memory.id);
-    if (pending == pending_.end()) return;
+    if (pending == pending_.end() || retries_.contains(memory.id)) return;
     for (const Pending& each : pending->second) jobs.insert(each.job);
   }
   if (!memory.next) return erase_soon(memory.id);
@@ -247,7 +247,10 @@ void Forgetter::erase(MemoryId id) {
                                "is tried again until it works");
     for (Pending& each : waiting) {
       jobs_.fail(each.job, told.message);  // until it has worked
-      if (each.done) std::exchange(each.done, {})(std::unexpected(told));
+      // What is given back first may be the room that the rest needs.
+      const bool hopeless = erased.error().kind != ErrorKind::full && erased.error().kind != ErrorKind::busy;
+      if (each.done && (hopeless || ++each.attempts >= attempts_max))
+        std::exchange(each.done, {})(std::unexpected(told));
     }
     keep_waiting(id, std::move(waiting));
     return retry_later(id);
@@ -287,7 +290,12 @@ void Forgetter::retry_later(MemoryId id) {
   boost::asio::steady_timer& timer = retries_.try_emplace(id, upkeep_).first->second;
   timer.expires_after(retry_pause);
   timer.async_wait([this, id](boost::system::error_code cancelled) {
-    if (!cancelled) erase(id);
+    if (cancelled) return;
+    {
+      const std::lock_guard waited(mutex_);
+      retries_.erase(id);
+    }
+    erase(id);
   });
 }
 

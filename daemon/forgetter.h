@@ -61,9 +61,11 @@ class Forgetter {
     Done<Receipt> done{};        // unset: nobody waits
     bool told = false;           // what follows the store has forgotten too
     uint64_t catalog_bytes = 0;  // of tables that were rewritten so far
+    int attempts = 0;
   };
-  static constexpr size_t pending_max = 256;              // of a memory
-  static constexpr std::chrono::seconds retry_pause{10};  // after an erasure that failed
+  static constexpr size_t pending_max = 256;             // of a memory
+  static constexpr std::chrono::seconds retry_pause{2};  // after an erasure that failed
+  static constexpr int attempts_max = 8;                 // before those who wait for it are told that it failed
 
   Expected<std::vector<TurnRange>> chosen(const MemoryInfo& memory, const ForgetRequest& request) const;
   Receipt receipt(const std::string& memory, const Forgotten& forgotten) const;

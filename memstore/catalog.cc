@@ -12,12 +12,15 @@
 #include <rocksdb/table_properties.h>
 #include <rocksdb/write_batch.h>
 #include <rocksdb/write_buffer_manager.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <cctype>
 #include <charconv>
+#include <cstdarg>
+#include <cstdio>
 #include <functional>
 #include <limits>
 #include <map>
@@ -45,7 +48,6 @@ constexpr uint64_t table_bytes = uint64_t{8} << 20;  // of a file, so that its i
 // A walk over landmarks lets the kernel read so far ahead, into the page cache, while it computes.
 constexpr size_t ahead_bytes_first = size_t{512} << 10, ahead_bytes_max = size_t{2} << 20;
 constexpr uint64_t wal_bytes_max = uint64_t{64} << 20;
-constexpr size_t log_file_bytes_max = size_t{1} << 20;
 constexpr uint64_t manifest_bytes_max = uint64_t{4} << 20;
 
 // The family, known to this file alone, that says under which names RocksDB has the others (Catalog::remake).
@@ -398,6 +400,19 @@ std::string DamagedTable::text() const {
          printable(first_key) + " to " + printable(last_key) + ": " + cause;
 }
 
+// What RocksDB has to say goes where all messages go: a file of its own in the catalog would end the process when the
+// disk is full.
+class Messages final : public rocksdb::Logger {
+ public:
+  Messages() : rocksdb::Logger(rocksdb::InfoLogLevel::WARN_LEVEL) {}
+  using rocksdb::Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    std::array<char, 1024> text{};
+    std::vsnprintf(text.data(), text.size(), format, arguments);
+    spdlog::debug("rocksdb: {}", text.data());
+  }
+};
+
 struct Catalog::Database {
   using Handle = std::shared_ptr<rocksdb::ColumnFamilyHandle>;
   using Clock = std::chrono::steady_clock;  // intervals only: no clock that is set decides anything
@@ -536,9 +551,7 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options, 
   db.file_checksum_gen_factory = rocksdb::GetFileChecksumGenCrc32cFactory();
   db.max_bgerror_resume_count = 0;  // Database::recover does it
   db.listeners.push_back(database->background_failures);
-  db.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
-  db.max_log_file_size = log_file_bytes_max;
-  db.keep_log_file_num = 2;
+  db.info_log = std::make_shared<Messages>();
 
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = database->cache;
@@ -1156,16 +1169,24 @@ Expected<void> Catalog::Database::drop_logs() {
   // Families of which nothing is to be written out let go of an old log only when a new one begins, which it does only
   // when something stands in the current one; and one that was being written out meanwhile does so the next time.
   constexpr int attempts = 4;
+  const std::string action = "reclaim the logs of the catalog";
   for (int attempt = 0; attempt < attempts; ++attempt) {
+    std::unique_ptr<rocksdb::LogFile> before, current;
+    RECALLD_CHECK(checked(db->GetCurrentWalFile(&before), action));
     if (const auto status = write_nothing(true); !status.ok()) return std::unexpected(note_failure(status));
     RECALLD_CHECK(checked(flush(), "flush the catalog"));
-    std::unique_ptr<rocksdb::LogFile> current;
-    RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), "reclaim the logs of the catalog"));
+    RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), action));
     uint64_t needed = 0;
     db->GetIntProperty(rocksdb::DB::Properties::kMinLogNumberToKeep, &needed);
     if (needed >= current->LogNumber()) return remove_old_logs();
+    // After a recovery RocksDB may count on logs that are gone already.
+    std::vector<std::string> files;
+    RECALLD_CHECK(checked(env->GetChildren(directory.string(), &files), action));
+    const bool none_left = std::ranges::all_of(numbers(files, "", ".log"),
+                                               [&](uint64_t number) { return number >= current->LogNumber(); });
+    if (none_left && current->LogNumber() > before->LogNumber()) return {};
   }
-  return fail(ErrorKind::busy, "reclaim the logs of the catalog: some are needed until all is written out; try again");
+  return fail(ErrorKind::busy, action + ": some are needed until all is written out; try again");
 }
 
 // Waits until the tables that are of no more use are gone: RocksDB removes them in the background, and not before the

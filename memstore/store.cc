@@ -14,6 +14,7 @@ namespace {
 constexpr uint64_t budget_bytes_min = uint64_t{8} << 20;
 constexpr uint64_t working_bytes = uint64_t{7} << 20;
 constexpr uint64_t memtable_bytes_max = uint64_t{64} << 20;
+constexpr uint64_t journal_room_bytes = uint64_t{8} << 20;  // that encodings leave free on the disk
 constexpr size_t drained_max = 1024;        // memories whose markers wait to be dropped; the rest go at the next start
 constexpr size_t markers_dropped_max = 16;  // with one batch
 
@@ -356,6 +357,18 @@ Expected<void> Store::put(MemoryId id, uint64_t first_chunk, std::span<const Enc
   return put(info.serving, chunks, state_after);
 }
 
+// Encodings can wait and be made later; turns cannot. So the last room on the disk is left to the journal, and to
+// forgetting, which needs some to begin with.
+Expected<void> Store::Impl::check_room() const {
+  std::error_code problem;
+  const auto space = std::filesystem::space(directory.path(), problem);
+  if (problem || space.available >= journal_room_bytes) return {};
+  return fail(ErrorKind::full, "store encoded chunks: the disk of " + directory.path().string() + " has " +
+                                   std::to_string(space.available >> 20) + " MiB left, and " +
+                                   std::to_string(journal_room_bytes >> 20) +
+                                   " are kept for turns; make room, and encoding goes on");
+}
+
 Expected<void> Store::put(const StreamInfo& to, std::span<const EncodedChunkView> chunks,
                           std::optional<ByteView> state_after) {
   const std::lock_guard lock(impl_->encoding_mutex);  // removals wait for it, so the memory cannot go meanwhile
@@ -371,6 +384,7 @@ Expected<void> Store::put(const StreamInfo& to, std::span<const EncodedChunkView
   // What can fail comes before the K/V is written: records that no chunk names are hard to find again.
   RECALLD_CHECK(impl_->catalog->ready());
   RECALLD_CHECK(impl_->encodings.release_refused());
+  RECALLD_CHECK(impl_->check_room());
   Catalog::Batch rows(*impl_->catalog);
   RECALLD_TRY(Encodings::Written written, impl_->encodings.write(generation, chunks, rows));
   impl_->encodings.stage(to.memory, generation, written, state_after, rows);

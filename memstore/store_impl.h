@@ -68,6 +68,8 @@ class Store::Impl {
 
   Expected<void> drop_markers(const Staged& staged, Catalog::Batch& rows);
 
+  Expected<void> check_room() const;
+
   void stage_erasure(const ErasureRecord& record, Catalog::Batch& rows) {
     rows.put(Family::memories, erasure_key(next_id++), record.encode());
   }
