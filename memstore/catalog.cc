@@ -293,17 +293,15 @@ class BackgroundFailures final : public rocksdb::EventListener {
  private:
   rocksdb::Env& env_;
   // A flush that is scheduled and has not begun when RocksDB stops is never run, and resuming waits for it without end
-  // (7.8). There is one at a time, so none is left once one runs or no memtable waits for one. A memtable may also wait
-  // for one that is not scheduled: then nothing is seen to happen for a while.
+  // (7.8). So none may be left, which is when no memtable waits for one. But one may also wait for what is not
+  // scheduled, or for a flush which runs and itself waits for the write that fails here: then nothing is seen to happen
+  // for a while.
   void let_flush_begin() const {
     rocksdb::DB* db = db_;
     if (db == nullptr || recovering) return;
     for (int quiet = 0; quiet < quiet_polls && !flush_failed;) {
-      uint64_t running = 0, waiting = 0;
-      db->GetIntProperty(rocksdb::DB::Properties::kNumRunningFlushes, &running);
-      if (running > 0 || !db->GetAggregatedIntProperty(rocksdb::DB::Properties::kMemTableFlushPending, &waiting) ||
-          waiting == 0)
-        return;
+      uint64_t waiting = 0;
+      if (!db->GetAggregatedIntProperty(rocksdb::DB::Properties::kMemTableFlushPending, &waiting) || waiting == 0) return;
       quiet = env_.GetThreadPoolQueueLen(rocksdb::Env::Priority::HIGH) == 0 ? quiet + 1 : 0;
       std::this_thread::sleep_for(stall_wait);
     }
@@ -462,7 +460,7 @@ struct Catalog::Database {
   }
 
   rocksdb::ColumnFamilyOptions options_of(Family which) const;
-  rocksdb::Status flush() const;
+  rocksdb::Status flush(rocksdb::ColumnFamilyHandle* another = nullptr) const;
   Expected<void> settle_families(const std::vector<rocksdb::ColumnFamilyDescriptor>& descriptors,
                                  const std::vector<rocksdb::ColumnFamilyHandle*>& handles);
   Expected<void> remove_old_logs() const;
@@ -473,7 +471,7 @@ struct Catalog::Database {
   rocksdb::Status write_nothing(bool logged) const;
   rocksdb::Status begin_new_log() const;
   rocksdb::Status copy(rocksdb::ColumnFamilyHandle* source, rocksdb::ColumnFamilyHandle* target,
-                       std::span<const DamagedTable> damaged, uint64_t& rows) const;
+                       std::span<const DamagedTable> damaged, uint64_t& rows);
   Expected<Remade> remake(Family family, std::span<const DamagedTable> damaged, const std::string& action);
   void steer_compactions();
 };
@@ -490,15 +488,19 @@ rocksdb::ColumnFamilyOptions Catalog::Database::options_of(Family which) const {
   return options;
 }
 
-// Writes all memtables out.
-rocksdb::Status Catalog::Database::flush() const {
+// Writes all memtables out, and that of a family which is not in use yet. Needs the gate.
+rocksdb::Status Catalog::Database::flush(rocksdb::ColumnFamilyHandle* another) const {
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   const auto held = all_families();
   for (const Handle& handle : held) handles.push_back(handle.get());
   if (names) handles.push_back(names.get());
+  if (another != nullptr) handles.push_back(another);
   rocksdb::FlushOptions options;
   options.allow_write_stall = true;  // RocksDB would wait for compactions, which a damaged table stops
-  return db->Flush(options, handles);
+  const auto status = db->Flush(options, handles);
+  // Once RocksDB 7.8 has resumed, its flushes return before they are done. Those of another resume do not, which before
+  // the first one is nothing.
+  return status.ok() ? db->Resume() : status;
 }
 
 Catalog::Catalog(std::unique_ptr<Database> database) : database_(std::move(database)) {}
@@ -995,7 +997,7 @@ std::vector<std::pair<std::string, std::string>> outside(std::vector<KeyRange> r
 // Copies the rows outside the damaged tables' keys from one family to another, which is in no log: it counts once it
 // is written out.
 rocksdb::Status Catalog::Database::copy(rocksdb::ColumnFamilyHandle* source, rocksdb::ColumnFamilyHandle* target,
-                                        std::span<const DamagedTable> damaged, uint64_t& rows) const {
+                                        std::span<const DamagedTable> damaged, uint64_t& rows) {
   std::vector<KeyRange> ranges;
   std::vector<std::string> files;
   for (const DamagedTable& table : damaged) {
@@ -1032,9 +1034,9 @@ rocksdb::Status Catalog::Database::copy(rocksdb::ColumnFamilyHandle* source, roc
     if (!row->status().ok()) return row->status();
   }
   const auto status = db->Write(unlogged, &batch);
-  rocksdb::FlushOptions options;
-  options.allow_write_stall = true;
-  return status.ok() ? db->Flush(options, target) : status;
+  if (!status.ok()) return status;
+  const std::lock_guard alone(gate);
+  return flush(target);
 }
 
 Expected<Catalog::Remade> Catalog::remake(Family family, std::span<const DamagedTable> damaged) {

@@ -57,8 +57,10 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   assert(shape.kv_bytes > 0 && shape.landmark_dim > 0 && shape.landmark_dim % 32 == 0);
   RECALLD_TRY(DataDirectory data, DataDirectory::open(directory, shape));
 
-  RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
   RECALLD_TRY(auto io, options.file_io ? options.file_io() : open_file_io());
+  // RocksDB would not make the entry of its directory durable, and kv/ must not be there without it.
+  RECALLD_CHECK(io->make_directory(data.catalog()));
+  RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
   auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shared_bytes(options) / 2);
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));

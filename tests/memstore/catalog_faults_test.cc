@@ -237,6 +237,8 @@ class CatalogSweepTest : public CatalogFaultsTest {
       model.rows.insert(rows.begin(), rows.end());
       model.in_doubt.clear();
       EXPECT_EQ(difference(**catalog, model), "");
+      const auto reclaimed = (*catalog)->reclaim(std::array{Catalog::Range{Family::turns, "base2", "base3"}});
+      EXPECT_TRUE(reclaimed) << reclaimed.error().message;
       ASSERT_NO_FATAL_FAILURE(crash());
     }
     disk_->plan(std::nullopt);
