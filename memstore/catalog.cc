@@ -32,6 +32,7 @@
 
 #include "base/bytes.h"
 #include "base/crc32c.h"
+#include "memstore/catalog_env.h"
 #include "memstore/wal_check.h"
 
 namespace recalld {
@@ -231,7 +232,7 @@ bool readable(rocksdb::Env& env, const std::string& path) {
 // stop writes, as neither loses anything: the family is marked, and no longer compacted.
 class BackgroundFailures final : public rocksdb::EventListener {
  public:
-  explicit BackgroundFailures(rocksdb::Env& env) : env_(env) {}
+  explicit BackgroundFailures(CatalogEnv& env) : env_(env) {}
 
   enum class Cause { damaged, full };
   bool any() const { return any_; }
@@ -273,9 +274,11 @@ class BackgroundFailures final : public rocksdb::EventListener {
       return;
     }
     // RocksDB fears for records in the buffer of the log that it could not leave, and would never resume. But every
-    // acknowledged record has been synced.
-    if (reason == rocksdb::BackgroundErrorReason::kMemTable && (recovering || kind_of(*error) == ErrorKind::full))
+    // acknowledged record has been synced. And what it holds for a lesser error would not stop it.
+    if ((reason == rocksdb::BackgroundErrorReason::kMemTable && (recovering || kind_of(*error) == ErrorKind::full)) ||
+        error->severity() < rocksdb::Status::kHardError)
       *error = rocksdb::Status(*error, rocksdb::Status::kHardError);
+    env_.stopped();
     if (flushes_) {
       flush_failed = true;
     } else {
@@ -291,11 +294,10 @@ class BackgroundFailures final : public rocksdb::EventListener {
   }
 
  private:
-  rocksdb::Env& env_;
-  // A flush that is scheduled and has not begun when RocksDB stops is never run, and resuming waits for it without end
-  // (7.8). So none may be left, which is when no memtable waits for one. But one may also wait for what is not
-  // scheduled, or for a flush which runs and itself waits for the write that fails here: then nothing is seen to happen
-  // for a while.
+  CatalogEnv& env_;
+  // A flush that is scheduled and has not begun when RocksDB stops would be dropped (see CatalogEnv). So none may be
+  // left, which is when no memtable waits for one. But one may also wait for what is not scheduled, or for a flush which
+  // runs and itself waits for the write that fails here: then nothing is seen to happen for a while.
   void let_flush_begin() const {
     rocksdb::DB* db = db_;
     if (db == nullptr || recovering) return;
@@ -416,7 +418,7 @@ struct Catalog::Database {
   using Clock = std::chrono::steady_clock;  // intervals only: no clock that is set decides anything
 
   std::filesystem::path directory;
-  rocksdb::Env* env = nullptr;
+  std::unique_ptr<CatalogEnv> env;
   std::chrono::milliseconds retry_after{};
   std::shared_ptr<rocksdb::Cache> cache;
   std::shared_ptr<rocksdb::WriteBufferManager> memtables;
@@ -500,7 +502,7 @@ rocksdb::Status Catalog::Database::flush(rocksdb::ColumnFamilyHandle* another) c
   const auto status = db->Flush(options, handles);
   // Once RocksDB 7.8 has resumed, its flushes return before they are done. Those of another resume do not, which before
   // the first one is nothing.
-  return status.ok() ? db->Resume() : status;
+  return status.ok() ? env->resume(*db) : status;
 }
 
 Catalog::Catalog(std::unique_ptr<Database> database) : database_(std::move(database)) {}
@@ -518,7 +520,7 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options) 
 Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options, bool although_damaged) {
   auto database = std::make_unique<Database>();
   database->directory = options.directory;
-  database->env = options.env != nullptr ? options.env : rocksdb::Env::Default();
+  database->env = std::make_unique<CatalogEnv>(options.env != nullptr ? *options.env : *rocksdb::Env::Default());
   database->retry_after = options.retry_after;
   RECALLD_CHECK(check_files(*database->env, options.directory.string()));
 
@@ -532,7 +534,7 @@ Expected<std::unique_ptr<Catalog>> Catalog::open(const CatalogOptions& options, 
   database->background_failures = std::make_shared<BackgroundFailures>(*database->env);
 
   rocksdb::DBOptions db;
-  db.env = database->env;
+  db.env = database->env.get();
   db.create_if_missing = true;
   db.create_missing_column_families = true;
   db.write_buffer_manager = database->memtables;
@@ -828,7 +830,7 @@ rocksdb::Status Catalog::Database::write_nothing(bool logged) const {
 rocksdb::Status Catalog::Database::begin_new_log() const {
   std::unique_ptr<rocksdb::LogFile> before, after;
   rocksdb::Status status = db->GetCurrentWalFile(&before);
-  if (status.ok()) status = db->Resume();
+  if (status.ok()) status = env->resume(*db);
   if (status.ok()) status = db->GetCurrentWalFile(&after);
   if (!status.ok() || after->LogNumber() != before->LogNumber()) return status;
   // There was nothing to write out, and so there is no new log.
@@ -836,7 +838,7 @@ rocksdb::Status Catalog::Database::begin_new_log() const {
   if (!status.ok()) return status;
   // The writer of the failed log refuses to let go of it; resuming overrules that.
   status = flush();
-  return status.ok() ? status : db->Resume();
+  return status.ok() ? status : env->resume(*db);
 }
 
 // Stops compacting the families of which a compaction has failed, so that RocksDB neither tries without end nor holds
@@ -1176,7 +1178,7 @@ Expected<void> Catalog::Database::drop_logs() {
     std::unique_ptr<rocksdb::LogFile> before, current;
     RECALLD_CHECK(checked(db->GetCurrentWalFile(&before), action));
     if (const auto status = write_nothing(true); !status.ok()) return std::unexpected(note_failure(status));
-    RECALLD_CHECK(checked(flush(), "flush the catalog"));
+    if (const auto status = flush(); !status.ok()) return std::unexpected(note_failure(status));
     RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), action));
     uint64_t needed = 0;
     db->GetIntProperty(rocksdb::DB::Properties::kMinLogNumberToKeep, &needed);
