@@ -1170,27 +1170,18 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
 
 // Writes everything out and removes the logs before the current one. Needs the gate.
 Expected<void> Catalog::Database::drop_logs() {
-  // Families of which nothing is to be written out let go of an old log only when a new one begins, which it does only
-  // when something stands in the current one; and one that was being written out meanwhile does so the next time.
-  constexpr int attempts = 4;
   const std::string action = "reclaim the logs of the catalog";
-  for (int attempt = 0; attempt < attempts; ++attempt) {
-    std::unique_ptr<rocksdb::LogFile> before, current;
-    RECALLD_CHECK(checked(db->GetCurrentWalFile(&before), action));
-    if (const auto status = write_nothing(true); !status.ok()) return std::unexpected(note_failure(status));
-    if (const auto status = flush(); !status.ok()) return std::unexpected(note_failure(status));
-    RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), action));
-    uint64_t needed = 0;
-    db->GetIntProperty(rocksdb::DB::Properties::kMinLogNumberToKeep, &needed);
-    if (needed >= current->LogNumber()) return remove_old_logs();
-    // After a recovery RocksDB may count on logs that are gone already.
-    std::vector<std::string> files;
-    RECALLD_CHECK(checked(env->GetChildren(directory.string(), &files), action));
-    const bool none_left = std::ranges::all_of(numbers(files, "", ".log"),
-                                               [&](uint64_t number) { return number >= current->LogNumber(); });
-    if (none_left && current->LogNumber() > before->LogNumber()) return {};
-  }
-  return fail(ErrorKind::busy, action + ": some are needed until all is written out; try again");
+  // Families of which nothing is to be written out let go of an old log only when a new one begins, which it does only
+  // when something stands in the current one.
+  if (const auto status = write_nothing(true); !status.ok()) return std::unexpected(note_failure(status));
+  if (const auto status = flush(); !status.ok()) return std::unexpected(note_failure(status));
+  std::unique_ptr<rocksdb::LogFile> current;
+  RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), action));
+  uint64_t needed = 0;
+  db->GetIntProperty(rocksdb::DB::Properties::kMinLogNumberToKeep, &needed);
+  if (needed < current->LogNumber())
+    return fail(ErrorKind::busy, action + ": some are needed until all is written out; try again");
+  return remove_old_logs();
 }
 
 // Waits until the tables that are of no more use are gone: RocksDB removes them in the background, and not before the
