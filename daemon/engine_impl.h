@@ -1,0 +1,168 @@
+// What the engine is made of; for engine.cc and the files engine_*.cc only.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/thread_pool.hpp>
+
+#include "daemon/append_queue.h"
+#include "daemon/encoder.h"
+#include "daemon/engine.h"
+#include "daemon/forgetter.h"
+#include "daemon/jobs.h"
+#include "daemon/model_thread.h"
+#include "daemon/reencoder.h"
+#include "daemon/successor.h"
+#include "daemon/transfer.h"
+#include "daemon/upkeep.h"
+
+namespace recalld {
+
+class Engine::Impl {
+ public:
+  using Clock = std::chrono::steady_clock;
+  static double milliseconds_since(Clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  }
+
+  explicit Impl(EngineOptions options);
+
+  Expected<void> open();
+  ~Impl();
+
+  void append(AppendRequest request, Done<AppendReply> done);
+  void search(SearchRequest request, Done<SearchReply> done);
+
+  // Runs `read` on a read worker and hands its result to `done`.
+  template <class Reply, class Read>
+  void read(Done<Reply> done, Read read) {
+    boost::asio::post(readers_, [done = std::move(done), read = std::move(read)]() mutable { done(read()); });
+  }
+
+  Expected<MemoryView> view(MemoryInfo info) const;
+  Expected<MemoriesListReply> memories_list(const MemoriesListRequest& request) const;
+  Expected<MemoryView> memories_get(const std::string& memory) const;
+  Expected<TurnsListReply> turns_list(const TurnsListRequest& request) const;
+  Expected<ChunksListReply> chunks_list(const ChunksListRequest& request) const;
+  Expected<ChunkDetail> chunks_get(const std::string& memory, uint64_t chunk) const;
+  Expected<StatsReply> stats() const;
+  Expected<HealthReply> health() const;
+
+  // Runs `begin`, which calls `done` itself, on a read worker.
+  template <class Begin>
+  void start(Begin begin) {
+    boost::asio::post(readers_, std::move(begin));
+  }
+  Forgetter& forgetter() { return *forgetter_; }
+  void reencode(ReencodeRequest request, Done<JobView> done);
+  Transfer& transfer() { return *transfer_; }
+  void import_memory(ImportRequest request, Done<ImportReply> done);
+  void backup(BackupRequest request, Done<BackupReply> done);
+  Upkeep& upkeep() { return *verifier_; }
+
+  Hash128 model_hash() const { return model_->hash(); }
+  bool overloaded() const { return appends_->waiting_bytes() > options_.memory_budget_bytes / 8; }
+
+ private:
+  struct Waiter {
+    uint64_t chunks = 0;  // the memory must have as many encoded
+    AppendReply reply;
+    Done<AppendReply> done;
+  };
+  struct Query {
+    SearchRequest request;
+    std::vector<uint32_t> tokens;
+    Clock::time_point start;
+    Done<SearchReply> done;
+    int attempts = 0;
+    size_t spare = 0;  // chunks that are ranked beyond the limit, in place of damaged ones
+  };
+  // A search between the model thread (ranking) and a read worker (text).
+  struct Ranking {
+    MemoryInfo memory;
+    std::vector<ScoredChunk> best;
+    uint64_t end_token = 0;  // tokens of the memory that were covered
+    size_t limit = 0;        // of `best`
+    std::vector<Unreadable> unreadable;
+    // To explain the results:
+    std::vector<float> heads;                                      // the query's, of the first HSA layer
+    std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of those of the best that are not stored
+  };
+
+  Expected<void> change_over(const RecordShape& shape);
+  Expected<void> open_successor();
+  Forgetter::Follower follower();
+  Expected<JobView> start_reencoding(const std::filesystem::path& model);
+  Expected<JobView> cancel_reencoding();
+  uint64_t successor_bytes() const { return std::max(options_.memory_budget_bytes / 4, uint64_t{8} << 20); }
+
+  AppendBatch tokenise(AppendRequest request, int64_t now_us) const;
+  NewTurn tokenise(Turn turn) const;
+  void committed(Appended appended, AppendReply reply, bool wait, Done<AppendReply> done);
+  void reply_when_searchable(MemoryId id, Waiter waiter);
+  void release_waiters(MemoryId id, const Expected<MemoryInfo>& memory);
+  Expected<std::optional<uint64_t>> searchable_through(const MemoryInfo& memory) const;
+  Expected<std::optional<uint64_t>> through(MemoryId id, uint64_t tokens) const;
+
+  ModelThread::Outcome encode(MemoryId id);
+  void rank_and_collect(Query query);
+  Expected<Ranking> rank(const Query& query);
+  bool still_holds(const Ranking& ranking) const;
+  Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking);
+  void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
+  Expected<SearchReply::Why> explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const;
+  Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
+
+  EngineOptions options_;
+  Clock::time_point start_ = Clock::now();
+  std::unique_ptr<WorkerPool> pool_;  // used by the model thread alone
+  std::unique_ptr<Ramba> model_;
+  std::optional<Tokenizer> tokenizer_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Encoder> encoder_;  // used by the model thread alone
+  std::mutex successor_mutex_;        // guards successor_ against who forgets; the model thread alone changes it
+  std::unique_ptr<Successor> successor_;
+  std::unique_ptr<Reencoder> reencoder_;  // used by the model thread alone
+
+  std::mutex waiters_mutex_;
+  std::map<MemoryId, std::vector<Waiter>> waiters_;
+
+  std::atomic<uint64_t> searches_ = 0;
+  std::atomic<uint64_t> tokens_encoded_ = 0;
+  std::atomic<uint64_t> encode_us_ = 0;
+  std::atomic<uint64_t> state_bytes_ = 0;
+  mutable std::mutex problem_mutex_;
+  std::string problem_;  // why the encoding of problem_memory_ stands still
+  MemoryId problem_memory_ = 0;
+  uint64_t problem_chunks_ = 0;        // how many it had encoded then
+  std::string damage_;                 // the first that a search or a verification found, and nobody mended yet
+  std::set<std::string> damage_told_;  // in the log
+
+  // In order of use: a request passes from each of these to the next.
+  boost::asio::thread_pool tokenisers_{std::max(1u, std::thread::hardware_concurrency())};
+  boost::asio::strand<boost::asio::thread_pool::executor_type> imports_{tokenisers_.get_executor()};  // in their order
+  std::unique_ptr<AppendQueue> appends_;
+  std::unique_ptr<ModelThread> model_thread_;
+  boost::asio::thread_pool readers_{2};
+  boost::asio::thread_pool upkeep_{1};
+  Jobs jobs_;
+  std::unique_ptr<Upkeep> verifier_;
+  std::unique_ptr<Forgetter> forgetter_;  // between the read workers, the model thread and the upkeep thread
+  std::unique_ptr<Transfer> transfer_;    // between the read workers, the tokenise workers and the upkeep thread
+  std::atomic<bool> stopping_ = false;
+};
+
+}  // namespace recalld
