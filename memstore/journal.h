@@ -71,7 +71,7 @@ class Journal {
   Expected<Removal> find(MemoryId id, std::span<const TurnRange> ranges) const;
   static void stage(MemoryId id, const Removal& removal, Catalog::Batch& batch);
 
-  // ---- Verifying. Damage is an outcome here, never an error.
+  // ---- Verifying (journal_check.cc). Damage is an outcome here, never an error.
 
   // Where a stretch of turns begins.
   struct Place {
