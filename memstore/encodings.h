@@ -66,7 +66,7 @@ class Encodings {
   // Drops a state that was the newest of a generation which serves no more, unless it is one of those kept.
   void stage_old_state(const Generation& of, uint64_t chunks, Catalog::Batch& rows) const;
 
-  // ---- Verifying and mending
+  // ---- Verifying (encodings_check.cc) and mending
   struct Checked {
     uint64_t chunks = 0;
     uint64_t states = 0;
@@ -125,6 +125,10 @@ class Encodings {
   const RecordShape& shape() const { return shape_; }
 
  private:
+  static constexpr uint64_t kept_state_chunks = 1024;  // a state at a multiple of it is kept for good
+
+  // The checksum of a chunk's record, bound to what the record is of.
+  static uint32_t record_crc(MemoryId id, uint64_t chunk, const Hash128& model, uint64_t generation, ByteView kv);
   Expected<std::optional<StateCheckpoint>> checked_state(StreamId stream, const Catalog::Cursor& row) const;
 
   const Catalog& catalog_;

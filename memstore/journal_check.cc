@@ -13,14 +13,8 @@ namespace {
 constexpr std::string_view from_backup = "; restore it from a backup";
 
 Problem problem(std::string_view part, uint64_t first, uint64_t last, std::string message, bool repairable = false) {
-  return {.id = 0,
-          .memory = {},
-          .part = std::string(part),
-          .first = first,
-          .last = last,
-          .message = std::move(message),
-          .repairable = repairable,
-          .repaired = false};
+  return {
+      .part = std::string(part), .first = first, .last = last, .message = std::move(message), .repairable = repairable};
 }
 
 // What the rows say of a turn.

@@ -158,12 +158,12 @@ struct StoredOperation {
 
 // Something on disk that is not what was written.
 struct Problem {
-  MemoryId id = 0;     // 0: of no memory, or of one that cannot be told
-  std::string memory;  // its name
-  std::string part;    // turn, tokens, operation, memory, chunk, kv, landmark, state, table, segment, counter
-  uint64_t first = 0;  // the number of the turn, token or chunk
-  uint64_t last = 0;   // and of the last one of a range
-  std::string message;
+  MemoryId id = 0;       // 0: of no memory, or of one that cannot be told
+  std::string memory{};  // its name
+  std::string part{};    // turn, tokens, operation, memory, chunk, kv, landmark, state, table, segment, counter
+  uint64_t first = 0;    // the number of the turn, token or chunk
+  uint64_t last = 0;     // and of the last one of a range
+  std::string message{};
   bool repairable = false;  // it can be made again from the journal
   bool repaired = false;
 };
@@ -332,7 +332,7 @@ class Store {
   Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,
                                            std::vector<Unreadable>* unreadable = nullptr) const;
 
-  // ---- Verifying and mending (store_verify.cc)
+  // ---- Verifying and mending
   // Is told how far a verification has come, and ends it by returning false.
   using Progress = std::function<bool(uint64_t done, uint64_t total)>;
 

@@ -96,4 +96,9 @@ class Store::Impl {
   std::set<MemoryId> drained;  // memories that may have lost what waited: their markers can go; guarded by totals_mutex
 };
 
+// A problem with the rows of a memory itself; the caller says whose.
+inline Problem of_memory(std::string message, bool repairable) {
+  return {.part = "memory", .message = std::move(message), .repairable = repairable};
+}
+
 }  // namespace recalld
