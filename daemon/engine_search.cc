@@ -6,6 +6,7 @@
 #include <functional>
 #include <utility>
 
+#include "base/quote.h"
 #include "daemon/engine_impl.h"
 
 namespace recalld {
@@ -28,8 +29,8 @@ void Engine::Impl::rank_and_collect(Query query) {
       if (!still_holds(*ranking)) {
         constexpr int attempts_max = 8;
         if (++query.attempts < attempts_max) return rank_and_collect(std::move(query));
-        reply = fail(ErrorKind::busy, "search memory \"" + query.request.memory +
-                                          "\": turns of it are being forgotten all the time; ask again");
+        reply = fail(ErrorKind::busy, "search memory " + in_quotes(query.request.memory) +
+                                          ": turns of it are being forgotten all the time; ask again");
       }
       // Damaged chunks must not take the places of others.
       constexpr size_t spare_max = 4'096;

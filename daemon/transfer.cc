@@ -9,6 +9,8 @@
 #include <tuple>
 #include <utility>
 
+#include "base/quote.h"
+
 namespace recalld {
 namespace {
 
@@ -21,10 +23,6 @@ template <class... Cases>
 struct Overloaded : Cases... {
   using Cases::operator()...;
 };
-
-std::string in_quotes(std::string_view name) {
-  return "\"" + std::string(name) + "\"";
-}
 
 // ---- Pages of an export
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/bytes.h"
+#include "base/quote.h"
 
 namespace recalld {
 namespace {
@@ -33,7 +34,7 @@ Expected<MemoryRecord> MemoryTable::record(std::string_view name) const {
   RECALLD_TRY(const auto id, find(name));
   auto record = id ? this->record(*id) : fail(ErrorKind::not_found, "");
   if (!record && record.error().kind == ErrorKind::not_found)
-    return fail(ErrorKind::not_found, "there is no memory \"" + std::string(name) + "\"; recall memories lists them");
+    return fail(ErrorKind::not_found, "there is no memory " + in_quotes(name) + "; recall memories lists them");
   return record;
 }
 

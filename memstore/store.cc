@@ -6,6 +6,7 @@
 #include <cassert>
 #include <utility>
 
+#include "base/quote.h"
 #include "memstore/store_impl.h"
 
 namespace recalld {
@@ -17,10 +18,6 @@ constexpr uint64_t memtable_bytes_max = uint64_t{64} << 20;
 constexpr uint64_t journal_room_bytes = uint64_t{8} << 20;  // that encodings leave free on the disk
 constexpr size_t drained_max = 1024;        // memories whose markers wait to be dropped; the rest go at the next start
 constexpr size_t markers_dropped_max = 16;  // with one batch
-
-std::string in_quotes(std::string_view name) {
-  return "\"" + std::string(name) + "\"";
-}
 
 StreamInfo stream_info(const MemoryRecord& record, const Generation& generation) {
   return {.memory = record.id,

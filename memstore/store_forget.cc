@@ -11,6 +11,7 @@
 #include <cassert>
 #include <utility>
 
+#include "base/quote.h"
 #include "memstore/store_impl.h"
 
 namespace recalld {
@@ -133,8 +134,8 @@ Expected<Forgotten> Store::forget(MemoryId id, std::span<const TurnRange> turns)
   Catalog::Batch rows(*impl_->catalog);
   const auto changed = [&]() -> Expected<void> {
     if (after.gaps().gaps().size() > gaps_max)
-      return fail(ErrorKind::full, "forget turns of memory \"" + before.journal.name +
-                                       "\": this would leave more than " + std::to_string(gaps_max) +
+      return fail(ErrorKind::full, "forget turns of memory " + in_quotes(before.journal.name) +
+                                       ": this would leave more than " + std::to_string(gaps_max) +
                                        " separate holes in it; forget longer ranges of turns, or export it, leave the "
                                        "turns out and import it again");
     Journal::stage(id, removal, rows);

@@ -3,16 +3,10 @@
 #include <cassert>
 #include <utility>
 
+#include "base/quote.h"
 #include "memstore/store_impl.h"
 
 namespace recalld {
-namespace {
-
-std::string in_quotes(std::string_view name) {
-  return "\"" + std::string(name) + "\"";
-}
-
-}  // namespace
 
 // ---- Reading
 
