@@ -126,6 +126,7 @@ class EngineDriver {
     options.data = data_;
     options.model = model_;
     options.memory_budget_bytes = 64 << 20;
+    options.threads = threads_;
     options.reencode = reencode;
     options.now_us = [this] { return ++now_us_; };
     auto engine = Engine::open(std::move(options));
@@ -136,9 +137,11 @@ class EngineDriver {
   void open(bool reencode = false) { must(try_open(reencode)); }
   void close() { engine_.reset(); }
   void use_model(std::filesystem::path model) { model_ = std::move(model); }
+  void use_threads(size_t threads) { threads_ = threads; }
 
   const std::filesystem::path& data() const { return data_; }
   Engine& operator*() { return *engine_; }
+  Engine* operator->() { return engine_.get(); }
 
   static AppendRequest request(const std::string& memory, const std::vector<std::string>& contents) {
     AppendRequest request;
@@ -151,10 +154,14 @@ class EngineDriver {
   Expected<AppendReply> append(AppendRequest request) {
     return answer<AppendReply>([&](auto done) { engine_->append(std::move(request), std::move(done)); });
   }
-  AppendReply append(const std::string& memory, const std::vector<std::string>& contents, bool searchable = false) {
+  Expected<AppendReply> try_append(const std::string& memory, const std::vector<std::string>& contents,
+                                   bool searchable = false) {
     AppendRequest r = request(memory, contents);
     r.wait_searchable = searchable;
-    return must(append(std::move(r)));
+    return append(std::move(r));
+  }
+  AppendReply append(const std::string& memory, const std::vector<std::string>& contents, bool searchable = false) {
+    return must(try_append(memory, contents, searchable));
   }
   Expected<SearchReply> try_search(const std::string& memory, const std::string& query, size_t limit = 16) {
     SearchRequest request{.memory = memory, .query = query, .limit = limit, .max_tokens = {}, .explain = true};
@@ -227,9 +234,29 @@ class EngineDriver {
  private:
   std::filesystem::path data_;
   std::filesystem::path model_;
+  size_t threads_ = 0;
   std::atomic<int64_t> now_us_ = 1'700'000'000'000'000;  // a clock that never stands still
   std::unique_ptr<Engine> engine_;
 };
+
+// What an engine holds that got nothing but `contents`, as memory "m".
+inline MemoryContents contents_made_of(const std::vector<std::string>& contents,
+                                       const std::filesystem::path& model = default_model()) {
+  const TempDir directory;
+  EngineDriver engine(directory.path() / "data", model);
+  engine.open();
+  engine.append("m", contents, true);
+  engine.settle();
+  engine.close();
+  return contents_of(engine.data(), "m");
+}
+
+// What tests say, ask for and forget.
+inline constexpr char secret[] = "Quillon keeps the marzipan ledger under the third slab.";
+inline constexpr char secret_words[] = "marzipan ledger";
+inline constexpr char secret_question[] = "Where does Quillon keep the marzipan ledger?";
+inline constexpr char fact[] = "The code for the lamp room is 60417.";
+inline constexpr char question[] = "What is the code for the lamp room?";
 
 inline std::string log_entry(size_t number) {
   return "Entry " + std::to_string(number) + ": the tide turned at " + std::to_string(number % 12) + " and " +

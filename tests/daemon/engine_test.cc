@@ -8,7 +8,7 @@
 #include <future>
 #include <sstream>
 
-#include "tests/support/temp_dir.h"
+#include "tests/daemon/engine_fixture.h"
 
 namespace recalld {
 namespace {
@@ -16,70 +16,16 @@ namespace {
 using ::testing::Each;
 using ::testing::HasSubstr;
 
-// Waits for the answer of one call.
-template <class Reply, class Call>
-Expected<Reply> answer(Call call) {
-  std::promise<Expected<Reply>> promise;
-  auto future = promise.get_future();
-  call([&promise](Expected<Reply> reply) { promise.set_value(std::move(reply)); });
-  return future.get();
-}
-
 class EngineTest : public ::testing::Test {
  protected:
-  void open(size_t threads = 0) {
-    EngineOptions options;
-    options.data = directory_.path() / "data";
-    options.model = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
-    options.memory_budget_bytes = 64 << 20;
-    options.threads = threads;
-    options.now_us = [this] { return ++now_us_; };
-    auto engine = Engine::open(std::move(options));
-    ASSERT_TRUE(engine.has_value()) << engine.error().message;
-    engine_ = *std::move(engine);
-  }
-  void SetUp() override { open(); }
-  void reopen(size_t threads = 0) {
-    engine_.reset();
-    open(threads);
-  }
+  void SetUp() override { engine_.open(); }
 
-  static AppendRequest request(const std::string& memory, const std::vector<std::string>& contents) {
-    AppendRequest request;
-    request.memory = memory;
-    for (const std::string& content : contents)
-      request.turns.push_back(
-          {Turn{.role = Role::user, .name = {}, .content = content, .time_us = 0, .metadata = {}}, false});
-    return request;
-  }
-  Expected<AppendReply> append(AppendRequest request) {
-    return answer<AppendReply>([&](auto done) { engine_->append(std::move(request), std::move(done)); });
-  }
-  Expected<AppendReply> append_searchable(const std::string& memory, const std::vector<std::string>& contents) {
-    AppendRequest r = request(memory, contents);
-    r.wait_searchable = true;
-    return append(std::move(r));
-  }
   Expected<SearchReply> search(const std::string& memory, const std::string& query, size_t limit = 8) {
-    SearchRequest request;
-    request.memory = memory;
-    request.query = query;
-    request.limit = limit;
-    request.explain = true;
-    return answer<SearchReply>([&](auto done) { engine_->search(std::move(request), std::move(done)); });
-  }
-
-  static std::vector<std::string> harbour_log(size_t entries) {
-    std::vector<std::string> log;
-    for (size_t i = 0; i < entries; ++i)
-      log.push_back("Entry " + std::to_string(i) + ": the tide turned at " + std::to_string(i % 12) + " and " +
-                    std::to_string(i % 5) + " boats came in with herring, rope and wet sails.");
-    return log;
+    return engine_.try_search(memory, query, limit);
   }
 
   TempDir directory_;
-  std::atomic<int64_t> now_us_ = 1'700'000'000'000'000;  // a clock that never stands still
-  std::unique_ptr<Engine> engine_;
+  EngineDriver engine_{directory_.path() / "data"};
 };
 
 TEST(EngineOpen, RefusesACheckpointWhoseTokenizerIsMissingOrAnothers) {
@@ -111,14 +57,13 @@ TEST(EngineOpen, RefusesACheckpointWhoseTokenizerIsMissingOrAnothers) {
 }
 
 TEST_F(EngineTest, FindsAFactAmongManyTurnsAndSaysWhereItStands) {
-  auto log = harbour_log(200);
-  log[70] = "The code for the lamp room is 60417.";
-  const auto appended = append_searchable("harbour", log);
-  ASSERT_TRUE(appended) << appended.error().message;
-  EXPECT_EQ(appended->last_turn, 199u);
-  EXPECT_EQ(appended->searchable_through, 199u);
+  auto log = harbour_log(0, 200);
+  log[70] = fact;
+  const AppendReply appended = engine_.append("harbour", log, true);
+  EXPECT_EQ(appended.last_turn, 199u);
+  EXPECT_EQ(appended.searchable_through, 199u);
 
-  const auto found = search("harbour", "What is the code for the lamp room?");
+  const auto found = search("harbour", question);
   ASSERT_TRUE(found) << found.error().message;
   ASSERT_EQ(found->results.size(), 8u);
   EXPECT_THAT(found->results[0].passage.text, HasSubstr("60417"));
@@ -130,7 +75,7 @@ TEST_F(EngineTest, FindsAFactAmongManyTurnsAndSaysWhereItStands) {
 }
 
 TEST_F(EngineTest, FindsTheNewestTurnInTheOpenChunkOfAnEmptyMemory) {
-  ASSERT_TRUE(append(request("small", {"Runa sails to Bergen on Friday."})));
+  ASSERT_TRUE(engine_.try_append("small", {"Runa sails to Bergen on Friday."}));
   const auto found = search("small", "Where does Runa sail?");
   ASSERT_TRUE(found) << found.error().message;
   ASSERT_EQ(found->results.size(), 1u);
@@ -141,15 +86,15 @@ TEST_F(EngineTest, FindsTheNewestTurnInTheOpenChunkOfAnEmptyMemory) {
 
 TEST_F(EngineTest, ASearchDoesNotChangeWhatIsStoredAfterwards) {
   // The same stream with searches in between, encoding open chunks on copies of the state, and without.
-  const auto log = harbour_log(120);
+  const auto log = harbour_log(0, 120);
   for (const std::string& entry : log) {
-    ASSERT_TRUE(append(request("searched", {entry})));
+    ASSERT_TRUE(engine_.try_append("searched", {entry}));
     ASSERT_TRUE(search("searched", "When did the tide turn?", 1));
   }
-  ASSERT_TRUE(append_searchable("searched", {"end"}));
+  engine_.append("searched", {"end"}, true);
   auto whole = log;
   whole.push_back("end");
-  ASSERT_TRUE(append_searchable("whole", whole));
+  engine_.append("whole", whole, true);
 
   const auto chunks = [&](const std::string& memory) {
     auto reply = answer<ChunksListReply>(
@@ -174,11 +119,13 @@ TEST_F(EngineTest, ASearchDoesNotChangeWhatIsStoredAfterwards) {
 }
 
 TEST_F(EngineTest, ResultsAreTheSameAfterReopeningWithAnotherNumberOfThreads) {
-  ASSERT_TRUE(append_searchable("harbour", harbour_log(150)));
+  engine_.append("harbour", harbour_log(0, 150), true);
   const auto before = search("harbour", "boats on entry 40");
-  ASSERT_TRUE(append(request("harbour", harbour_log(90))));  // part of it is encoded only after reopening
-  reopen(1);
-  ASSERT_TRUE(append_searchable("harbour", {"end"}));
+  engine_.append("harbour", harbour_log(0, 90));  // part of it is encoded only after reopening
+  engine_.close();
+  engine_.use_threads(1);
+  engine_.open();
+  engine_.append("harbour", {"end"}, true);
   const auto again = search("harbour", "boats on entry 40", 128);
   ASSERT_TRUE(before && again);
   size_t found = 0;
@@ -195,7 +142,7 @@ TEST_F(EngineTest, AppendsOfOneCallerKeepTheirOrderAndTheirTimesFollowIt) {
     replies.push_back(promise->get_future());
     // Long and short ones in turn, so that tokenising ends out of order.
     const std::string content = std::to_string(i) + (i % 2 == 0 ? std::string(20'000, 'x') : "");
-    engine_->append(request("ordered", {content}),
+    engine_->append(EngineDriver::request("ordered", {content}),
                     [promise](Expected<AppendReply> reply) { promise->set_value(std::move(reply)); });
   }
   for (size_t i = 0; i < replies.size(); ++i) {
@@ -212,23 +159,23 @@ TEST_F(EngineTest, AppendsOfOneCallerKeepTheirOrderAndTheirTimesFollowIt) {
 }
 
 TEST_F(EngineTest, TheSameOperationAgainChangesNothing) {
-  AppendRequest r = request("m", {"one", "two"});
+  AppendRequest r = EngineDriver::request("m", {"one", "two"});
   r.operation_id = "op";
-  const auto first = append(r), second = append(r);
+  const auto first = engine_.append(r), second = engine_.append(r);
   ASSERT_TRUE(first && second);
   EXPECT_EQ(second->first_turn, 0u);
   EXPECT_EQ(second->last_turn, 1u);
   EXPECT_EQ(second->tokens, first->tokens);
-  AppendRequest other = request("m", {"one", "three"});
+  AppendRequest other = EngineDriver::request("m", {"one", "three"});
   other.operation_id = "op";
-  const auto refused = append(other);
+  const auto refused = engine_.append(other);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().kind, ErrorKind::invalid_request);
   EXPECT_THAT(refused.error().message, HasSubstr("operation_id"));
 }
 
 TEST_F(EngineTest, ADeletedMemoryIsGoneAndItsNameStartsAfresh) {
-  ASSERT_TRUE(append_searchable("m", harbour_log(60)));
+  engine_.append("m", harbour_log(0, 60), true);
   const auto deleted =
       answer<DeleteReply>([&](auto done) { engine_->memories_delete({.memory = "m"}, std::move(done)); });
   ASSERT_TRUE(deleted) << deleted.error().message;
@@ -236,9 +183,7 @@ TEST_F(EngineTest, ADeletedMemoryIsGoneAndItsNameStartsAfresh) {
   EXPECT_EQ(deleted->receipt.turns, (std::vector<TurnRange>{{0, 59}}));
   EXPECT_TRUE(deleted->receipt.complete);
   EXPECT_EQ(search("m", "tide").error().kind, ErrorKind::not_found);
-  const auto fresh = append_searchable("m", {"Only this."});
-  ASSERT_TRUE(fresh);
-  EXPECT_EQ(fresh->first_turn, 0u);
+  EXPECT_EQ(engine_.append("m", {"Only this."}, true).first_turn, 0u);
   EXPECT_EQ(search("m", "tide")->results.size(), 1u);
 }
 
@@ -250,7 +195,7 @@ TEST_F(EngineTest, AnUnknownMemoryIsNamedAsNotFound) {
 }
 
 TEST_F(EngineTest, ResultsStayWithinTheTokenBound) {
-  ASSERT_TRUE(append_searchable("harbour", harbour_log(100)));
+  engine_.append("harbour", harbour_log(0, 100), true);
   SearchRequest r{.memory = "harbour", .query = "herring", .limit = 8, .max_tokens = 130};
   const auto found = answer<SearchReply>([&](auto done) { engine_->search(std::move(r), std::move(done)); });
   ASSERT_TRUE(found);
@@ -261,7 +206,7 @@ TEST_F(EngineTest, ResultsStayWithinTheTokenBound) {
 }
 
 TEST_F(EngineTest, ChunksShowTextTokensLocationAndNorm) {
-  ASSERT_TRUE(append_searchable("harbour", harbour_log(20)));
+  engine_.append("harbour", harbour_log(0, 20), true);
   const auto detail = answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", 3, std::move(done)); });
   ASSERT_TRUE(detail) << detail.error().message;
   EXPECT_EQ(detail->token_ids.size(), 64u);
@@ -283,19 +228,19 @@ TEST_F(EngineTest, AFailureToEncodeIsToldToWhoWaitsAndByHealthUntilItGoesOn) {
   };
   const auto in_the_way = directory_.path() / "data/kv/000000.seg";  // of the first segment
   std::filesystem::create_directory(in_the_way);
-  ASSERT_TRUE(append(request("harbour", harbour_log(100))));
+  ASSERT_TRUE(engine_.try_append("harbour", harbour_log(0, 100)));
   ASSERT_TRUE(wait_for(true));
   for (int i = 0; i < 150; ++i) {  // through at least one more try
     ASSERT_THAT(health().problem, HasSubstr("000000.seg"));
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
-  const auto waited = append_searchable("harbour", {"still there"});
+  const auto waited = engine_.try_append("harbour", {"still there"}, true);
   ASSERT_FALSE(waited);
   EXPECT_THAT(waited.error().message, HasSubstr("the turns are durable, but not encoded yet: "));
 
   std::filesystem::remove(in_the_way);
   EXPECT_TRUE(wait_for(false));
-  const auto last = append_searchable("harbour", {"end"});
+  const auto last = engine_.try_append("harbour", {"end"}, true);
   ASSERT_TRUE(last) << last.error().message;
   EXPECT_EQ(last->last_turn, 101u);
   EXPECT_EQ(health().waiting_chunks, 0u);
@@ -308,7 +253,7 @@ TEST_F(EngineTest, ManyCallersAtOnceAreAllServed) {
     callers.emplace_back([&, caller] {
       const std::string memory = "m/" + std::to_string(caller % 3);
       for (int i = 0; i < 12; ++i) {
-        failures += !append(request(memory, harbour_log(4)));
+        failures += !engine_.try_append(memory, harbour_log(0, 4));
         failures += !search(memory, "tide on entry 2", 4);
       }
     });

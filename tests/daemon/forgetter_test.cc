@@ -19,12 +19,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr char secret[] = "Quillon keeps the marzipan ledger under the third slab.";
-constexpr char secret_words[] = "marzipan ledger";
-constexpr char fact[] = "The code for the lamp room is 60417.";
-constexpr char question[] = "What is the code for the lamp room?";
-constexpr char secret_question[] = "Where does Quillon keep the marzipan ledger?";
-
 std::string raw(std::span<const uint32_t> ids) {
   return std::string(as_text(std::as_bytes(ids)));
 }
@@ -43,18 +37,6 @@ class ForgetterTest : public ::testing::Test {
     std::string bytes(record_bytes, '\0');
     in.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     return bytes.substr(0, 256);
-  }
-
-  // What an engine that never saw the forgotten turns holds.
-  MemoryContents clean(const std::vector<std::string>& contents) const {
-    EngineDriver engine(directory_.path() / "clean");
-    engine.open();
-    engine.append("m", contents, true);
-    engine.settle();
-    engine.close();
-    MemoryContents all = contents_of(engine.data(), "m");
-    std::filesystem::remove_all(engine.data());
-    return all;
   }
 
   // Nothing of what was forgotten is in any file.
@@ -129,7 +111,7 @@ TEST_F(ForgetterTest, WhatIsLeftEqualsAStoreThatNeverSawTheTurnsAndNoFileHoldsTh
   EXPECT_EQ(left.turns[641].turn, 643u);
   EXPECT_EQ(left.info.next_turn, 720u);
   std::erase(log, secret);
-  const MemoryContents never = clean(log);
+  const MemoryContents never = contents_made_of(log);
   EXPECT_GT(never.states.size(), 0u);
   expect_same_encodings(left, never);
 }
@@ -213,7 +195,7 @@ TEST_F(ForgetterTest, DuringTheRebuildNoSearchShowsWhatIsForgottenAndAllFindTheR
   engine_.close();
   log.erase(log.begin() + 10);
   log.emplace_back("The blue kite landed on the customs house.");
-  expect_same_encodings(contents_of(data(), "m"), clean(log));
+  expect_same_encodings(contents_of(data(), "m"), contents_made_of(log));
 }
 
 TEST_F(ForgetterTest, WhoAsksAgainForTurnsThatAreGoneWaitsUntilNothingOfThemIsLeft) {
@@ -292,7 +274,7 @@ TEST_F(ForgetterTest, ManyForgetsAtOnceAndDuringARebuildLeaveWhatOneWouldLeave) 
   engine_.settle();
   engine_.close();
   std::erase(log, secret);
-  expect_same_encodings(contents_of(data(), "m"), clean(log));
+  expect_same_encodings(contents_of(data(), "m"), contents_made_of(log));
 }
 
 TEST_F(ForgetterTest, AMemoryThatIsDeletedDuringARebuildLeavesNothingAndAnswersBoth) {
@@ -355,7 +337,7 @@ TEST_F(ForgetterTest, AStopDuringTheRebuildSaysSoAndTheNextStartFinishesByItself
   expect_no_trace();
   engine_.close();
   log.erase(log.begin() + 12);
-  expect_same_encodings(contents_of(data(), "m"), clean(log));
+  expect_same_encodings(contents_of(data(), "m"), contents_made_of(log));
 }
 
 // The states that a crash can leave, made with the store alone.
@@ -365,7 +347,7 @@ TEST_F(ForgetterTest, EveryStepThatACrashCutOffIsFinishedByTheNextStart) {
   log[80] = secret;
   std::vector<std::string> left = log;
   std::erase(left, secret);
-  const MemoryContents never = clean(left);
+  const MemoryContents never = contents_made_of(left);
 
   using Step = std::function<void(Store&, MemoryId)>;
   const auto forget = [](Store& store, MemoryId id, uint64_t turn) {

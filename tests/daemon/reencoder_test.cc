@@ -20,11 +20,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr char secret[] = "Quillon keeps the marzipan ledger under the third slab.";
-constexpr char secret_words[] = "marzipan ledger";
-constexpr char fact[] = "The code for the lamp room is 60417.";
-constexpr char question[] = "What is the code for the lamp room?";
-
 std::string bytes_of(const std::filesystem::path& file) {
   std::ostringstream text;
   text << std::ifstream(file, std::ios::binary).rdbuf();
@@ -83,18 +78,6 @@ class ReencoderTest : public ::testing::Test {
     const JobView begun = must(engine_.reencode(model));
     EngineDriver::wait_for("the store to be encoded anew", [&] { return engine_.job(begun.job).state != "running"; });
     return engine_.job(begun.job);
-  }
-
-  // What an engine with the second model makes of the contents.
-  MemoryContents clean(const std::vector<std::string>& contents) const {
-    EngineDriver engine(directory_.path() / "clean", models().second);
-    engine.open();
-    engine.append("m", contents, true);
-    engine.settle();
-    engine.close();
-    MemoryContents all = contents_of(engine.data(), "m");
-    std::filesystem::remove_all(engine.data());
-    return all;
   }
 
   TempDir directory_;
@@ -184,7 +167,7 @@ TEST_F(ReencoderTest, TheOldEncodingsServeUntilAStartWithTheModelChangesOverAndN
   EXPECT_THAT(engine_.found("m", "Where did the blue kite land?"), HasSubstr("customs house"));
   EXPECT_THAT(files_with(data(), secret_words), IsEmpty());
   engine_.close();
-  const MemoryContents never = clean(log);
+  const MemoryContents never = contents_made_of(log, models().second);
   expect_same_encodings(contents_of(data(), "m"), never);
 
   // The two models do make different things of it.
@@ -221,7 +204,7 @@ TEST_F(ReencoderTest, ARestartInTheMiddleGoesOnByItself) {
   engine_.open();
   engine_.settle();
   engine_.close();
-  expect_same_encodings(contents_of(data(), "m"), clean(log));
+  expect_same_encodings(contents_of(data(), "m"), contents_made_of(log, models().second));
 }
 
 TEST_F(ReencoderTest, CancellingRemovesWhatWasEncodedAndALaterAttemptBeginsAfresh) {
@@ -313,7 +296,7 @@ TEST_F(ReencoderTest, ACrashAtAnyStepOfTheChangeOverIsMadeGoodByTheNextStart) {
   encode_anew(models().second);
   const auto turns = engine_.turns("m");
   engine_.close();
-  const MemoryContents never = clean(log);
+  const MemoryContents never = contents_made_of(log, models().second);
   const std::filesystem::path kept = directory_.path() / "kept";
   std::filesystem::rename(data(), kept);
 
@@ -377,7 +360,7 @@ TEST_F(ReencoderTest, AStartThatIsToldToEncodesAnewWithoutTheOldModel) {
   engine_.open();  // no longer needs to be told
   engine_.close();
   std::erase(log, secret);
-  expect_same_encodings(contents_of(data(), "m"), clean(log));
+  expect_same_encodings(contents_of(data(), "m"), contents_made_of(log, models().second));
 }
 
 TEST_F(ReencoderTest, WhatIsForgottenWhileTheOtherModelCannotBeLoadedIsForgottenThereToo) {

@@ -11,11 +11,10 @@
 #include <set>
 #include <thread>
 
-#include "daemon/engine.h"
 #include "memstore/catalog.h"
 #include "memstore/kv_file.h"
 #include "memstore/rows.h"
-#include "tests/support/temp_dir.h"
+#include "tests/daemon/engine_fixture.h"
 
 namespace recalld {
 namespace {
@@ -23,51 +22,20 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-template <class Reply, class Call>
-Expected<Reply> answer(Call call) {
-  std::promise<Expected<Reply>> promise;
-  auto future = promise.get_future();
-  call([&promise](Expected<Reply> reply) { promise.set_value(std::move(reply)); });
-  return future.get();
-}
-
 class UpkeepTest : public ::testing::Test {
  protected:
   static constexpr uint64_t page_chunks = 256;
 
   void SetUp() override {
-    open();
+    engine_.open();
     append("harbour", 0, 700);
     append("garden", 5'000, 60);
     record_clean();
   }
 
   std::filesystem::path data() const { return directory_.path() / "data"; }
-  void open() {
-    EngineOptions options;
-    options.data = data();
-    options.model = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
-    options.memory_budget_bytes = 64 << 20;
-    options.now_us = [this] { return ++now_us_; };
-    auto engine = Engine::open(std::move(options));
-    ASSERT_TRUE(engine.has_value()) << engine.error().message;
-    engine_ = *std::move(engine);
-  }
   void append(const std::string& memory, size_t from, size_t count) {
-    AppendRequest request;
-    request.memory = memory;
-    for (size_t i = from; i < from + count; ++i)
-      request.turns.push_back(
-          {Turn{.role = Role::user,
-                .name = {},
-                .content = "Entry " + std::to_string(i) + ": the tide turned at " + std::to_string(i % 12) + " and " +
-                           std::to_string(i % 5) + " boats came in with herring, rope and wet sails.",
-                .time_us = 0,
-                .metadata = {}},
-           false});
-    request.wait_searchable = true;
-    const auto reply = answer<AppendReply>([&](auto done) { engine_->append(std::move(request), std::move(done)); });
-    ASSERT_TRUE(reply) << reply.error().message;
+    engine_.append(memory, harbour_log(from, from + count), true);
   }
   Expected<VerifyReply> verify(bool repair = false, std::optional<std::string> memory = {}, bool wait = true) {
     return answer<VerifyReply>([&](auto done) {
@@ -90,7 +58,7 @@ class UpkeepTest : public ::testing::Test {
 
   // Changes rows of the closed store, and opens it again.
   void tamper(const std::function<void(const Catalog&, Catalog::Batch&)>& change) {
-    engine_.reset();
+    engine_.close();
     {
       const auto catalog = Catalog::open({data() / "catalog", 4 << 20, 1 << 20});
       ASSERT_TRUE(catalog) << catalog.error().message;
@@ -98,7 +66,7 @@ class UpkeepTest : public ::testing::Test {
       change(**catalog, rows);
       ASSERT_TRUE((*catalog)->write(rows));
     }
-    open();
+    engine_.open();
   }
 
   // The bytes of what is encoded, read from the closed store: rows of the catalog, and K/V by chunk.
@@ -108,7 +76,7 @@ class UpkeepTest : public ::testing::Test {
   };
   Contents contents() {
     Contents out;
-    engine_.reset();
+    engine_.close();
     {
       const auto catalog = Catalog::open({data() / "catalog", 4 << 20, 1 << 20});
       for (const Family family : {Family::landmarks, Family::states, Family::tokens, Family::turns}) {
@@ -128,7 +96,7 @@ class UpkeepTest : public ::testing::Test {
         out.kv.push_back(std::move(record));
       }
     }
-    open();
+    engine_.open();
     return out;
   }
   void record_clean() { clean_ = contents(); }
@@ -142,8 +110,7 @@ class UpkeepTest : public ::testing::Test {
 
   static constexpr uint64_t kv_record_bytes = 16'384;  // of the model that ships
   TempDir directory_;
-  std::atomic<int64_t> now_us_ = 1'700'000'000'000'000;
-  std::unique_ptr<Engine> engine_;
+  EngineDriver engine_{data()};
   Contents clean_;
 };
 
@@ -282,7 +249,7 @@ TEST_F(UpkeepTest, OneVerificationGoesOnAtATimeAndItsJobTellsHowFarItIs) {
   EXPECT_EQ(job.message, "no damage");
   // One that goes on while the daemon stops ends with it.
   ASSERT_TRUE(verify(true, {}, false));
-  engine_.reset();
+  engine_.close();
 }
 
 }  // namespace
