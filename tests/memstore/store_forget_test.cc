@@ -12,7 +12,7 @@
 #include "memstore/catalog.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
-#include "memstore/turn.h"
+#include "tests/support/fake_model.h"
 #include "tests/support/files_with.h"
 #include "tests/support/temp_dir.h"
 
@@ -24,58 +24,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 // Two landmarks fit on a page of 128 KiB, so that few chunks make many pages.
-constexpr uint32_t dim = 32768, kv_bytes = 512, state_bytes = 64;
-constexpr uint64_t checkpoint_chunks = 4;
-
-RecordShape shape() {
-  return {.kv_bytes = kv_bytes,
-          .landmark_dim = dim,
-          .state_bytes = state_bytes,
-          .model = hash128(as_bytes("a model for forgetting"))};
-}
-
-// Bytes that follow from a seed and a few words of their own.
-std::string bytes_of(uint64_t seed, size_t count) {
-  std::mt19937_64 random(seed);
-  std::string bytes;
-  while (bytes.size() < count) bytes += static_cast<char>(random());
-  return bytes;
-}
-
-// What a recurrent model might make of a stream: everything depends on all tokens so far.
-struct Model {
-  uint64_t state = 1;
-
-  void read(std::span<const uint32_t> tokens) {
-    for (const uint32_t token : tokens) state = (state ^ token) * 0x9E3779B97F4A7C15ULL + (state >> 29);
-  }
-  std::vector<Bf16> landmark() const {
-    std::mt19937_64 random(state);
-    std::vector<Bf16> values(dim);
-    for (size_t i = 0; i < values.size(); ++i)
-      values[i] = i < 64 ? to_bf16(static_cast<float>(random() % 2001) / 1000.0f - 1) : to_bf16(0.0f);
-    return values;
-  }
-  std::string kv() const { return bytes_of(state + 7, kv_bytes); }
-  std::string to_bytes() const {
-    return std::to_string(state) + std::string(state_bytes - std::to_string(state).size(), ' ');
-  }
-  static Model from(const std::string& bytes) { return {std::stoull(bytes)}; }
-};
-
-NewTurn new_turn(const std::string& content) {
-  NewTurn turn{.turn = {.role = Role::user, .name = {}, .content = content, .time_us = 5, .metadata = {}},
-               .ids = {},
-               .ends = {}};
-  const std::string text = stream_text(turn.turn);
-  for (size_t end = 0; end < text.size();) {
-    const size_t begin = end;
-    end = std::min(text.size(), end + 3);
-    turn.ids.push_back(static_cast<uint32_t>(hash128(as_bytes(text.substr(begin, end - begin)))[0]) + 1000 * 7);
-    turn.ends.push_back(static_cast<uint32_t>(end));
-  }
-  return turn;
-}
+using Model = FakeModelOf<32768>;
 
 class StoreForgetTest : public ::testing::Test {
  protected:
@@ -83,66 +32,17 @@ class StoreForgetTest : public ::testing::Test {
 
   void open() {
     store_.reset();
-    auto store =
-        Store::open(directory_.path() / "data", {.shape = shape(), .memory_budget_bytes = 16 << 20, .file_io = {}});
-    ASSERT_TRUE(store) << store.error().message;
-    store_ = *std::move(store);
+    store_ = Model::open(directory_.path() / "data");
   }
 
-  static MemoryId append(Store& store, const std::string& memory, const std::vector<std::string>& contents,
-                         std::string operation_id = {}) {
-    AppendBatch batch{
-        .memory = memory, .turns = {}, .operation_id = std::move(operation_id), .operation_digest = {}, .now_us = 9};
-    for (const std::string& content : contents) batch.turns.push_back(new_turn(content));
-    const auto replies = store.append({&batch, 1});
-    if (!replies || !replies->at(0)) throw std::runtime_error("append failed");
-    return replies->at(0)->id;
-  }
   MemoryId append(const std::string& memory, const std::vector<std::string>& contents, std::string operation_id = {}) {
-    return append(*store_, memory, contents, std::move(operation_id));
+    return Model::append(*store_, memory, contents, std::move(operation_id));
   }
 
-  // Encodes at most `chunks` chunks of a generation, as an encoder would: from the newest checkpoint.
-  static Expected<uint64_t> encode(Store& store, StreamInfo stream, uint64_t chunks) {
-    RECALLD_TRY(const auto kept, store.state(stream, stream.chunks));
-    Model model;
-    if (kept) model = Model::from(kept->bytes);
-    const uint64_t from = kept ? kept->chunks : 0;
-    RECALLD_TRY(const auto again, store.tokens(stream, from * chunk_tokens, (stream.chunks - from) * chunk_tokens));
-    model.read(again);
-    uint64_t done = 0;
-    while (done < chunks && stream.waiting_chunks() > 0) {
-      RECALLD_TRY(const auto tokens, store.tokens(stream, stream.chunks * chunk_tokens, chunk_tokens));
-      model.read(tokens);
-      const auto landmark = model.landmark();
-      const std::string kv = model.kv(), state = model.to_bytes();
-      const EncodedChunkView view{landmark, as_bytes(kv)};
-      const bool keep = (stream.chunks + 1) % checkpoint_chunks == 0;
-      RECALLD_CHECK(store.put(stream, {&view, 1}, keep ? std::optional(as_bytes(state)) : std::nullopt));
-      ++stream.chunks;
-      ++done;
-    }
-    return done;
+  void settle(MemoryId id) {
+    const auto settled = Model::settle(*store_, id);
+    ASSERT_TRUE(settled) << settled.error().message;
   }
-  // Encodes everything, and lets what is new serve.
-  static void settle(Store& store, MemoryId id) {
-    for (;;) {
-      const auto info = store.memory(id);
-      ASSERT_TRUE(info) << info.error().message;
-      if (info->next) {
-        const auto done = encode(store, *info->next, UINT64_MAX);
-        ASSERT_TRUE(done) << done.error().message;
-        ASSERT_TRUE(store.swap(id).value());
-        continue;
-      }
-      if (info->waiting_chunks() == 0) break;
-      const auto done = encode(store, info->serving, UINT64_MAX);
-      ASSERT_TRUE(done) << done.error().message;
-    }
-    const auto erased = store.erase_forgotten(id);
-    ASSERT_TRUE(erased) << erased.error().message;
-  }
-  void settle(MemoryId id) { settle(*store_, id); }
 
   Forgotten forget(MemoryId id, std::vector<TurnRange> turns) {
     const auto forgotten = store_->forget(id, turns);
@@ -163,10 +63,8 @@ class StoreForgetTest : public ::testing::Test {
   void expect_as_if_never_seen(MemoryId id, const std::vector<std::pair<uint64_t, std::string>>& kept) {
     EXPECT_EQ(turns(id), kept);
     const TempDir other;
-    auto opened =
-        Store::open(other.path() / "data", {.shape = shape(), .memory_budget_bytes = 16 << 20, .file_io = {}});
-    ASSERT_TRUE(opened);
-    Store& clean = **opened;
+    const auto opened = Model::open(other.path() / "data");
+    Store& clean = *opened;
     const auto info = store_->memory(id);
     ASSERT_TRUE(info);
     EXPECT_EQ(info->turns, kept.size());
@@ -175,8 +73,8 @@ class StoreForgetTest : public ::testing::Test {
       return;
     }
     MemoryId clean_id = 0;
-    for (const auto& [number, content] : kept) clean_id = append(clean, "m", {content});
-    settle(clean, clean_id);
+    for (const auto& [number, content] : kept) clean_id = Model::append(clean, "m", {content});
+    ASSERT_TRUE(Model::settle(clean, clean_id));
     const auto expected = clean.memory(clean_id);
     ASSERT_TRUE(expected);
     ASSERT_EQ(info->tokens, expected->tokens);
@@ -184,7 +82,7 @@ class StoreForgetTest : public ::testing::Test {
     ASSERT_EQ(info->encoded_chunks, expected->encoded_chunks);
     EXPECT_EQ(store_->tokens(id, 0, info->tokens).value(), clean.tokens(clean_id, 0, info->tokens).value());
     EXPECT_EQ(store_->passage(id, 0, info->tokens)->text, clean.passage(clean_id, 0, info->tokens)->text);
-    std::vector<std::byte> kv(kv_bytes), clean_kv(kv_bytes);
+    std::vector<std::byte> kv(Model::kv_bytes), clean_kv(Model::kv_bytes);
     for (uint64_t chunk = 0; chunk < info->encoded_chunks; ++chunk) {
       const auto fetched = store_->fetch(id, std::array{chunk}, kv);
       ASSERT_TRUE(fetched) << fetched.error().message;
@@ -290,7 +188,7 @@ TEST_F(StoreForgetTest, AnEncoderThatWasOvertakenIsToldAndLeavesNothingBehind) {
   const MemoryId id = append("m", {said(0, 400), said(1, 400)});
   const StreamInfo before = store_->memory(id)->serving;
   forget(id, {{1, 1}});
-  EXPECT_EQ(encode(*store_, before, 1).error().kind, ErrorKind::busy);
+  EXPECT_EQ(Model::encode(*store_, before, 1).error().kind, ErrorKind::busy);
   EXPECT_EQ(store_->memory(id)->encoded_chunks, 0u);
   settle(id);
   expect_as_if_never_seen(id, {{0, said(0, 400)}});
@@ -305,7 +203,7 @@ TEST_F(StoreForgetTest, TheOldGenerationServesAndGrowsUntilTheNewOneHasCaughtUp)
   const uint64_t served = store_->memory(id)->encoded_chunks;
   WorkerPool pool(1);
   EXPECT_EQ(store_->top_k(id, Model{3}.landmark(), 100, pool)->size(), served);
-  ASSERT_TRUE(encode(*store_, *store_->memory(id)->next, 2));
+  ASSERT_TRUE(Model::encode(*store_, *store_->memory(id)->next, 2));
   EXPECT_FALSE(store_->swap(id).value());
   open();  // a restart goes on where it was
   ASSERT_TRUE(store_->memory(id)->next);
@@ -334,7 +232,7 @@ TEST_F(StoreForgetTest, NoByteOfWhatWasForgottenIsLeftInTheDirectory) {
       append("m", {said(0, 600), "the lifeboat's keypad is curlew-7719 " + said(1, 600), said(2, 600)}, "op");
   settle(id);
   const uint64_t chunk = 4;
-  std::vector<std::byte> kv(kv_bytes);
+  std::vector<std::byte> kv(Model::kv_bytes);
   ASSERT_TRUE(store_->fetch(id, std::array{chunk}, kv));
   const std::string record(as_text(kv).substr(0, 64));
   ASSERT_FALSE(files_with(directory_.path(), record).empty());
@@ -363,7 +261,7 @@ TEST_F(StoreForgetTest, ADeletedMemoryGoesWithAllItsGenerations) {
   append("m", {said(3, 2000)});
   settle(id);
   forget(id, {{1, 1}});
-  ASSERT_TRUE(encode(*store_, *store_->memory(id)->next, 3));
+  ASSERT_TRUE(Model::encode(*store_, *store_->memory(id)->next, 3));
   ASSERT_TRUE(store_->erase("m"));
   EXPECT_THAT(store_->to_erase().value(), IsEmpty());
   EXPECT_EQ(store_->stats()->encoded_chunks, 0u);
@@ -413,7 +311,8 @@ TEST_F(StoreForgetTest, AnythingEndsAsIfTheForgottenTurnsHadNeverBeen) {
         id = append(name, contents);
       } else if (what < 6) {
         const auto info = store_->memory(id);
-        const auto done = encode(*store_, info->next && below(2) == 0 ? *info->next : info->serving, 1 + below(6));
+        const auto done =
+            Model::encode(*store_, info->next && below(2) == 0 ? *info->next : info->serving, 1 + below(6));
         if (!done) {
           EXPECT_EQ(done.error().kind, ErrorKind::busy) << done.error().message;
         }

@@ -19,7 +19,7 @@
 #include "memstore/kv_file.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
-#include "memstore/turn.h"
+#include "tests/support/fake_model.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
@@ -29,54 +29,8 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 // Sixteen landmarks fit on a page of 128 KiB.
-constexpr uint32_t dim = 4096, kv_bytes = 512, state_bytes = 64;
-constexpr uint64_t checkpoint_chunks = 4, page_chunks = 16, slot_bytes = 4096;
-constexpr size_t token_bytes = 31;
-
-RecordShape shape() {
-  return {.kv_bytes = kv_bytes,
-          .landmark_dim = dim,
-          .state_bytes = state_bytes,
-          .model = hash128(as_bytes("a model to verify"))};
-}
-
-// What a recurrent model might make of a stream: everything depends on all tokens so far.
-struct Model {
-  uint64_t state = 1;
-
-  void read(std::span<const uint32_t> tokens) {
-    for (const uint32_t token : tokens) state = (state ^ token) * 0x9E3779B97F4A7C15ULL + (state >> 29);
-  }
-  std::vector<Bf16> landmark() const {
-    std::mt19937_64 random(state);
-    std::vector<Bf16> values(dim);
-    for (Bf16& value : values) value = to_bf16(static_cast<float>(random() % 2001) / 1000.0f - 1);
-    return values;
-  }
-  std::vector<std::byte> kv() const {
-    std::mt19937_64 random(state + 7);
-    std::vector<std::byte> bytes(kv_bytes);
-    for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
-    return bytes;
-  }
-  std::string to_bytes() const {
-    return std::to_string(state) + std::string(state_bytes - std::to_string(state).size(), ' ');
-  }
-};
-
-NewTurn new_turn(const std::string& content) {
-  NewTurn turn{.turn = {.role = Role::user, .name = {}, .content = content, .time_us = 5, .metadata = {}},
-               .ids = {},
-               .ends = {}};
-  const std::string text = stream_text(turn.turn);
-  for (size_t end = 0; end < text.size();) {
-    const size_t begin = end;
-    end = std::min(text.size(), end + token_bytes);
-    turn.ids.push_back(static_cast<uint32_t>(hash128(as_bytes(text.substr(begin, end - begin)))[0]) + 7000);
-    turn.ends.push_back(static_cast<uint32_t>(end));
-  }
-  return turn;
-}
+using Model = FakeModelOf<4096, 31>;
+constexpr uint64_t page_chunks = 16, slot_bytes = 4096;
 
 // The rows of the closed store with the checksums in front of them, as RocksDB has them.
 class RawRows {
@@ -131,23 +85,23 @@ class StoreVerifyTest : public ::testing::Test {
   // A store of three memories: one with a long turn and one forgotten turn, a small one, and one whose next generation
   // is being encoded.
   void SetUp() override {
-    auto made = Store::open(base(), {.shape = shape(), .memory_budget_bytes = 16 << 20, .file_io = {}});
-    ASSERT_TRUE(made) << made.error().message;
-    Store& store = **made;
-    const MemoryId lighthouse = append(store, "lighthouse", {said(0, 4'000), said(1, 500), said(2, 6'000)}, "first");
-    append(store, "lighthouse", {said(3, 150'000)}, "second");
-    append(store, "lighthouse", {said(4, 30'000), said(5, 3'000)}, "third");
+    auto made = Model::open(base());
+    Store& store = *made;
+    const MemoryId lighthouse =
+        Model::append(store, "lighthouse", {said(0, 4'000), said(1, 500), said(2, 6'000)}, "first");
+    Model::append(store, "lighthouse", {said(3, 150'000)}, "second");
+    Model::append(store, "lighthouse", {said(4, 30'000), said(5, 3'000)}, "third");
     settle(store, lighthouse);
     ASSERT_TRUE(store.forget(lighthouse, std::array{TurnRange{1, 1}}));
     settle(store, lighthouse);
     ASSERT_TRUE(store.erase_forgotten(lighthouse));
-    const MemoryId garden = append(store, "garden", {said(10, 20'000), said(11, 3'000)}, "only");
+    const MemoryId garden = Model::append(store, "garden", {said(10, 20'000), said(11, 3'000)}, "only");
     settle(store, garden);
-    const MemoryId harbour = append(store, "harbour", {said(20, 40'000), said(21, 30'000), said(22, 9'000)});
+    const MemoryId harbour = Model::append(store, "harbour", {said(20, 40'000), said(21, 30'000), said(22, 9'000)});
     settle(store, harbour);
     ASSERT_TRUE(store.forget(harbour, std::array{TurnRange{1, 1}}));
     ASSERT_TRUE(store.erase_forgotten(harbour));
-    ASSERT_TRUE(encode(store, *store.memory(harbour)->next, 3));
+    ASSERT_TRUE(Model::encode(store, *store.memory(harbour)->next, 3));
     for (const MemoryId id : {lighthouse, garden, harbour}) {
       const auto memory = store.memory(id);
       owners_[id] = owners_[memory->serving.stream] = id;
@@ -155,7 +109,7 @@ class StoreVerifyTest : public ::testing::Test {
       clean_[id] = mended_[id] = contents(store, id);
       ids_.push_back(id);
     }
-    made->reset();
+    made.reset();
     auto settled = open(copy());
     ASSERT_TRUE(settled);
     settle(**settled, harbour);
@@ -169,49 +123,16 @@ class StoreVerifyTest : public ::testing::Test {
     text.resize(bytes);
     return text;
   }
-  static MemoryId append(Store& store, const std::string& memory, const std::vector<std::string>& contents,
-                         std::string operation_id = {}) {
-    AppendBatch batch{
-        .memory = memory, .turns = {}, .operation_id = std::move(operation_id), .operation_digest = {}, .now_us = 9};
-    for (const std::string& content : contents) batch.turns.push_back(new_turn(content));
-    const auto replies = store.append({&batch, 1});
-    if (!replies || !replies->at(0)) throw std::runtime_error("append failed");
-    return replies->at(0)->id;
-  }
-  static Expected<void> encode(Store& store, StreamInfo stream, uint64_t chunks) {
-    RECALLD_TRY(const auto kept, store.state(stream, stream.chunks));
-    Model model;
-    if (kept) model.state = std::stoull(kept->bytes);
-    const uint64_t from = kept ? kept->chunks : 0;
-    RECALLD_TRY(const auto again, store.tokens(stream, from * chunk_tokens, (stream.chunks - from) * chunk_tokens));
-    model.read(again);
-    for (uint64_t done = 0; done < chunks && stream.waiting_chunks() > 0; ++done, ++stream.chunks) {
-      RECALLD_TRY(const auto tokens, store.tokens(stream, stream.chunks * chunk_tokens, chunk_tokens));
-      model.read(tokens);
-      const auto landmark = model.landmark();
-      const auto kv = model.kv();
-      const std::string state = model.to_bytes();
-      const EncodedChunkView view{landmark, kv};
-      const bool keep = (stream.chunks + 1) % checkpoint_chunks == 0;
-      RECALLD_CHECK(store.put(stream, {&view, 1}, keep ? std::optional(as_bytes(state)) : std::nullopt));
-    }
-    return {};
-  }
   static void settle(Store& store, MemoryId id) {
-    const auto info = store.memory(id);
-    ASSERT_TRUE(info);
-    const auto done = encode(store, info->next ? *info->next : info->serving, UINT64_MAX);
-    ASSERT_TRUE(done) << done.error().message;
-    if (info->next) {
-      ASSERT_TRUE(store.swap(id).value());
-    }
+    const auto settled = Model::settle(store, id);
+    ASSERT_TRUE(settled) << settled.error().message;
   }
   static Contents contents(const Store& store, MemoryId id) {
     Contents out;
     const auto info = store.memory(id);
     EXPECT_TRUE(info);
     for (uint64_t chunk = 0; chunk < info->encoded_chunks; ++chunk) {
-      out.kv.emplace_back(kv_bytes);
+      out.kv.emplace_back(Model::kv_bytes);
       const auto fetched = store.fetch(id, std::array{chunk}, out.kv.back());
       EXPECT_TRUE(fetched) << fetched.error().message;
       const auto landmark = store.landmark(id, chunk);
@@ -264,7 +185,7 @@ class StoreVerifyTest : public ::testing::Test {
         for (const uint64_t number : found->untokenised) {
           const auto turn = store.turn(id, number);
           ASSERT_TRUE(turn) << turn.error().message;
-          const NewTurn again = new_turn(turn->value.content);
+          const NewTurn again = Model::user_turn(turn->value.content);
           const auto mended = store.mend_tokens(id, number, again.ids, again.ends);
           ASSERT_TRUE(mended) << mended.error().message;
         }
@@ -286,7 +207,7 @@ class StoreVerifyTest : public ::testing::Test {
     for (uint64_t page = 0; page * page_chunks < lost.of.chunks; ++page) {
       struct Made {
         std::vector<Bf16> landmark;
-        std::vector<std::byte> kv;
+        std::vector<Bf16> kv;
       };
       std::vector<Made> made(page_chunks);
       std::vector<MendedChunk> chunks;
@@ -297,7 +218,8 @@ class StoreVerifyTest : public ::testing::Test {
         model.read(*tokens);
         Made& one = made[chunk % page_chunks] = {model.landmark(), model.kv()};
         if (kv.contains(chunk) || landmarks.contains(chunk))
-          chunks.push_back({chunk, {one.landmark, one.kv}, kv.contains(chunk), landmarks.contains(chunk)});
+          chunks.push_back(
+              {chunk, {one.landmark, std::as_bytes(std::span(one.kv))}, kv.contains(chunk), landmarks.contains(chunk)});
         if (states.contains(chunk + 1)) made_states.push_back({chunk + 1, model.to_bytes()});
       }
       if (chunks.empty() && made_states.empty()) continue;
@@ -315,7 +237,7 @@ class StoreVerifyTest : public ::testing::Test {
     return to;
   }
   static Expected<std::unique_ptr<Store>> open(const std::filesystem::path& data) {
-    return Store::open(data, {.shape = shape(), .memory_budget_bytes = 16 << 20, .file_io = {}});
+    return Store::open(data, {.shape = Model::shape(), .memory_budget_bytes = 16 << 20, .file_io = {}});
   }
   std::filesystem::path base() const { return directory_.path() / "base"; }
 
@@ -353,7 +275,8 @@ TEST_F(StoreVerifyTest, AWholeStoreHasNoProblemAndIsReadCompletely) {
     const auto memory = (*store)->memory(id);
     EXPECT_EQ(found->turns, memory->turns);
     EXPECT_GE(found->chunks, memory->encoded_chunks);
-    EXPECT_GE(found->bytes, memory->content_bytes + memory->encoded_chunks * (kv_bytes + dim * sizeof(Bf16)));
+    EXPECT_GE(found->bytes,
+              memory->content_bytes + memory->encoded_chunks * (Model::kv_bytes + Model::dim * sizeof(Bf16)));
     EXPECT_FALSE((*store)->verify(id, [](uint64_t, uint64_t) { return false; })->ended);
   }
 }
@@ -384,8 +307,8 @@ TEST_F(StoreVerifyTest, EveryInjectedFaultIsDetectedNamedAnsweredAroundAndMended
   const auto segment_of_copy = [](const std::filesystem::path& data) { return data / "kv" / segment_name(0); };
   const auto slot_of = [](const Named& chunk) { return static_cast<std::streamoff>(chunk.entry.slot * slot_bytes); };
   const auto read_at = [](std::fstream& file, std::streamoff at) {
-    std::string bytes(kv_bytes, '\0');
-    file.seekg(at).read(bytes.data(), kv_bytes);
+    std::string bytes(Model::kv_bytes, '\0');
+    file.seekg(at).read(bytes.data(), Model::kv_bytes);
     return bytes;
   };
 
@@ -492,23 +415,25 @@ TEST_F(StoreVerifyTest, EveryInjectedFaultIsDetectedNamedAnsweredAroundAndMended
         case 0: {
           fault.text = "flip a bit of a record";
           std::string flipped = of_a;
-          const uint64_t bit = below(kv_bytes * 8);
+          const uint64_t bit = below(Model::kv_bytes * 8);
           flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
-          segment.seekp(slot_of(a)).write(flipped.data(), kv_bytes);
+          segment.seekp(slot_of(a)).write(flipped.data(), Model::kv_bytes);
           break;
         }
         case 1:
           fault.text = "misdirect a record";
-          segment.seekp(slot_of(a)).write((of_a == of_b ? std::string(kv_bytes, '\1') : of_b).data(), kv_bytes);
+          segment.seekp(slot_of(a))
+              .write((of_a == of_b ? std::string(Model::kv_bytes, '\1') : of_b).data(), Model::kv_bytes);
           break;
         case 2:
           fault.text = "lose the write of a record";
-          segment.seekp(slot_of(a)).write(std::string(kv_bytes, '\0').data(), kv_bytes);
+          segment.seekp(slot_of(a)).write(std::string(Model::kv_bytes, '\0').data(), Model::kv_bytes);
           break;
         case 3:
           fault.text = "truncate a segment";
           segment.close();
-          std::filesystem::resize_file(segment_of_copy(data), static_cast<uint64_t>(slot_of(a)) + below(kv_bytes));
+          std::filesystem::resize_file(segment_of_copy(data),
+                                       static_cast<uint64_t>(slot_of(a)) + below(Model::kv_bytes));
           break;
         case 4:
           fault.text = "delete a segment";
@@ -586,7 +511,7 @@ TEST_F(StoreVerifyTest, EveryInjectedFaultIsDetectedNamedAnsweredAroundAndMended
       for (size_t rank = 0; rank < expected.size(); ++rank) EXPECT_EQ((*best)[rank].chunk, expected[rank].second);
     }
     // Appends go on in every memory that can be told, and in new ones.
-    append(store, "new", {said(77, 100)});
+    Model::append(store, "new", {said(77, 100)});
 
     repair(store);
     if (!fault.repairable) continue;

@@ -15,8 +15,10 @@
 
 namespace recalld {
 
-struct FakeModel {
-  static constexpr uint32_t dim = 32, kv_bytes = 512, state_bytes = 64;
+// How much of the store a chunk and a turn take is up to the test: the numbers of a landmark, and the bytes of a token.
+template <uint32_t landmark_dim = 32, size_t token_bytes = 3>
+struct FakeModelOf {
+  static constexpr uint32_t dim = landmark_dim, kv_bytes = 512, state_bytes = 64;
   static constexpr uint64_t checkpoint_chunks = 4;
 
   uint64_t state = 1;
@@ -42,31 +44,44 @@ struct FakeModel {
     for (size_t i = 0; i < 4; ++i) values[i] = static_cast<float>(state >> (16 * i) & 0xffff);
     return {reinterpret_cast<const char*>(values.data()), state_bytes};
   }
-  static FakeModel from(const std::string& bytes) {
+  static FakeModelOf from(const std::string& bytes) {
     std::array<float, state_bytes / sizeof(float)> values{};
     std::memcpy(values.data(), bytes.data(), state_bytes);
-    FakeModel model{0};
+    FakeModelOf model{0};
     for (size_t i = 0; i < 4; ++i) model.state |= static_cast<uint64_t>(values[i]) << (16 * i);
     return model;
   }
 
-  // Three bytes a token.
   static NewTurn tokenise(Turn turn) {
     NewTurn out{.turn = std::move(turn), .ids = {}, .ends = {}};
     const std::string text = stream_text(out.turn);
     for (size_t end = 0; end < text.size();) {
       const size_t begin = end;
-      end = std::min(text.size(), end + 3);
+      end = std::min(text.size(), end + token_bytes);
       out.ids.push_back(std::to_integer<uint32_t>(hash128(as_bytes(text.substr(begin, end - begin)))[0]) + 7000);
       out.ends.push_back(static_cast<uint32_t>(end));
     }
     return out;
   }
+  static NewTurn user_turn(const std::string& content) {
+    return tokenise({.role = Role::user, .name = {}, .content = content, .time_us = 5, .metadata = {}});
+  }
+
+  // Appends what a user says. Throws when that fails.
+  static MemoryId append(Store& store, const std::string& memory, const std::vector<std::string>& contents,
+                         std::string operation_id = {}) {
+    AppendBatch batch{
+        .memory = memory, .turns = {}, .operation_id = std::move(operation_id), .operation_digest = {}, .now_us = 9};
+    for (const std::string& content : contents) batch.turns.push_back(user_turn(content));
+    const auto replies = store.append({&batch, 1});
+    if (!replies || !replies->at(0)) throw std::runtime_error("append failed");
+    return replies->at(0)->id;
+  }
 
   // Encodes at most `chunks` chunks of a generation, from the newest checkpoint on, as an encoder would.
   static Expected<uint64_t> encode(Store& store, StreamInfo stream, uint64_t chunks) {
     RECALLD_TRY(const auto kept, store.state(stream, stream.chunks));
-    FakeModel model = kept ? from(kept->bytes) : FakeModel{};
+    FakeModelOf model = kept ? from(kept->bytes) : FakeModelOf{};
     const uint64_t first = kept ? kept->chunks : 0;
     RECALLD_TRY(const auto again, store.tokens(stream, first * chunk_tokens, (stream.chunks - first) * chunk_tokens));
     model.read(again);
@@ -112,5 +127,7 @@ struct FakeModel {
     return *std::move(store);
   }
 };
+
+using FakeModel = FakeModelOf<>;
 
 }  // namespace recalld
