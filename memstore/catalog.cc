@@ -219,7 +219,6 @@ Expected<void> Catalog::Database::recover() {
     if (failure->kind != ErrorKind::full || Clock::now() - tried < retry_after) return std::unexpected(*failure);
     tried = Clock::now();
   }
-  background_failures->flush_failed = false;
   background_failures->recovering = true;
   const auto status = begin_new_log();
   background_failures->recovering = false;

@@ -120,6 +120,7 @@ class TableFileSystem final : public rocksdb::FileSystemWrapper {
 
 CatalogEnv::CatalogEnv(rocksdb::Env& base) : EnvWrapper(&base) {
   file_system_ = std::make_shared<TableFileSystem>(base.GetFileSystem());
+  system_clock_ = base.GetSystemClock();
 }
 
 thread_local bool CatalogEnv::resumes_ = false;
@@ -158,40 +159,58 @@ rocksdb::Status CatalogEnv::resume(rocksdb::DB& db) {
 }
 
 void CatalogEnv::release() {
-  std::vector<Job> jobs;
+  std::vector<Flush> flushes;
   {
     const std::lock_guard lock(mutex_);
-    jobs = std::exchange(held_, {});
+    flushes = std::exchange(held_, {});
   }
-  for (const Job& job : jobs) target()->Schedule(job.function, job.argument, Priority::HIGH, job.tag, job.unschedule);
+  for (const Flush& flush : flushes) hand_over(flush);
+}
+
+void CatalogEnv::hand_over(const Flush& flush) {
+  const auto run = [](void* argument) {
+    const std::unique_ptr<Flush> job(static_cast<Flush*>(argument));
+    job->function(job->argument);  // the database, and this environment, may be gone then
+    --*job->handed_over;
+  };
+  const auto drop = [](void* argument) {
+    const std::unique_ptr<Flush> job(static_cast<Flush*>(argument));
+    if (job->unschedule != nullptr) job->unschedule(job->argument);
+    --*job->handed_over;
+  };
+  ++*handed_over_;
+  target()->Schedule(run, std::make_unique<Flush>(flush).release(), Priority::HIGH, flush.tag, drop);
 }
 
 void CatalogEnv::Schedule(void (*function)(void*), void* argument, Priority priority, void* tag,
                           void (*unschedule)(void*)) {
-  // What RocksDB does there without a tag is the removal of files.
-  if (priority == Priority::HIGH && tag != nullptr) {
+  // What RocksDB does at this priority without a tag is the removal of files.
+  if (priority != Priority::HIGH || tag == nullptr)
+    return target()->Schedule(function, argument, priority, tag, unschedule);
+  const Flush flush{function, argument, tag, unschedule, handed_over_};
+  {
     const std::lock_guard lock(mutex_);
     if (resumes_) flushing_ = true;
     if (stopped_ && (!recovering_ || flushing_)) {
-      held_.push_back({function, argument, tag, unschedule});
+      held_.push_back(flush);
       return;
     }
   }
-  target()->Schedule(function, argument, priority, tag, unschedule);
+  hand_over(flush);
 }
 
 int CatalogEnv::UnSchedule(void* tag, Priority priority) {
-  std::vector<Job> jobs;
+  std::vector<Flush> theirs;
   if (priority == Priority::HIGH) {
     const std::lock_guard lock(mutex_);
-    const auto theirs = std::ranges::stable_partition(held_, [&](const Job& job) { return job.tag != tag; });
-    jobs.assign(theirs.begin(), theirs.end());
-    held_.erase(theirs.begin(), theirs.end());
+    const auto from = std::ranges::stable_partition(held_, [&](const Flush& flush) { return flush.tag != tag; });
+    theirs.assign(from.begin(), from.end());
+    held_.erase(from.begin(), from.end());
   }
-  for (const Job& job : jobs) {
-    if (job.unschedule != nullptr) job.unschedule(job.argument);
+  for (const Flush& flush : theirs) {
+    if (flush.unschedule != nullptr) flush.unschedule(flush.argument);
   }
-  return static_cast<int>(jobs.size()) + target()->UnSchedule(tag, priority);
+  return static_cast<int>(theirs.size()) + target()->UnSchedule(tag, priority);
 }
 
 }  // namespace recalld

@@ -12,6 +12,9 @@
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
 
+#include <atomic>
+#include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -27,27 +30,31 @@ class CatalogEnv final : public rocksdb::EnvWrapper {
   void stopped();
   // DB::Resume(), of one database, by one thread at a time.
   rocksdb::Status resume(rocksdb::DB& db);
+  // Flushes that the threads for them have been given and have not ended.
+  uint64_t flushes() const { return *handed_over_; }
 
   void Schedule(void (*function)(void*), void* argument, Priority priority, void* tag,
                 void (*unschedule)(void*)) override;
   int UnSchedule(void* tag, Priority priority) override;
 
  private:
-  struct Job {
+  struct Flush {
     void (*function)(void*);
     void* argument;
     void* tag;
     void (*unschedule)(void*);
+    std::shared_ptr<std::atomic<uint64_t>> handed_over;
   };
-
+  void hand_over(const Flush& flush);
   void release();
 
   static thread_local bool resumes_;  // this thread is in DB::Resume()
+  const std::shared_ptr<std::atomic<uint64_t>> handed_over_ = std::make_shared<std::atomic<uint64_t>>(0);
   std::mutex mutex_;
   bool stopped_ = false;     // since the last recovery began
   bool recovering_ = false;  // and, when it does, `flushing_` once it has ended its wait for what was at work before
   bool flushing_ = false;
-  std::vector<Job> held_;
+  std::vector<Flush> held_;
 };
 
 }  // namespace recalld

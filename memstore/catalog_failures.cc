@@ -10,8 +10,6 @@
 namespace recalld {
 namespace {
 
-constexpr int quiet_polls = 500;  // at intervals of stall_wait
-
 // Whether every byte of a file can be read, whatever it says.
 bool readable(rocksdb::Env& env, const std::string& path) {
   return read_file(env, path, size_t{1} << 18, [](ByteView) {}).ok();
@@ -55,11 +53,7 @@ void BackgroundFailures::OnBackgroundError(rocksdb::BackgroundErrorReason reason
       error->severity() < rocksdb::Status::kHardError)
     *error = rocksdb::Status(*error, rocksdb::Status::kHardError);
   env_.stopped();
-  if (flushes_) {
-    flush_failed = true;
-  } else {
-    let_flush_begin();
-  }
+  if (!flushes_) let_flushes_begin();
 }
 
 void BackgroundFailures::OnFlushBegin(rocksdb::DB* /*db*/, const rocksdb::FlushJobInfo& /*info*/) {
@@ -71,18 +65,13 @@ void BackgroundFailures::OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason /*r
   *automatic = false;
 }
 
-// A flush that is scheduled and has not begun when RocksDB stops would be dropped (see CatalogEnv). So none may be
-// left, which is when no memtable waits for one. But one may also wait for what is not scheduled, or for a flush which
-// runs and itself waits for the write that fails here: then nothing is seen to happen for a while.
-void BackgroundFailures::let_flush_begin() const {
+// A flush that has been handed to its thread and has not begun when RocksDB stops would be dropped (see CatalogEnv).
+void BackgroundFailures::let_flushes_begin() const {
   rocksdb::DB* db = db_;
-  if (db == nullptr || recovering) return;
-  for (int quiet = 0; quiet < quiet_polls && !flush_failed;) {
-    uint64_t waiting = 0;
-    if (!db->GetAggregatedIntProperty(rocksdb::DB::Properties::kMemTableFlushPending, &waiting) || waiting == 0) return;
-    quiet = env_.GetThreadPoolQueueLen(rocksdb::Env::Priority::HIGH) == 0 ? quiet + 1 : 0;
+  uint64_t begun = 0;
+  while (db != nullptr && db->GetIntProperty(rocksdb::DB::Properties::kNumRunningFlushes, &begun) &&
+         env_.flushes() > begun)
     std::this_thread::sleep_for(stall_wait);
-  }
 }
 
 }  // namespace recalld

@@ -26,9 +26,7 @@ class BackgroundFailures final : public rocksdb::EventListener {
   std::map<std::string, Cause> take();
   bool any() const { return any_; }
 
-  // For Catalog::Database::recover.
-  std::atomic<bool> recovering = false;
-  std::atomic<bool> flush_failed = false;  // since the last recovery
+  std::atomic<bool> recovering = false;  // set by Catalog::Database::recover
 
   // The database, from when it is open until it is closed.
   void watch(rocksdb::DB* db) { db_ = db; }
@@ -41,7 +39,7 @@ class BackgroundFailures final : public rocksdb::EventListener {
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason reason, rocksdb::Status error, bool* automatic) override;
 
  private:
-  void let_flush_begin() const;
+  void let_flushes_begin() const;
 
   CatalogEnv& env_;
   std::atomic<rocksdb::DB*> db_ = nullptr;

@@ -51,10 +51,12 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
 // Writes everything out and removes the logs before the current one. Needs the gate.
 Expected<void> Catalog::Database::drop_logs() {
   const std::string action = "reclaim the logs of the catalog";
-  // Families of which nothing is to be written out let go of an old log only when a new one begins, which it does only
-  // when something stands in the current one.
-  if (const auto status = write_nothing(true); !status.ok()) return std::unexpected(note_failure(status));
-  if (const auto status = flush(); !status.ok()) return std::unexpected(note_failure(status));
+  // Families of which nothing is to be written out, nor is being written, let go of an old log when a new one begins,
+  // which it does only when something stands in the current one.
+  auto status = flush();
+  if (status.ok()) status = write_nothing(true);
+  if (status.ok()) status = flush();
+  if (!status.ok()) return std::unexpected(note_failure(status));
   std::unique_ptr<rocksdb::LogFile> current;
   RECALLD_CHECK(checked(db->GetCurrentWalFile(&current), action));
   uint64_t needed = 0;
