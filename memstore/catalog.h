@@ -40,6 +40,11 @@ struct CatalogOptions {
   std::chrono::milliseconds retry_after{1000};  // after a write found the disk full, so long until one tries again
 };
 
+// CatalogOptions::env, for headers that do not name RocksDB.
+struct CatalogFiles {
+  rocksdb::Env* env = nullptr;
+};
+
 // A table file that cannot be read whole, or is missing.
 struct DamagedTable {
   std::string file;

@@ -38,7 +38,7 @@ CatalogOptions catalog_options(const DataDirectory& data, const StoreOptions& op
   return {.directory = data.catalog(),
           .cache_bytes = shared_bytes(options) / 3,
           .memtable_bytes = std::min(shared_bytes(options) / 6, memtable_bytes_max),
-          .env = options.catalog_env};
+          .env = options.catalog_files != nullptr ? options.catalog_files->env : nullptr};
 }
 
 }  // namespace

@@ -23,11 +23,9 @@
 #include "memstore/file_io.h"
 #include "memstore/turn.h"
 
-namespace rocksdb {
-class Env;
-}  // namespace rocksdb
-
 namespace recalld {
+
+struct CatalogFiles;  // memstore/catalog.h
 
 struct StoreOptions {
   RecordShape shape;
@@ -37,7 +35,7 @@ struct StoreOptions {
 
   // For tests: the files that the catalog sees (borrowed; none: the operating system's), and segments of another size
   // than 64 MiB, the same at every open of a store.
-  rocksdb::Env* catalog_env = nullptr;
+  const CatalogFiles* catalog_files = nullptr;
   uint64_t segment_bytes = uint64_t{64} << 20;
 };
 

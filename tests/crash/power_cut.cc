@@ -12,6 +12,7 @@
 #include <set>
 #include <utility>
 
+#include "memstore/catalog.h"
 #include "memstore/kv_file.h"
 #include "tests/crash/model.h"
 #include "tests/crash/workload.h"
@@ -71,7 +72,8 @@ class PoweredStore {
   Expected<void> open() {
     StoreOptions options{.shape = shape_, .memory_budget_bytes = uint64_t{8} << 20, .file_io = {}};
     options.file_io = [this]() -> Expected<std::unique_ptr<FileIo>> { return std::make_unique<PowerFileIo>(*disk_); };
-    options.catalog_env = env_.get();
+    const CatalogFiles files{env_.get()};
+    options.catalog_files = &files;
     options.segment_bytes = segment_records * io_alignment;
     RECALLD_TRY(store_, Store::open(directory_, std::move(options)));
     return {};
