@@ -326,7 +326,8 @@ TEST_F(StoreForgetTest, AnythingEndsAsIfTheForgottenTurnsHadNeverBeen) {
         const auto swapped = store_->swap(id, below(4) == 0);
         ASSERT_TRUE(swapped) << swapped.error().message;
         if (below(2) == 0) {
-          ASSERT_TRUE(store_->erase_forgotten(id));
+          const auto erased = store_->erase_forgotten(id);
+          ASSERT_TRUE(erased) << erased.error().message;
         }
       } else if (below(3) == 0) {
         open();
