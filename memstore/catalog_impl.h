@@ -146,6 +146,9 @@ struct Catalog::Database {
 
   // catalog_space.cc
   Expected<void> drop_logs();
+  Expected<void> compact(const Range& range) const;
+  Expected<bool> holds_removed_rows(rocksdb::ColumnFamilyHandle& family, const rocksdb::Slice& from,
+                                    const rocksdb::Slice& to, const std::string& action) const;
   Expected<void> remove_old_logs() const;
   Expected<void> wait_for_removals() const;
 };

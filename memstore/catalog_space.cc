@@ -12,6 +12,7 @@ namespace recalld {
 namespace {
 
 constexpr std::chrono::seconds removals_wait{10};
+constexpr int compactions_max = 5;  // of one range
 
 }  // namespace
 
@@ -28,24 +29,57 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     RECALLD_CHECK(database_->recover());
     RECALLD_CHECK(database_->drop_logs());
   }
-  rocksdb::CompactRangeOptions options;
-  options.exclusive_manual_compaction = false;
-  options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
   uint64_t bytes = 0;
   for (const Range& range : ranges) {
-    const auto family = database_->family(range.family);
-    const std::string which = std::string(name(range.family)) + " of the catalog";
-    const rocksdb::Slice from(range.from), to(range.to);
     rocksdb::ColumnFamilyMetaData tables;
-    db.GetColumnFamilyMetaData(family.get(), &tables);
+    db.GetColumnFamilyMetaData(database_->family(range.family).get(), &tables);
     for (const auto& level : tables.levels) {
       for (const auto& table : level.files)
         if (table.smallestkey < range.to && table.largestkey >= range.from) bytes += table.size;
     }
-    RECALLD_CHECK(checked(db.CompactRange(options, family.get(), &from, &to), "compact " + which));
+    RECALLD_CHECK(database_->compact(range));
   }
   RECALLD_CHECK(database_->wait_for_removals());
   return bytes;
+}
+
+// Rewrites the tables that hold rows which were removed from the range. RocksDB finds out once at which levels these
+// stand, and a compaction of its own may meanwhile carry some to a level below.
+Expected<void> Catalog::Database::compact(const Range& range) const {
+  const auto family = this->family(range.family);
+  const std::string action = "compact " + std::string(name(range.family)) + " of the catalog";
+  const rocksdb::Slice from(range.from), to(range.to);
+  rocksdb::CompactRangeOptions options;
+  options.exclusive_manual_compaction = false;
+  options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForceOptimized;
+  for (int attempt = 0; attempt < compactions_max; ++attempt) {
+    RECALLD_CHECK(checked(db->CompactRange(options, family.get(), &from, range.to.empty() ? nullptr : &to), action));
+    RECALLD_TRY(const bool left, holds_removed_rows(*family, from, to, action));
+    if (!left) return {};
+  }
+  return fail(ErrorKind::busy, action + ": rows that were removed are still being moved; try again");
+}
+
+// Whether rows lie in tables that only a removal of their range hides.
+Expected<bool> Catalog::Database::holds_removed_rows(rocksdb::ColumnFamilyHandle& family, const rocksdb::Slice& from,
+                                                     const rocksdb::Slice& to, const std::string& action) const {
+  rocksdb::ReadOptions options;
+  options.fill_cache = false;
+  options.iterate_lower_bound = &from;
+  if (!to.empty()) options.iterate_upper_bound = &to;
+  options.ignore_range_deletions = true;
+  // In this order: a row that is written in between is seen among those that there are.
+  const std::unique_ptr<rocksdb::Iterator> stored(db->NewIterator(options, &family));
+  options.ignore_range_deletions = false;
+  const std::unique_ptr<rocksdb::Iterator> there(db->NewIterator(options, &family));
+  there->SeekToFirst();
+  for (stored->SeekToFirst(); stored->Valid(); stored->Next()) {
+    while (there->Valid() && there->key().compare(stored->key()) < 0) there->Next();
+    if (!there->Valid() || there->key() != stored->key()) break;
+  }
+  RECALLD_CHECK(checked(there->status(), action));
+  RECALLD_CHECK(checked(stored->status(), action));
+  return stored->Valid();
 }
 
 // Writes everything out and removes the logs before the current one. Needs the gate.
