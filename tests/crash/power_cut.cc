@@ -330,7 +330,7 @@ class Sweep {
     for (const auto& [name, memory] : model.memories) {
       const MemoryModel::Traces live = memory.everything();
       there.insert(live.pasts.begin(), live.pasts.end());
-      if (!memory.turns.empty() && happens(luck, 4)) {
+      if (!live.texts.empty() && happens(luck, 4)) {
         const auto text = live.texts[below(luck, live.texts.size())].second;
         ++result_.controls;
         result_.controls_found += is_in(text) ? 1 : 0;
@@ -369,7 +369,7 @@ class Sweep {
 }  // namespace
 
 SweepResult sweep_power_cuts(const std::filesystem::path& directory, const SweepOptions& options) {
-  for (const int signal : {SIGABRT, SIGSEGV}) ::signal(signal, name_seed_and_point);
+  for (const int signal : {SIGABRT, SIGSEGV, SIGFPE}) ::signal(signal, name_seed_and_point);
   SweepResult result;
   const auto failed = [&](const std::string& where, const std::vector<std::string>& complaints) {
     for (const std::string& complaint : complaints) result.failures.push_back(where + ": " + complaint);
