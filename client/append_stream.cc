@@ -110,7 +110,10 @@ std::unexpected<Error> AppendStream::failed(const InFlight& range, Error error) 
   if (range.last.line != range.first.line) {
     place = options_.source + ", lines " + std::to_string(range.first.line) + " to " + std::to_string(range.last.line);
   }
-  error = std::move(error).within(place);
+  // The name of the memory, for one, stands in no line.
+  if (error.kind != ErrorKind::invalid_request || error.message.starts_with("turns")) {
+    error = std::move(error).within(place);
+  }
   if (!failure_) failure_ = error;
   return std::unexpected(std::move(error));
 }

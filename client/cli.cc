@@ -39,7 +39,14 @@ int fail_with(const Error& error, int code) {
 }
 
 int fail_with(const Error& error) {
-  return fail_with(error, error.kind == ErrorKind::not_found ? exit_not_found : exit_error);
+  switch (error.kind) {
+    case ErrorKind::not_found:
+      return fail_with(error, exit_not_found);
+    case ErrorKind::invalid_request:
+      return fail_with(error, exit_usage);
+    default:
+      return fail_with(error, exit_error);
+  }
 }
 
 void warn(std::string_view message) {

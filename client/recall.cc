@@ -23,8 +23,8 @@ namespace {
 constexpr std::string_view footer = R"(
 Exit codes:
   0  done
-  1  the daemon refused or failed, output could not be written, or verify left problems
-  2  wrong usage, or input that cannot be read as turns or records
+  1  the daemon failed or is busy, output could not be written, or verify left problems
+  2  wrong usage, a value that is refused, or input that cannot be read as turns or records
   3  no daemon answers at the socket
   4  no such memory or chunk
   130  interrupted by Ctrl-C; the message says what was done
@@ -188,6 +188,11 @@ int print_pages(const Globals& globals, std::string_view method, const ListArgum
     } else {
       const auto text = to_text(*page, first);
       if (!text) return fail_with(text.error());
+      const auto listed = page->find(entries_key);
+      if (first && !arguments.memory.empty() && name_key == "memory" && listed != page->end() && listed->empty()) {
+        const std::string from = arguments.from ? " from " + std::to_string(*arguments.from) + " on" : "";
+        warn(arguments.memory + " has no " + std::string(entries_key) + from);
+      }
       if (const int code = print(*text); code != exit_ok) return code;
     }
     const auto entries = page->find(entries_key);
@@ -242,7 +247,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
-  command->add_option("MEMORY", arguments->request.memory)->required();
+  command->add_option("MEMORY", arguments->request.memory, "The name of the memory")->required();
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
   command->add_option("--limit", arguments->request.limit, "At most so many chunks")->check(count_check);
   command
@@ -283,13 +288,13 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   listing->callback([&run, list] { run = list; });
 
   CLI::App* get = command->add_subcommand("get", "Show one memory");
-  get->add_option("MEMORY", *name)->required();
+  get->add_option("MEMORY", *name, "The name of the memory")->required();
   get->callback([&globals, &run, name] {
     run = [&globals, name] { return call_and_report<Memory>(globals, "memories.get", {{"memory", *name}}); };
   });
 
   CLI::App* erase = command->add_subcommand("delete", "Delete one memory, for good");
-  erase->add_option("MEMORY", *name)->required();
+  erase->add_option("MEMORY", *name, "The name of the memory")->required();
   erase->add_flag("--yes", *yes, "Do not ask");
   erase->add_flag("--no-wait", *no_wait, "Do not wait until its bytes are erased from the disk");
   erase->callback([&globals, &run, name, yes, no_wait] {
@@ -300,7 +305,7 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
 void add_turns(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<ListArguments>();
   CLI::App* command = app.add_subcommand("turns", "Print the turns of a memory, as they were appended");
-  command->add_option("MEMORY", arguments->memory)->required();
+  command->add_option("MEMORY", arguments->memory, "The name of the memory")->required();
   command->add_option("--from", arguments->from, "Begin with this turn")->check(index_check);
   command->add_option("--limit", arguments->limit, "At most so many turns")->check(count_check);
   command->callback([&globals, &run, arguments] {
@@ -318,7 +323,7 @@ void add_chunks(CLI::App& app, const Globals& globals, Run& run) {
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("chunks", "List the encoded chunks of a memory, or show one whole");
-  command->add_option("MEMORY", arguments->list.memory)->required();
+  command->add_option("MEMORY", arguments->list.memory, "The name of the memory")->required();
   command->add_option("CHUNK", arguments->chunk, "Show this chunk: text, tokens, place of its KV, landmark norm")
       ->check(index_check);
   command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(index_check);

@@ -234,8 +234,8 @@ class Import {
 
  private:
   std::unexpected<Error> cut_off(const std::string& how) const {
-    return fail(ErrorKind::invalid_request, lines_.source() + ": the file is cut off: " + how +
-                                                ", without the end record of an export; export it again");
+    return fail(ErrorKind::invalid_request, lines_.source() + ": this is not a whole export of recalld: " + how +
+                                                ", without the end record; make it with recall export");
   }
 
   // Where the end can be seen before anything is sent, a file that was cut off changes nothing.
@@ -379,7 +379,7 @@ int run_import(const Globals& globals, const std::string& file, const std::strin
 void add_export(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<ExportArguments>();
   CLI::App* command = app.add_subcommand("export", "Write a memory as a file of JSON lines, which import restores");
-  command->add_option("MEMORY", arguments->request.memory)->required();
+  command->add_option("MEMORY", arguments->request.memory, "The name of the memory")->required();
   command->add_option("FILE", arguments->file, "Where to; - is standard output")->capture_default_str();
   command->add_flag("--encodings", arguments->request.encodings,
                     "Also landmarks, K/V and states: larger, and nothing is encoded anew where the model is the same");

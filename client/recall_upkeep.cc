@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <array>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
@@ -118,6 +119,30 @@ Expected<ForgetRequest> forget_request(const ForgetArguments& arguments) {
   return request;
 }
 
+// What the daemon says of a condition, under the name of the option that it came from.
+Error named_by_option(Error error, const ForgetArguments& arguments) {
+  if (!arguments.filter.empty()) return error;
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 4> options{{{"filter.role", "--role"},
+                                                                                  {"filter.name", "--name"},
+                                                                                  {"filter.time.lt", "--before"},
+                                                                                  {"filter.time.gte", "--after"}}};
+  for (const auto& [condition, option] : options)
+    if (error.message.starts_with(std::string(condition) + ":")) error.message.replace(0, condition.size(), option);
+  return error;
+}
+
+int fail_forgetting(const Error& error) {
+  if (!Interrupt::seen()) return fail_with(error);
+  return fail_with({ErrorKind::busy,
+                    "interrupted: if the daemon had begun, the turns are gone from every read, and it "
+                    "goes on erasing them; recall stats shows how far it is"},
+                   exit_interrupted);
+}
+
+void say_that_it_takes_a_while(bool waits) {
+  if (waits && isatty(STDERR_FILENO) != 0) std::fputs("Erasing; Ctrl-C leaves the rest of it to the daemon.\n", stderr);
+}
+
 int run_forget(const Globals& globals, const ForgetArguments& arguments) {
   auto request = forget_request(arguments);
   if (!request) return fail_with(request.error(), exit_usage);
@@ -128,12 +153,12 @@ int run_forget(const Globals& globals, const ForgetArguments& arguments) {
                                                       "--yes to forget it"},
                      exit_usage);
   }
-  auto client = connect(globals, true);
+  auto client = connect(globals, true, Interrupt::seen);
   if (!client) return fail_with(client.error(), exit_no_daemon);
   if (ask) {
     request->dry_run = true;
     const auto would = client->forget(*request);
-    if (!would) return fail_with(would.error());
+    if (!would) return fail_with(named_by_option(would.error(), arguments));
     std::fputs(report(*would, Style{}).c_str(), stderr);
     if (would->turn_count == 0) return exit_ok;
     if (!confirmed("Forget them for good?")) {
@@ -147,8 +172,10 @@ int run_forget(const Globals& globals, const ForgetArguments& arguments) {
     }
   }
   request->dry_run = arguments.dry_run;
+  const Interrupt interrupt;
+  say_that_it_takes_a_while(request->wait && !request->dry_run);
   const auto result = client->call("forget", params(*request));
-  if (!result) return fail_with(result.error());
+  if (!result) return fail_forgetting(named_by_option(result.error(), arguments));
   return print_reply<Receipt>(globals, *result);
 }
 
@@ -229,7 +256,7 @@ int run_reencode(const Globals& globals, const std::string& model, bool cancel, 
 }  // namespace
 
 int run_memories_delete(const Globals& globals, const std::string& memory, bool yes, bool wait) {
-  auto client = connect(globals, true);
+  auto client = connect(globals, true, Interrupt::seen);
   if (!client) return fail_with(client.error(), exit_no_daemon);
   if (!yes) {
     if (!can_ask()) {
@@ -245,15 +272,17 @@ int run_memories_delete(const Globals& globals, const std::string& memory, bool 
   }
   Json arguments{{"memory", memory}};
   if (!wait) arguments["wait"] = "none";
+  const Interrupt interrupt;
+  say_that_it_takes_a_while(wait);
   const auto result = client->call("memories.delete", std::move(arguments));
-  if (!result) return fail_with(result.error());
+  if (!result) return fail_forgetting(result.error());
   return print_reply<DeleteReply>(globals, *result);
 }
 
 void add_forget(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<ForgetArguments>();
   CLI::App* command = app.add_subcommand("forget", "Forget turns of a memory, for good and without a trace");
-  command->add_option("MEMORY", arguments->memory)->required();
+  command->add_option("MEMORY", arguments->memory, "The name of the memory")->required();
   command->add_option("TURNS", arguments->turns, "Numbers of turns and ranges, such as 4 10-20")->check(turns_check);
   command->add_option("--role", arguments->role, "All turns of this role: user, assistant, system or tool");
   command->add_option("--name", arguments->name, "All turns of this speaker");

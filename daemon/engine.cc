@@ -83,6 +83,11 @@ Expected<void> Engine::Impl::open() {
   return {};
 }
 
+void Engine::Impl::interrupt() {
+  stopping_ = true;
+  if (verifier_) verifier_->interrupt();
+}
+
 Engine::Impl::~Impl() {
   stopping_ = true;
   tokenisers_.join();
@@ -137,6 +142,10 @@ Expected<std::unique_ptr<Engine>> Engine::open(EngineOptions options) {
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
+
+void Engine::interrupt() {
+  impl_->interrupt();
+}
 
 void Engine::append(AppendRequest request, Done<AppendReply> done) {
   impl_->append(std::move(request), std::move(done));

@@ -37,6 +37,9 @@ class Engine {
   static Expected<std::unique_ptr<Engine>> open(EngineOptions options);
   ~Engine();
 
+  // The daemon stops soon: verifications and backups end early, and answer busy. Any thread may call this.
+  void interrupt();
+
   // Appends to one memory take effect in the order in which append() was called.
   void append(AppendRequest request, Done<AppendReply> done);
   void search(SearchRequest request, Done<SearchReply> done);

@@ -43,6 +43,8 @@ class Engine::Impl {
   Expected<void> open();
   ~Impl();
 
+  void interrupt();
+
   void append(AppendRequest request, Done<AppendReply> done);
   void search(SearchRequest request, Done<SearchReply> done);
 

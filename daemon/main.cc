@@ -84,6 +84,7 @@ Expected<void> serve(const Options& options) {
     signals.async_wait([&](boost::system::error_code again, int) {
       if (!again) server->stop_now();
     });
+    engine->interrupt();
     server->stop([&] { signals.cancel(); });
   });
   io.run();

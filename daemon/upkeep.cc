@@ -70,11 +70,13 @@ Upkeep::Upkeep(Store& store, Jobs& jobs, ModelThread& model_thread, Encoder& enc
       verified_(std::move(verified)),
       now_us_(std::move(now_us)) {}
 
+void Upkeep::interrupt() {
+  const std::lock_guard lock(mutex_);
+  stopped_ = true;
+}
+
 void Upkeep::stop() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopped_ = true;
-  }
+  interrupt();
   thread_.join();
 }
 

@@ -30,7 +30,9 @@ class Upkeep {
   // does not wait; with busy while another verification goes on.
   void verify(VerifyRequest request, Done<VerifyReply> done);
 
-  // Ends a verification that goes on, and waits for that. Comes before the model thread stops.
+  // Ends a verification that goes on: it answers busy. Any thread may call this.
+  void interrupt();
+  // The same, and waits for its end. Comes before the model thread stops.
   void stop();
 
  private:

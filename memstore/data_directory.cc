@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
@@ -13,6 +14,7 @@
 #include <sstream>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "base/crc32c.h"
 #include "base/hash.h"
@@ -90,13 +92,38 @@ Error refusal(const std::filesystem::path& file, std::string_view found, const R
 Expected<void> make_private(const std::filesystem::path& path) {
   std::error_code problem;
   const std::filesystem::path whole = std::filesystem::absolute(path / "", problem).parent_path();
-  if (!problem) std::filesystem::create_directories(whole.parent_path(), problem);
-  if (!problem && ::mkdir(whole.c_str(), 0700) != 0) {
-    if (errno == EEXIST) return {};
-    problem = {errno, std::generic_category()};
-  }
+  std::vector<std::filesystem::path> missing;  // innermost first
+  for (auto part = whole; !problem && !std::filesystem::exists(part, problem) && !problem; part = part.parent_path())
+    missing.push_back(part);
   if (problem) return std::unexpected(system_error("make store " + path.string(), problem.value()));
-  return sync_directory(whole.parent_path());
+  for (; !missing.empty(); missing.pop_back()) {
+    const std::filesystem::path& part = missing.back();
+    if (::mkdir(part.c_str(), part == whole ? 0700 : 0777) != 0 && errno != EEXIST)
+      return std::unexpected(system_error("make store " + path.string(), errno));
+    RECALLD_CHECK(sync_directory(part.parent_path()));
+  }
+  if (!std::filesystem::is_directory(whole, problem))
+    return fail(ErrorKind::invalid_request,
+                "open store " + path.string() + ": this is not a directory; choose another one with --data");
+  return {};
+}
+
+// Of a directory without a store in it: it must be empty, or as a start that was cut short left it.
+Expected<void> check_that_nothing_else_is_there(const std::filesystem::path& path) {
+  constexpr std::array<std::string_view, 3> ours{"LOCK", "FORMAT.new", "lost+found"};
+  std::error_code problem;
+  for (const char* part : {"FORMAT", "catalog", "kv"})
+    if (std::filesystem::exists(path / part, problem) || problem) return {};  // looked at once it is locked
+  for (std::filesystem::directory_iterator entry(path, problem), end; !problem && entry != end;
+       entry.increment(problem)) {
+    const std::string name = entry->path().filename();
+    if (std::ranges::find(ours, name) == ours.end() && !entry->is_socket(problem))
+      return fail(ErrorKind::invalid_request, "make store " + path.string() +
+                                                  ": the directory holds other things, as " + name +
+                                                  "; choose an empty one with --data");
+  }
+  if (problem) return std::unexpected(system_error("list " + path.string(), problem.value()));
+  return {};
 }
 
 Expected<Descriptor> lock(const std::filesystem::path& path) {
@@ -123,16 +150,25 @@ Expected<std::optional<std::string>> read_stamp(const std::filesystem::path& fil
 Expected<void> finish_adopting(const std::filesystem::path& path) {
   const std::filesystem::path next = DataDirectory::next(path);
   std::error_code problem;
-  if (!std::filesystem::exists(path / adopting_file, problem)) return {};
+  const auto is_there = [](const std::filesystem::path& what) -> Expected<bool> {
+    std::error_code unseen;
+    const bool there = std::filesystem::exists(what, unseen);
+    if (unseen) return std::unexpected(system_error("look for " + what.string(), unseen.value()));
+    return there;
+  };
+  RECALLD_TRY(const bool adopting, is_there(path / adopting_file));
+  if (!adopting) return {};
   for (const char* part : {"catalog", "kv"}) {
-    if (!std::filesystem::exists(next / part, problem)) continue;
+    RECALLD_TRY(const bool left, is_there(next / part));
+    if (!left) continue;
     std::filesystem::remove_all(path / part, problem);
     if (!problem) std::filesystem::rename(next / part, path / part, problem);
     if (problem) return std::unexpected(system_error("replace " + (path / part).string(), problem.value()));
     RECALLD_CHECK(sync_directory(next));
     RECALLD_CHECK(sync_directory(path));
   }
-  if (std::filesystem::exists(next / "FORMAT", problem)) {
+  RECALLD_TRY(const bool stamp_left, is_there(next / "FORMAT"));
+  if (stamp_left) {
     std::filesystem::rename(next / "FORMAT", path / "FORMAT", problem);
     if (problem) return std::unexpected(system_error("replace " + (path / "FORMAT").string(), problem.value()));
     RECALLD_CHECK(sync_directory(path));
@@ -180,6 +216,7 @@ Expected<void> write_durably(const std::filesystem::path& directory, const std::
 
 Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, const RecordShape& shape) {
   RECALLD_CHECK(make_private(path));
+  RECALLD_CHECK(check_that_nothing_else_is_there(path));
   RECALLD_TRY(Descriptor held, lock(path));
   DataDirectory directory(path, std::move(held));
   RECALLD_CHECK(finish_adopting(path));

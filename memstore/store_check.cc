@@ -59,6 +59,8 @@ Expected<std::vector<Problem>> Store::Impl::check_tables(bool repair) {
 }
 
 Expected<std::vector<Problem>> Store::verify_store(bool repair) {
+  std::unique_lock reclaiming(impl_->reclaiming, std::defer_lock);
+  if (repair) reclaiming.lock();
   RECALLD_TRY(std::vector<Problem> problems, impl_->check_tables(repair));
   {
     const std::lock_guard lock(impl_->totals_mutex);

@@ -81,7 +81,7 @@ class Store::Impl {
   const Journal journal;
   Encodings encodings;
 
-  mutable std::mutex reclaiming;  // one erasure or backup at a time
+  mutable std::mutex reclaiming;  // one erasure, repair or backup at a time
   std::mutex forgetting;          // one change of what is forgotten at a time
 
   std::mutex encoding_mutex;    // one write of encodings at a time: guards the rows of generations

@@ -259,6 +259,7 @@ Expected<void> Store::mend(const StreamInfo& of, std::span<const MendedChunk> ch
 }
 
 Expected<void> Store::drop(const Verification::Lost& lost) {
+  const std::lock_guard reclaiming(impl_->reclaiming);
   const std::lock_guard lock(impl_->encoding_mutex);
   RECALLD_TRY(const MemoryRecord record, impl_->table.record(lost.of.memory));
   RECALLD_TRY(const Generation* const generation, Impl::find(record, lost.of));

@@ -160,7 +160,7 @@ Expected<Config> Config::read(const std::filesystem::path& file) {
   std::ifstream stream(file, std::ios::binary);
   if (!stream)
     return fail(ErrorKind::io,
-                "read " + file.string() + ": it cannot be opened; --model names the directory of a checkpoint");
+                "read " + file.string() + ": it cannot be opened; a model is a directory with a checkpoint in it");
   std::ostringstream text;
   text << stream.rdbuf();
   auto config = parse(text.str());

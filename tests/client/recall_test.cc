@@ -79,10 +79,15 @@ TEST(Recall, NoDaemonIsExitCodeThreeAndSaysHowToStartOne) {
   EXPECT_THAT(outcome.output, HasSubstr("recalld --socket /nonexistent/s"));
 }
 
-TEST(Recall, UnknownMemoryIsExitCodeFourAndOtherErrorsOne) {
+TEST(Recall, UnknownMemoryIsExitCodeFourARefusedValueTwoAndOtherErrorsOne) {
   const FakeDaemon daemon([](const std::string& line) {
-    return refuse(line, "no memory\x1b[2J", Json::parse(line)["method"] == "search" ? "not_found" : "corrupt");
+    const Json method = Json::parse(line)["method"];
+    return refuse(line, "no memory\x1b[2J",
+                  method == "search"   ? "not_found"
+                  : method == "health" ? "invalid_request"
+                                       : "corrupt");
   });
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "health").code, 2);
   const Outcome outcome = shell("$RECALL " + at(daemon) + "search m q");
   EXPECT_EQ(outcome.code, 4);
   EXPECT_THAT(outcome.output, HasSubstr("recall: no memory\\x1b[2J")) << "even a daemon's message is made printable";
@@ -333,6 +338,14 @@ TEST(Recall, CtrlCWhileTheDaemonIsSilentTellsWhatIsUncertain) {
   EXPECT_THAT(outcome.output, HasSubstr("interrupted: 0 turns were stored in m; 700 turns more may have been"));
 }
 
+TEST(Recall, AListingWithNothingInItSaysSo) {
+  const FakeDaemon daemon(always({{"turns", Json::array()}, {"next_cursor", nullptr}}));
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "turns m --from 5000");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("m has no turns from 5000 on"));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "turns m").output, HasSubstr("m has no turns\n"));
+}
+
 TEST(Recall, SearchSaysWhyATokenLimitLeavesNothing) {
   const FakeDaemon daemon(always({{"results", Json::array()}, {"searchable_through", 3}, {"took_ms", 0.5}}));
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "search m q --max-tokens 10").output,
@@ -366,6 +379,32 @@ TEST(Recall, ForgetTakesConditionsAndJoinsThemWithAFilter) {
   EXPECT_EQ(sent(daemon, 1)["params"]["filter"], (Json{{"metadata.draft", true}}));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "forget m --yes --role user" + filter).code, 0);
   EXPECT_EQ(sent(daemon, 2)["params"]["filter"], (Json{{"and", {{{"role", "user"}}, {{"metadata.draft", true}}}}}));
+}
+
+TEST(Recall, ForgetNamesTheOptionThatTheDaemonRefuses) {
+  const FakeDaemon daemon(
+      [](const std::string& line) { return refuse(line, "filter.time.lt: expected a time", "invalid_request"); });
+  const auto told = [&](const std::string& options) {
+    return shell("$RECALL " + at(daemon) + "forget m --yes " + options).output;
+  };
+  EXPECT_THAT(told("--before noon"), HasSubstr("recall: --before: expected a time"));
+  EXPECT_THAT(told("--filter '{\"time\":{\"lt\":1}}'"), HasSubstr("recall: filter.time.lt: expected a time"));
+}
+
+TEST(Recall, CtrlCInForgetSaysThatTheDaemonGoesOn) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  for (const std::string command : {"forget m 4 --yes", "memories delete m --yes"}) {
+    const Outcome outcome = shell("timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + command);
+    EXPECT_EQ(outcome.code, 130) << command;
+    EXPECT_THAT(outcome.output, HasSubstr("interrupted: if the daemon had begun, the turns are gone")) << command;
+  }
+}
+
+TEST(Recall, AnAppendThatIsRefusedAsAWholeNamesNoLine) {
+  const FakeDaemon daemon(
+      [](const std::string& line) { return refuse(line, "memory: expected a name", "invalid_request"); });
+  EXPECT_THAT(shell("echo hello | $RECALL " + at(daemon) + "append 'a b'").output,
+              HasSubstr("recall: memory: expected a name"));
 }
 
 TEST(Recall, ForgetRefusesWhatItCannotMean) {
@@ -690,7 +729,7 @@ TEST_F(RecallImport, AFileThatIsCutOffChangesNothing) {
   for (const size_t bytes : {size_t{0}, whole.find('\n') + 1, whole.size() - 3, whole.rfind("{\"chunks\"")}) {
     const Outcome outcome = import(daemon, whole.substr(0, bytes));
     EXPECT_EQ(outcome.code, 2) << bytes;
-    EXPECT_THAT(outcome.output, HasSubstr("the file is cut off")) << bytes;
+    EXPECT_THAT(outcome.output, HasSubstr("this is not a whole export")) << bytes;
   }
   EXPECT_TRUE(daemon.lines().empty());
 }
@@ -701,7 +740,7 @@ TEST_F(RecallImport, APipeThatIsCutOffIsNoticedAtItsEnd) {
   std::ofstream(path_) << lines_of(records_);
   const Outcome outcome = shell("cat '" + path_ + "' | $RECALL " + at(daemon) + "import -");
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_THAT(outcome.output, HasSubstr("standard input: the file is cut off: it ends after line 4"));
+  EXPECT_THAT(outcome.output, HasSubstr("standard input: this is not a whole export of recalld: it ends after line 4"));
 }
 
 TEST_F(RecallImport, AMissingLineInTheMiddleIsNoticed) {

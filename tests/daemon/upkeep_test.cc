@@ -252,5 +252,13 @@ TEST_F(UpkeepTest, OneVerificationGoesOnAtATimeAndItsJobTellsHowFarItIs) {
   engine_.close();
 }
 
+TEST_F(UpkeepTest, AVerificationThatIsWaitedForEndsWhenTheDaemonIsAboutToStop) {
+  engine_->interrupt();
+  const auto verified = verify();
+  ASSERT_FALSE(verified);
+  EXPECT_EQ(verified.error().kind, ErrorKind::busy);
+  EXPECT_THAT(verified.error().message, HasSubstr("the daemon stops"));
+}
+
 }  // namespace
 }  // namespace recalld

@@ -672,6 +672,24 @@ TEST_F(StoreTest, AnotherModelIsRefusedWithTheChoice) {
   EXPECT_TRUE(try_open(options()));
 }
 
+TEST_F(StoreTest, ADirectoryWithOtherThingsInItIsLeftAlone) {
+  const TempDir elsewhere;
+  std::ofstream(elsewhere.path() / "thesis.txt") << "not ours";
+  const auto foreign = Store::open(elsewhere.path(), options());
+  ASSERT_FALSE(foreign);
+  EXPECT_EQ(foreign.error().kind, ErrorKind::invalid_request);
+  EXPECT_THAT(foreign.error().message, HasSubstr("thesis.txt"));
+  EXPECT_FALSE(std::filesystem::exists(elsewhere.path() / "LOCK"));
+  const auto file = Store::open(elsewhere.path() / "thesis.txt", options());
+  ASSERT_FALSE(file);
+  EXPECT_THAT(file.error().message, HasSubstr("not a directory"));
+  // What a start that was cut short leaves is ours.
+  std::filesystem::remove(elsewhere.path() / "thesis.txt");
+  std::ofstream(elsewhere.path() / "LOCK").flush();
+  std::ofstream(elsewhere.path() / "FORMAT.new") << "recalld";
+  EXPECT_TRUE(Store::open(elsewhere.path(), options()));
+}
+
 TEST_F(StoreTest, ADirectoryWithoutOurStampIsRefusedClearly) {
   store_.reset();
   const auto stamp = data() / "FORMAT";
