@@ -13,7 +13,7 @@ namespace recalld {
 namespace {
 
 constexpr uint64_t budget_bytes_min = uint64_t{8} << 20;
-constexpr uint64_t working_bytes = uint64_t{7} << 20;
+constexpr uint64_t working_bytes = uint64_t{8} << 20;
 constexpr uint64_t memtable_bytes_max = uint64_t{64} << 20;
 constexpr uint64_t journal_room_bytes = uint64_t{8} << 20;  // that encodings leave free on the disk
 constexpr size_t drained_max = 1024;        // memories whose markers wait to be dropped; the rest go at the next start
