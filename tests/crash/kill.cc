@@ -496,7 +496,8 @@ class Harness {
         throw Loss(memory + ": it is encoded otherwise than in peace");
       client::SearchRequest search;
       search.memory = memory;
-      search.query = of.rbegin()->second->content.substr(0, 40);
+      const std::string& last = of.rbegin()->second->content;
+      search.query = last.substr(0, last.find(':'));
       if (must(client.search(search)).searchable_through != of.rbegin()->first)
         throw Loss(memory + ": the last turn is not searchable");
     }
