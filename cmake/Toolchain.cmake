@@ -22,6 +22,8 @@ if(RECALLD_SANITIZE)
   list(JOIN RECALLD_SANITIZE "," sanitizers)
   add_compile_options(-fsanitize=${sanitizers} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${sanitizers})
+  # GCC warns of values that cannot be uninitialised once its checks stand between where they are set and used.
+  add_compile_options(-Wno-error=maybe-uninitialized)
   if("thread" IN_LIST RECALLD_SANITIZE)
     add_compile_definitions(BOOST_ASIO_DISABLE_FENCED_BLOCK)  # TSan does not understand its fences
   endif()
