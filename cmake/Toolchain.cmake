@@ -14,16 +14,19 @@ endif()
 
 # One binary for every machine since 2009; wider vectors are chosen at run time (Highway, oneDNN).
 if(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
-  add_compile_options(-march=x86-64-v2)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-march=x86-64-v2>)
 endif()
 
 set(RECALLD_SANITIZE "" CACHE STRING "Sanitizers to build with: empty, address;undefined, or thread")
 if(RECALLD_SANITIZE)
   list(JOIN RECALLD_SANITIZE "," sanitizers)
-  add_compile_options(-fsanitize=${sanitizers} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  # CUDA code has compute-sanitizer for that.
+  set(of_cxx COMPILE_LANGUAGE:CXX)
+  add_compile_options($<$<${of_cxx}>:-fsanitize=${sanitizers}> $<$<${of_cxx}>:-fno-omit-frame-pointer>
+                      $<$<${of_cxx}>:-fno-sanitize-recover=all>)
   add_link_options(-fsanitize=${sanitizers})
   # GCC warns of values that cannot be uninitialised once its checks stand between where they are set and used.
-  add_compile_options(-Wno-error=maybe-uninitialized)
+  add_compile_options($<$<${of_cxx}>:-Wno-error=maybe-uninitialized>)
   if("thread" IN_LIST RECALLD_SANITIZE)
     add_compile_definitions(BOOST_ASIO_DISABLE_FENCED_BLOCK)  # TSan does not understand its fences
   endif()

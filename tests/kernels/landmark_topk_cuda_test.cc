@@ -1,0 +1,149 @@
+// The GPU's top-k of landmarks against its CPU twin, bit by bit. Skipped where there is no GPU.
+#include "kernels/landmark_topk_cuda.h"
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/landmark_topk.h"
+#include "tests/support/random_floats.h"
+
+namespace recalld {
+namespace {
+
+void must(cudaError_t status) {
+  ASSERT_EQ(status, cudaSuccess) << cudaGetErrorString(status);
+}
+
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(size_t count) : count_(count) {
+    must(cudaMalloc(&data_, std::max<size_t>(1, count) * sizeof(T)));
+  }
+  explicit DeviceArray(std::span<const T> values) : DeviceArray(values.size()) {
+    must(cudaMemcpy(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice));
+  }
+  ~DeviceArray() { cudaFree(data_); }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+
+  T* data() const { return static_cast<T*>(data_); }
+  std::vector<T> host() const {
+    std::vector<T> values(count_);
+    must(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return values;
+  }
+
+ private:
+  size_t count_;
+  void* data_ = nullptr;
+};
+
+class LandmarkTopKCuda : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "there is no NVIDIA GPU";
+  }
+
+  static std::vector<ScoredChunk> on_cpu(std::span<const Bf16> query, const std::vector<Bf16>& landmarks, size_t k) {
+    const size_t n = landmarks.size() / query.size();
+    std::vector<float> dots(n);
+    landmark_dots_cpu(query, landmarks.data(), n, dots.data());
+    TopK best(k);
+    for (size_t i = 0; i < n; ++i) best.offer({i, dots[i]});
+    return best.take();
+  }
+
+  // Twice with one workspace, which a call leaves as it needs it.
+  static void expect_parity(const std::vector<Bf16>& query, const std::vector<Bf16>& landmarks, uint32_t k) {
+    const size_t n = landmarks.size() / query.size();
+    SCOPED_TRACE("n " + std::to_string(n) + " dim " + std::to_string(query.size()) + " k " + std::to_string(k));
+    const auto expected = on_cpu(query, landmarks, k);
+    const DeviceArray<Bf16> device_query(query), device_landmarks(landmarks);
+    const DeviceArray<float> dots(k);
+    const DeviceArray<uint64_t> chunks(k);
+    const DeviceArray<std::byte> workspace(cuda::landmark_topk_workspace(k));
+    must(cudaMemset(workspace.data(), 0, cuda::landmark_topk_workspace(k)));
+    for (int call = 0; call < 2; ++call) {
+      must(cudaMemset(dots.data(), 0xff, k * sizeof(float)));
+      must(cuda::landmark_topk({.query = device_query.data(),
+                                .landmarks = device_landmarks.data(),
+                                .n = n,
+                                .dim = static_cast<uint32_t>(query.size()),
+                                .k = k,
+                                .dots = dots.data(),
+                                .chunks = chunks.data(),
+                                .workspace = workspace.data()},
+                               nullptr));
+      const auto found_dots = dots.host();
+      const auto found_chunks = chunks.host();
+      for (size_t i = 0; i < expected.size(); ++i) {
+        ASSERT_EQ(found_chunks[i], expected[i].chunk) << "place " << i;
+        if (std::isnan(expected[i].dot)) {
+          ASSERT_TRUE(std::isnan(found_dots[i])) << "place " << i;
+        } else {
+          ASSERT_EQ(std::bit_cast<uint32_t>(found_dots[i] + 0.0f), std::bit_cast<uint32_t>(expected[i].dot + 0.0f))
+              << "place " << i;
+        }
+      }
+    }
+  }
+};
+
+TEST_F(LandmarkTopKCuda, HasTheBitsAndTheOrderOfTheCpu) {
+  for (const size_t dim : {32, 64, 96, 256, 320, 1024, 2560}) {
+    for (const size_t n : {1, 7, 8, 9, 63, 64, 65, 1000, 20'000}) {
+      if (n * dim > (size_t{8} << 20)) continue;
+      const auto query = rounded(random_floats(dim, 1)), landmarks = rounded(random_floats(dim * n, 2 + n));
+      for (const uint32_t k : {1, 8, 32, 33, 64, 65, 128}) expect_parity(query, landmarks, k);
+    }
+  }
+}
+
+TEST_F(LandmarkTopKCuda, TiesGoToTheLowerChunk) {
+  std::mt19937 random(3);
+  const size_t dim = 64;
+  std::vector<Bf16> query(dim, to_bf16(1.0f)), landmarks(dim * 5000);
+  for (size_t row = 0; row < 5000; ++row) landmarks[row * dim] = to_bf16(static_cast<float>(random() % 5));
+  for (const uint32_t k : {1, 8, 128}) expect_parity(query, landmarks, k);
+  expect_parity(query, std::vector<Bf16>(dim * 300), 128);
+}
+
+TEST_F(LandmarkTopKCuda, ExtremeNumbersKeepTheirOrder) {
+  std::mt19937 random(5);
+  const size_t dim = 32;
+  const std::vector<float> extremes{0.0f,
+                                    -0.0f,
+                                    1e-38f,
+                                    -1e-38f,
+                                    std::ldexp(1.0f, -130),
+                                    3e38f,
+                                    -3e38f,
+                                    std::numeric_limits<float>::infinity(),
+                                    -std::numeric_limits<float>::infinity(),
+                                    std::numeric_limits<float>::quiet_NaN()};
+  std::vector<Bf16> query(dim, to_bf16(1.0f)), landmarks(dim * 400);
+  for (size_t row = 0; row < 400; ++row)
+    for (size_t i = 0; i < 2; ++i) landmarks[row * dim + i * 7] = to_bf16(extremes[random() % extremes.size()]);
+  for (const uint32_t k : {8, 100, 128}) expect_parity(query, landmarks, k);
+}
+
+TEST_F(LandmarkTopKCuda, ShapesThatAreOutOfBoundsAreRefused) {
+  EXPECT_EQ(cuda::landmark_topk({.n = 1, .dim = 33, .k = 1}, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::landmark_topk({.n = 1, .dim = 32, .k = 0}, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::landmark_topk({.n = 1, .dim = 32, .k = 129}, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::landmark_topk({.n = 0, .dim = 32, .k = 1}, nullptr), cudaSuccess);
+}
+
+}  // namespace
+}  // namespace recalld
