@@ -2,10 +2,9 @@
 
 // What RocksDB 7.8 needs to get over a full disk: an environment around that of the operating system.
 //
-// - A flush that begins after RocksDB has stopped for an error, or when a recovery has just failed, is dropped,
-// although
-//   the column family is still down as waiting for it, and the next DB::Resume() then waits without end. So such a
-//   flush is held until the next recovery is under way.
+// - A flush that begins after RocksDB has stopped for an error, or when a recovery has just failed, is dropped. Yet the
+//   column family is still down as waiting for it, and the next DB::Resume() then waits without end. So such a flush is
+//   held until the next recovery is under way.
 // - A compaction that leaves nothing, and whose table cannot be written, ends the process by an assertion. So an error
 //   in writing a table is told when the table is opened, which RocksDB does before it counts on one.
 
