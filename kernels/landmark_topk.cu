@@ -14,8 +14,8 @@ namespace {
 
 constexpr int threads = 256, warp = 32, warps = threads / warp;
 constexpr int row_threads = 4, rows = warp / row_threads;  // of a warp at a time
-constexpr int blocks_per_sm = 4;
-constexpr int steps_ahead = 8;  // loads of 16 bytes that a thread has in flight
+constexpr int blocks_per_sm = 2;
+constexpr int steps_ahead = 16;  // loads of 16 bytes that a thread has in flight
 constexpr unsigned everyone = 0xffffffff;
 
 // Orders as better() does: a greater key is better. No landmark has the key 0.
@@ -109,6 +109,17 @@ class Best {
   uint64_t slots_[registers] = {};
 };
 
+// What is read once: past the L1 cache, and with as much of a row at a time as the L2 cache can be told to fetch, since
+// the four threads of a row ask for 64 bytes of it. With plain loads the card reads at 0.85 of its rate, with these at
+// 0.98 (1 Mi rows of 1024, H100).
+__device__ __forceinline__ uint4 load_once(const uint4* from) {
+  uint4 data;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(data.x), "=r"(data.y), "=r"(data.z), "=r"(data.w)
+               : "l"(from));
+  return data;
+}
+
 // Adds the products of eight elements to their partial sums.
 __device__ __forceinline__ void add(float (&sums)[8], const uint4& landmark, const float* query) {
   const float4 low = *reinterpret_cast<const float4*>(query), high = *reinterpret_cast<const float4*>(query + 4);
@@ -174,11 +185,11 @@ __global__ void __launch_bounds__(threads, blocks_per_sm) landmark_topk_kernel(L
     for (; step + steps_ahead <= steps; step += steps_ahead) {
       uint4 loaded[steps_ahead];
 #pragma unroll
-      for (int i = 0; i < steps_ahead; ++i) loaded[i] = __ldcs(from + (step + i) * row_threads);
+      for (int i = 0; i < steps_ahead; ++i) loaded[i] = load_once(from + (step + i) * row_threads);
 #pragma unroll
       for (int i = 0; i < steps_ahead; ++i) add(sums, loaded[i], query_part + (step + i) * 32);
     }
-    for (; step < steps; ++step) add(sums, __ldcs(from + step * row_threads), query_part + step * 32);
+    for (; step < steps; ++step) add(sums, load_once(from + step * row_threads), query_part + step * 32);
       // Neighbours first: within a thread, then with the next thread, then with the one after that.
 #pragma unroll
     for (int width = 1; width < 8; width *= 2)
