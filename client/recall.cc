@@ -135,8 +135,13 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   if (Interrupt::seen()) return tell_interrupted(arguments, total, turns_in_flight, reader->source());
   if (refused || unreadable) {
     Error error = refused ? *refused : *unreadable;
-    if (total.turns > 0) {
-      error.message += " (" + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") + " stored)";
+    if (total.turns > 0 || turns_in_flight > 0) {
+      error.message += " (" + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") + " stored";
+      if (turns_in_flight > 0) {
+        error.message += ", " + counted(turns_in_flight, "turn") + " more may have been; recall memories get " +
+                         arguments.memory + " tells";
+      }
+      error.message += ")";
     }
     return unreadable && !refused ? fail_with(error, exit_usage) : fail_with(error);
   }
@@ -274,8 +279,10 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   command->require_subcommand(0, 1);
   const auto list = [&globals, name] {
     return print_pages(globals, "memories.list", {*name, {}, {}}, "prefix", "memories",
-                       [](const Json& page, bool first) -> Expected<std::string> {
+                       [name](const Json& page, bool first) -> Expected<std::string> {
                          RECALLD_TRY(const auto reply, decode<MemoriesReply>(page));
+                         if (first && reply.memories.empty() && !name->empty())
+                           return "No memory begins with " + printable(*name) + ".\n";
                          return report(reply, Style::of_standard_output(), first);
                        });
   };

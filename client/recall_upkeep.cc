@@ -239,7 +239,10 @@ int follow(const Globals& globals, Client& client, Job job) {
 
 int run_reencode(const Globals& globals, const std::string& model, bool cancel, bool wait) {
   if (model.empty() != cancel) {
-    return fail_with({ErrorKind::invalid_request, "reencode: give the directory of a model, or --cancel"}, exit_usage);
+    return fail_with(
+        {ErrorKind::invalid_request, cancel ? "reencode: give the directory of a model or --cancel, not both"
+                                            : "reencode: give the directory of a model, or --cancel"},
+        exit_usage);
   }
   const Interrupt interrupt;
   auto client = connect(globals, true, Interrupt::seen);
@@ -310,7 +313,8 @@ void add_backup(CLI::App& app, const Globals& globals, Run& run) {
   auto directory = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("backup", "Copy the whole store while it is in use");
   command->add_option("DIR", *directory, "Where to: a directory that does not exist yet, on the daemon's machine")
-      ->required();
+      ->required()
+      ->check([](const std::string& name) { return name.empty() ? "expected a directory, not an empty name" : ""; });
   command->callback([&globals, &run, directory] {
     run = [&globals, directory] {
       return call_and_report<BackupReply>(globals, "backup", {{"directory", absolute(*directory)}}, true);

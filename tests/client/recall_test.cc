@@ -13,6 +13,7 @@
 namespace recalld::client {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -346,6 +347,15 @@ TEST(Recall, AListingWithNothingInItSaysSo) {
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "turns m").output, HasSubstr("m has no turns\n"));
 }
 
+TEST(Recall, ADaemonThatDiesDuringALoadLeavesSomeUncertain) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{.bytes = "", .hang_up = true}; });
+  const Outcome outcome = shell("seq 1 700 | $RECALL " + at(daemon) + "append m");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("closed the connection"));
+  EXPECT_THAT(outcome.output,
+              ContainsRegex("0 turns were stored, [0-9]+ turns more may have been; recall memories get m"));
+}
+
 TEST(Recall, SearchSaysWhyATokenLimitLeavesNothing) {
   const FakeDaemon daemon(always({{"results", Json::array()}, {"searchable_through", 3}, {"took_ms", 0.5}}));
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "search m q --max-tokens 10").output,
@@ -379,6 +389,19 @@ TEST(Recall, ForgetTakesConditionsAndJoinsThemWithAFilter) {
   EXPECT_EQ(sent(daemon, 1)["params"]["filter"], (Json{{"metadata.draft", true}}));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "forget m --yes --role user" + filter).code, 0);
   EXPECT_EQ(sent(daemon, 2)["params"]["filter"], (Json{{"and", {{{"role", "user"}}, {{"metadata.draft", true}}}}}));
+}
+
+TEST(Recall, APrefixThatNoMemoryHasIsNamed) {
+  const FakeDaemon daemon(always({{"memories", Json::array()}, {"next_cursor", nullptr}}));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "memories list zz").output, HasSubstr("No memory begins with zz."));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "memories").output, HasSubstr("No memories yet."));
+}
+
+TEST(Recall, NamesThatAreEmptyAreRefused) {
+  const FakeDaemon daemon(always({}));
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "backup ''");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("expected a directory, not an empty name"));
 }
 
 TEST(Recall, ForgetNamesTheOptionThatTheDaemonRefuses) {
