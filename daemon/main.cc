@@ -60,6 +60,7 @@ Expected<void> serve(const Options& options) {
   boost::asio::io_context io(1);
   boost::asio::signal_set signals(io, SIGINT, SIGTERM);  // from here on they wait until the engine can stop cleanly
 
+  RECALLD_CHECK(Server::check(options.socket));
   EngineOptions engine_options;
   engine_options.data = options.data;
   engine_options.model = options.model;

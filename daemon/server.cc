@@ -110,13 +110,21 @@ std::pair<dev_t, ino_t> identity_of(const std::filesystem::path& path) {
 
 }  // namespace
 
-Expected<std::unique_ptr<Server>> Server::open(asio::io_context& io, std::filesystem::path path, LineService service,
-                                               ServerLimits limits) {
+Expected<void> Server::check(const std::filesystem::path& path) {
   const size_t path_bytes = path.native().size();
   if (path_bytes == 0 || path_bytes > path_bytes_max)
     return fail(ErrorKind::invalid_request, "socket path " + path.string() + " has " + std::to_string(path_bytes) +
                                                 " bytes; a socket's has 1 to " + std::to_string(path_bytes_max) +
                                                 ": choose a shorter one with --socket");
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0) return {};  // open() finds out why
+  RECALLD_TRY(const Descriptor lock, lock_directory(path.parent_path()));
+  return remove_stale_socket(path);
+}
+
+Expected<std::unique_ptr<Server>> Server::open(asio::io_context& io, std::filesystem::path path, LineService service,
+                                               ServerLimits limits) {
+  RECALLD_CHECK(check(path));
   RECALLD_CHECK(make_private_directory(path.parent_path()));
   RECALLD_TRY(const Descriptor lock, lock_directory(path.parent_path()));
   RECALLD_CHECK(remove_stale_socket(path));

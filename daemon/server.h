@@ -49,6 +49,8 @@ struct ServerLimits {
 // All functions are called on the one thread that runs `io`.
 class Server {
  public:
+  // Fails as open() would because of the path, before anything else is made.
+  static Expected<void> check(const std::filesystem::path& path);
   // Listens on `path` with mode 0600; its directory is made, with mode 0700, when it is not there. The socket of a
   // daemon that is gone is taken over; fails with busy when somebody listens there, with invalid_request when the path
   // is too long for a socket or holds something else. `service` outlives the last request.

@@ -253,6 +253,7 @@ TEST_F(Daemon, ALiveSocketIsNotTakenOver) {
   DaemonProcess second(elsewhere.path(), {"--socket", daemon.socket().string()});
   EXPECT_EQ(second.wait(), 1);
   EXPECT_THAT(second.log(), HasSubstr("another daemon listens on " + daemon.socket().string()));
+  EXPECT_FALSE(std::filesystem::exists(elsewhere.path() / "data")) << "a store was made for nothing";
   daemon.connect();
 }
 
