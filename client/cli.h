@@ -92,6 +92,7 @@ std::string index_check(const std::string& text);  // a whole number from 0 on
 // ---- Commands. Each function adds one and binds `run` to what it does when chosen.
 using Run = std::function<int()>;
 
+void add_ask(CLI::App& app, const Globals& globals, Run& run);
 void add_forget(CLI::App& app, const Globals& globals, Run& run);
 void add_verify(CLI::App& app, const Globals& globals, Run& run);
 void add_backup(CLI::App& app, const Globals& globals, Run& run);

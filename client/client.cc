@@ -252,7 +252,10 @@ Expected<void> Client::take_line(std::string_view line) {
   if (!reply.is_object()) {
     return broken(Error{ErrorKind::internal, "what answers at " + socket_ + " does not speak recalld's protocol"});
   }
-  if (reply.contains("method")) return {};  // a notification
+  if (reply.contains("method")) {
+    take_notification(reply);
+    return {};
+  }
   const auto error = reply.find("error");
   const auto id = reply.find("id");
   if (id == reply.end() || !id->is_number_unsigned()) {
@@ -261,6 +264,7 @@ Expected<void> Client::take_line(std::string_view line) {
     return broken(Error{ErrorKind::internal, "a reply from " + socket_ + " carries no id"});
   }
   const auto request = id->get<uint64_t>();
+  listeners_.erase(request);
   if (unanswered_.erase(request) == 0) return {};
   if (error != reply.end()) {
     answered_.emplace(request, std::unexpected(error_of(*error)));
@@ -271,6 +275,17 @@ Expected<void> Client::take_line(std::string_view line) {
                       fail(ErrorKind::internal, "the reply from " + socket_ + " has neither result nor error"));
   }
   return {};
+}
+
+// One that this client does not know is no mistake.
+void Client::take_notification(const Json& line) const {
+  if (line.value("method", Json()) != "generate.text") return;
+  const Json params = line.value("params", Json::object());
+  if (!params.is_object()) return;
+  const auto id = params.find("id"), text = params.find("text");
+  if (id == params.end() || !id->is_number_unsigned() || text == params.end() || !text->is_string()) return;
+  const auto listener = listeners_.find(id->get<uint64_t>());
+  if (listener != listeners_.end() && listener->second) listener->second(text->get_ref<const std::string&>());
 }
 
 std::unexpected<Error> Client::broken(Error error) {
@@ -296,6 +311,22 @@ Expected<AppendReply> Client::append(const AppendRequest& request) {
 
 Expected<SearchReply> Client::search(const SearchRequest& request) {
   return decoded<SearchReply>(call("search", params(request)));
+}
+
+Expected<GenerateReply> Client::generate(const GenerateRequest& request, OnText on_text) {
+  RECALLD_TRY(const uint64_t submitted, submit_generate(request, std::move(on_text)));
+  return decoded<GenerateReply>(wait(submitted));
+}
+
+Expected<uint64_t> Client::submit_generate(const GenerateRequest& request, OnText on_text) {
+  RECALLD_TRY(const uint64_t submitted, submit("generate", params(request)));
+  if (on_text) listeners_[submitted] = std::move(on_text);
+  return submitted;
+}
+
+Expected<bool> Client::cancel(uint64_t request) {
+  RECALLD_TRY(const Json reply, call("cancel", {{"id", request}}));
+  return reply.value("cancelled", false);
 }
 
 Expected<MemoriesReply> Client::memories(const PageRequest& request) {

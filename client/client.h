@@ -36,6 +36,8 @@ struct ClientOptions {
 
 class Client {
  public:
+  using OnText = std::function<void(std::string_view text)>;
+
   // Fails with Error::io when nobody listens on `socket`; the message says how to start the daemon.
   static Expected<Client> connect(const std::filesystem::path& socket, ClientOptions options = {});
 
@@ -50,6 +52,12 @@ class Client {
   // ---- Typed calls
   Expected<AppendReply> append(const AppendRequest& request);
   Expected<SearchReply> search(const SearchRequest& request);
+  // With request.stream, `on_text` is told the text piece by piece before the reply is returned.
+  Expected<GenerateReply> generate(const GenerateRequest& request, OnText on_text = {});
+  // The same by hand: wait() has the reply as JSON. cancel() ends it with what is written so far, and wait() has that;
+  // false: it had ended.
+  Expected<uint64_t> submit_generate(const GenerateRequest& request, OnText on_text = {});
+  Expected<bool> cancel(uint64_t request);
   Expected<MemoriesReply> memories(const PageRequest& request = {});
   Expected<Memory> memory(std::string_view name);
   Expected<DeleteReply> delete_memory(std::string_view name, bool wait = true);
@@ -83,6 +91,7 @@ class Client {
   Expected<Ready> wait_ready(bool also_write, Deadline deadline);
   Expected<void> read_available();
   Expected<void> take_line(std::string_view line);
+  void take_notification(const Json& line) const;
   std::unexpected<Error> broken(Error error);  // remembers that this connection is of no more use
 
   Descriptor descriptor_;
@@ -91,6 +100,7 @@ class Client {
   uint64_t last_request_ = 0;
   std::set<uint64_t> unanswered_;
   std::map<uint64_t, Expected<Json>> answered_;  // and not yet taken by wait()
+  std::map<uint64_t, OnText> listeners_;         // of unanswered generations
   std::string received_;                         // the beginning of a line whose end has not come yet
   std::optional<Error> broken_;
 };

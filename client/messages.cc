@@ -39,6 +39,16 @@ Json params(const SearchRequest& request) {
   return out;
 }
 
+Json params(const GenerateRequest& request) {
+  Json out{{"memory", request.memory}, {"prompt", request.prompt}};
+  if (request.max_tokens) out["max_tokens"] = *request.max_tokens;
+  if (request.temperature) out["temperature"] = *request.temperature;
+  if (request.top_p) out["top_p"] = *request.top_p;
+  if (request.seed) out["seed"] = *request.seed;
+  if (request.stream) out["stream"] = true;
+  return out;
+}
+
 Json params(const PageRequest& request, std::string_view name_key) {
   Json out = Json::object();
   if (!request.memory.empty()) out[std::string(name_key)] = request.memory;
@@ -125,6 +135,24 @@ void from_json(const Json& in, SearchReply::Result& out) {
 void from_json(const Json& in, SearchReply& out) {
   in.at("results").get_to(out.results);
   read_optional(in, "searchable_through", out.searchable_through);
+  in.at("took_ms").get_to(out.took_ms);
+}
+
+void from_json(const Json& in, GenerateReply::Chunk& out) {
+  in.at("chunk").get_to(out.chunk);
+  in.at("weight").get_to(out.weight);
+  in.at("text").get_to(out.text);
+  in.at("tokens").get_to(out.tokens);
+  in.at("turns").get_to(out.turns);
+}
+
+void from_json(const Json& in, GenerateReply& out) {
+  in.at("text").get_to(out.text);
+  in.at("tokens").get_to(out.tokens);
+  in.at("finish").get_to(out.finish);
+  in.at("chunks").get_to(out.chunks);
+  read_optional(in, "searchable_through", out.searchable_through);
+  read_optional(in, "seed", out.seed);
   in.at("took_ms").get_to(out.took_ms);
 }
 
@@ -290,6 +318,7 @@ Expected<Reply> decode(const Json& result) {
 
 template Expected<AppendReply> decode(const Json&);
 template Expected<SearchReply> decode(const Json&);
+template Expected<GenerateReply> decode(const Json&);
 template Expected<TurnsReply> decode(const Json&);
 template Expected<Chunk> decode(const Json&);
 template Expected<ChunksReply> decode(const Json&);

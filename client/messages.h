@@ -79,6 +79,34 @@ struct SearchReply {
   double took_ms = 0;
 };
 
+struct GenerateRequest {
+  std::string memory{};
+  std::string prompt{};
+  std::optional<uint64_t> max_tokens{};
+  std::optional<double> temperature{};  // unset or 0: always the best token
+  std::optional<double> top_p{};
+  std::optional<uint64_t> seed{};
+  bool stream = false;
+};
+
+struct GenerateReply {
+  // A chunk that the answer was read from.
+  struct Chunk {
+    uint64_t chunk = 0;
+    double weight = 0;
+    std::string text;
+    TokenRange tokens;
+    std::vector<SearchReply::Source> turns;
+  };
+  std::string text;
+  uint64_t tokens = 0;
+  std::string finish;         // newline, max_tokens or cancelled
+  std::vector<Chunk> chunks;  // the heaviest first
+  std::optional<uint64_t> searchable_through;
+  std::optional<uint64_t> seed;
+  double took_ms = 0;
+};
+
 // A page of a listing: it begins at `cursor`, the previous page's next_cursor, or at entry number `first`.
 struct PageRequest {
   std::string memory{};  // for memories(): the prefix of the names
@@ -269,6 +297,7 @@ struct Version {
 // The params object of a request, as call() and submit() take it.
 Json params(const AppendRequest& request);
 Json params(const SearchRequest& request);
+Json params(const GenerateRequest& request);
 Json params(const PageRequest& request, std::string_view name_key = "memory");
 Json params(const ForgetRequest& request);
 Json params(const VerifyRequest& request);

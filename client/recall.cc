@@ -35,6 +35,7 @@ Examples:
   git log -1 | recall append notes --role tool
   recall search notes where did we leave the boat key
   recall search notes "boat key" --limit 3 --json
+  recall ask notes what is the code of the boathouse --sources
   recall chunks notes 12                     everything about one chunk
   recall forget notes 4 10-20                these turns, for good
   recall export notes notes.jsonl            recall import notes.jsonl restores it
@@ -262,10 +263,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
-      for (const std::string& word : arguments->words) {
-        if (!arguments->request.query.empty()) arguments->request.query += ' ';
-        arguments->request.query += word;
-      }
+      arguments->request.query = joined(arguments->words);
       return run_search(globals, arguments->request);
     };
   });
@@ -391,6 +389,7 @@ int run_main(int argc, char** argv) {
 
   add_append(app, globals, run);
   add_search(app, globals, run);
+  add_ask(app, globals, run);
   add_memories(app, globals, run);
   add_turns(app, globals, run);
   add_chunks(app, globals, run);

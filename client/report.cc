@@ -137,6 +137,15 @@ std::string token_range(const TokenRange& tokens) {
   return "tokens " + std::to_string(tokens.first) + "-" + std::to_string(tokens.end);
 }
 
+// A chunk that was found: why, from whom, where and what.
+template <class Found>
+std::string found_text(size_t number, const std::string& why, const Found& found, const Style& style) {
+  return painted(padded(std::to_string(number) + ".", 4), bold, style) + painted(why, cyan, style) + "  " +
+         provenance(found.turns) + "\n    " +
+         painted("chunk " + std::to_string(found.chunk) + " · " + token_range(found.tokens), dim, style) + "\n" +
+         indented(found.text, 6, style);
+}
+
 }  // namespace
 
 Style Style::of_standard_output() {
@@ -156,11 +165,7 @@ std::string report(const SearchReply& reply, const Style& style, std::optional<u
   std::string out;
   for (size_t i = 0; i < reply.results.size(); ++i) {
     const auto& result = reply.results[i];
-    out += painted(padded(std::to_string(i + 1) + ".", 4), bold, style) +
-           painted("score " + fixed(result.score, 3), cyan, style) + "  " + provenance(result.turns) + "\n";
-    out += "    " + painted("chunk " + std::to_string(result.chunk) + " · " + token_range(result.tokens), dim, style) +
-           "\n";
-    out += indented(result.text, 6, style);
+    out += found_text(i + 1, "score " + fixed(result.score, 3), result, style);
     if (result.why.is_object()) out += why_text(result.why, style);
     out += "\n";
   }
@@ -175,6 +180,20 @@ std::string report(const SearchReply& reply, const Style& style, std::optional<u
            " tokens; a chunk has up to 64: give --max-tokens 64 or more, or leave it out.\n";
   }
   return out;
+}
+
+std::string report(const GenerateReply& reply, const Style& style) {
+  std::string out;
+  for (size_t i = 0; i < reply.chunks.size(); ++i) {
+    const auto& chunk = reply.chunks[i];
+    out += found_text(i + 1, "weight " + fixed(chunk.weight, 3), chunk, style) + "\n";
+  }
+  std::string end = reply.chunks.empty() ? "Read from no chunk: only complete chunks of 64 tokens are read"
+                                         : "The chunks that the answer was read from";
+  end += "; " + std::to_string(reply.tokens) + (reply.tokens == 1 ? " token" : " tokens") + " in " +
+         fixed(reply.took_ms, 1) + " ms";
+  if (reply.seed) end += ", seed " + std::to_string(*reply.seed);
+  return out + painted(end, dim, style) + "\n";
 }
 
 std::string report(const MemoriesReply& reply, const Style& style, bool first_page) {

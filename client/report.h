@@ -21,6 +21,8 @@ struct Style {
 
 // `max_tokens` is what the search was limited to: a reply without results may be its doing.
 std::string report(const SearchReply& reply, const Style& style, std::optional<uint64_t> max_tokens = std::nullopt);
+// What an answer was read from, without the answer.
+std::string report(const GenerateReply& reply, const Style& style);
 std::string report(const MemoriesReply& reply, const Style& style, bool first_page);
 std::string report(const Memory& memory, const Style& style);
 std::string report(const TurnsReply& reply, const Style& style);

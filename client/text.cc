@@ -125,6 +125,15 @@ size_t characters(std::string_view text) {
   return count;
 }
 
+std::string joined(const std::vector<std::string>& words) {
+  std::string out;
+  for (const std::string& word : words) {
+    if (!out.empty()) out += ' ';
+    out += word;
+  }
+  return out;
+}
+
 std::string with_thousands(uint64_t number) {
   const std::string digits = std::to_string(number);
   std::string out;

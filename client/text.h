@@ -21,6 +21,9 @@ std::vector<std::string> wrap(std::string_view text, size_t columns);
 // The first `columns` characters on one line, newlines as spaces, with "…" where something was left out.
 std::string shorten(std::string_view text, size_t columns);
 
+// The words with a space between each two.
+std::string joined(const std::vector<std::string>& words);
+
 // How many characters a text has (not how many columns wide characters take).
 size_t characters(std::string_view text);
 

@@ -71,6 +71,17 @@ std::optional<uint64_t> Arguments::optional_integer(std::string_view argument, u
   return std::nullopt;
 }
 
+std::optional<double> Arguments::optional_number(std::string_view argument, double min, double max) {
+  const Json* value = take(argument);
+  if (!value) return std::nullopt;
+  if (value->is_number()) {
+    const double number = value->get<double>();
+    if (number >= min && number <= max) return number;
+  }
+  refuse(argument, "a number from " + Json(min).dump() + " to " + Json(max).dump(), *value);
+  return std::nullopt;
+}
+
 std::optional<bool> Arguments::optional_flag(std::string_view argument) {
   const Json* value = take(argument);
   if (!value) return std::nullopt;

@@ -32,6 +32,8 @@ class Arguments {
   uint64_t integer(std::string_view argument, uint64_t min, uint64_t max);
   std::optional<uint64_t> optional_integer(std::string_view argument, uint64_t min, uint64_t max);
 
+  std::optional<double> optional_number(std::string_view argument, double min, double max);
+
   std::optional<bool> optional_flag(std::string_view argument);
 
   // A non-empty array of at most items_max elements.

@@ -34,6 +34,7 @@ Connection::Connection(Socket socket, const LineService& service, ConnectionHost
       service_(service),
       host_(host),
       limits_(limits),
+      number_(++host.connections_made),
       room_(socket_.get_executor()),
       replies_or_end_(socket_.get_executor()),
       write_deadline_(socket_.get_executor()) {}
@@ -148,7 +149,12 @@ void Connection::serve(std::string line) {
   ++host_.requests_in_flight;
   request_bytes_in_flight_ += bytes;
   host_.request_bytes_in_flight += bytes;
-  service_.serve(std::move(line), [self = shared_from_this(), bytes](std::string reply) mutable {
+  Client client{number_, [self = shared_from_this()](std::string notification) {
+                  asio::post(self->socket_.get_executor(), [self, notification = std::move(notification)]() mutable {
+                    if (!self->closed_) self->send(std::move(notification));
+                  });
+                }};
+  service_.serve(std::move(line), std::move(client), [self = shared_from_this(), bytes](std::string reply) mutable {
     // Named first: the closure that holds the connection is moved from within the same call.
     const auto executor = self->socket_.get_executor();
     asio::post(executor, [self = std::move(self), bytes, reply = std::move(reply)]() mutable {
@@ -167,6 +173,10 @@ void Connection::reply(std::string line) {
   if (closed_) return;
   ++replies_made_;
   reply_bytes_average_ = (3 * reply_bytes_average_ + line.size()) / 4;
+  send(std::move(line));
+}
+
+void Connection::send(std::string line) {
   if (!replies_.empty() && reply_bytes_queued_ + line.size() > limits_.reply_bytes_unread_max) return close();
   line.push_back('\n');
   if (replies_.empty()) front_since_ = Clock::now();

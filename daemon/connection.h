@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -21,6 +22,13 @@ namespace recalld {
 
 // Called once with a reply line without its newline, or with "" when there is none to send; from any thread.
 using Respond = std::move_only_function<void(std::string)>;
+
+// Whom a line comes from. `notify` sends it a line (without newline) beside the replies: from any thread, also when the
+// client has gone.
+struct Client {
+  uint64_t connection = 0;  // its number
+  std::function<void(std::string line)> notify;
+};
 
 struct ConnectionLimits {
   size_t line_bytes_max = size_t{8} << 20;
@@ -46,6 +54,8 @@ struct ConnectionHost {
   std::function<void()> replies_grew;
   std::function<void(const std::shared_ptr<Connection>&)> closed;  // once each
 
+  uint64_t connections_made = 0;
+
   // Counted by the connections, those of clients that have gone meanwhile too.
   size_t requests_in_flight = 0;
   size_t request_bytes_in_flight = 0;
@@ -53,10 +63,11 @@ struct ConnectionHost {
 
 // What stands behind the connections. Called on their thread.
 struct LineService {
-  std::function<void(std::string line, Respond respond)> serve;
-  std::function<bool()> overloaded;  // true: no line is served until it is false again
-  std::string overlong_reply;        // to a line beyond line_bytes_max
-  std::string refusal;               // to a client beyond the number of connections
+  std::function<void(std::string line, Client client, Respond respond)> serve;
+  std::function<void(uint64_t connection)> closed;  // the client of this number has gone
+  std::function<bool()> overloaded;                 // true: no line is served until it is false again
+  std::string overlong_reply;                       // to a line beyond line_bytes_max
+  std::string refusal;                              // to a client beyond the number of connections
 };
 
 // All functions are called on the thread of the socket's executor. Shared, because whichever ends last frees it: the
@@ -76,6 +87,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // Closes, with `last_line` as the last one unless it would fall into a reply or the client leaves no room for it.
   void dismiss(std::string last_line);
 
+  uint64_t number() const { return number_; }
   size_t reply_bytes_queued() const { return reply_bytes_queued_; }
 
   // Of a line that has begun and is not served yet: what it takes (nothing while that is no more than one read), when
@@ -100,6 +112,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   void serve(std::string line);
   void reply(std::string line);
+  void send(std::string line);
   size_t requests_in_flight_max() const;
   bool crowded() const;
   void end_reading();
@@ -109,6 +122,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const LineService& service_;
   ConnectionHost& host_;
   ConnectionLimits limits_;
+  const uint64_t number_;
 
   bool reading_ = true;
   bool closed_ = false;

@@ -191,6 +191,26 @@ Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
   return &*stream->tail;
 }
 
+Expected<Encoder::Covered> Encoder::cover(std::string_view name) {
+  Covered covered;
+  RECALLD_TRY(covered.memory, store_.memory(name));
+  if (settle(covered.memory.id)) {
+    RECALLD_TRY(covered.memory, store_.memory(covered.memory.id));
+  }
+  Expected<const Tail*> encoded = tail(covered.memory);
+  if (!encoded && encoded.error().kind == ErrorKind::busy) {  // turns were forgotten in between
+    RECALLD_TRY(covered.memory, store_.memory(covered.memory.id));
+    encoded = tail(covered.memory);
+  }
+  const MemoryInfo& memory = covered.memory;
+  if (!encoded && encoded.error().kind == ErrorKind::corrupt && memory.tokens > 0) {
+    covered.unreadable.push_back({memory.encoded_chunks, (memory.tokens - 1) / chunk_tokens, encoded.error().message});
+    encoded = nullptr;
+  }
+  RECALLD_TRY(covered.tail, encoded);
+  return covered;
+}
+
 void Encoder::forget(MemoryId id) {
   settle(id);
   streams_.erase_memory(id);

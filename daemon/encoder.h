@@ -45,6 +45,15 @@ class Encoder {
   // state cannot be had because tokens before them are being forgotten.
   Expected<const Tail*> tail(const MemoryInfo& memory);
 
+  // A memory as a search or a generation sees it: what is being stored has arrived, and the newest chunks are in the
+  // tail. What damage keeps from being covered is told in `unreadable`.
+  struct Covered {
+    MemoryInfo memory;
+    const Tail* tail = nullptr;  // until the next call of any function; nullptr: none
+    std::vector<Unreadable> unreadable;
+  };
+  Expected<Covered> cover(std::string_view memory);
+
   // ---- Mending
   // What verification found damaged in one generation, being made again from the journal.
   struct Mending {

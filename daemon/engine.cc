@@ -1,5 +1,5 @@
 // Start, stop, and the front door. The members of Engine::Impl that do the work stand in engine_append.cc,
-// engine_search.cc, engine_inspect.cc and engine_reencode.cc.
+// engine_search.cc, engine_generate.cc, engine_inspect.cc and engine_reencode.cc.
 #include "daemon/engine.h"
 
 #include <algorithm>
@@ -28,7 +28,7 @@ Engine::Impl::Impl(EngineOptions options) : options_(std::move(options)) {
 }
 
 Expected<void> Engine::Impl::open() {
-  RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, *pool_));
+  RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, Parts::all, *pool_));
   model_ = std::move(loaded.model);
   tokenizer_ = std::move(loaded.tokenizer);
   // As much as the catalog writes out when it goes on after it found no room.
@@ -46,7 +46,9 @@ Expected<void> Engine::Impl::open() {
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
   encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
-  model_thread_ = std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); });
+  generator_ = std::make_unique<Generator>(*store_, *model_, *tokenizer_, *encoder_, *pool_);
+  model_thread_ =
+      std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); }, [this] { return generator_->step(); });
   appends_ =
       std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
   RECALLD_CHECK(open_successor());
@@ -86,10 +88,11 @@ Expected<void> Engine::Impl::open() {
 void Engine::Impl::interrupt() {
   stopping_ = true;
   if (verifier_) verifier_->interrupt();
+  if (generator_) generator_->interrupt();
 }
 
 Engine::Impl::~Impl() {
-  stopping_ = true;
+  interrupt();
   tokenisers_.join();
   appends_.reset();  // commits what was accepted
   if (verifier_) verifier_->stop();
@@ -152,6 +155,16 @@ void Engine::append(AppendRequest request, Done<AppendReply> done) {
 }
 void Engine::search(SearchRequest request, Done<SearchReply> done) {
   impl_->search(std::move(request), std::move(done));
+}
+
+void Engine::generate(GenerateRequest request, Done<GenerateReply> done) {
+  impl_->generate(std::move(request), std::move(done));
+}
+CancelReply Engine::cancel(const Caller& caller) {
+  return {impl_->generator().cancel(caller)};
+}
+void Engine::connection_closed(uint64_t connection) {
+  impl_->generator().cancel_all(connection);
 }
 
 void Engine::memories_list(MemoriesListRequest request, Done<MemoriesListReply> done) {

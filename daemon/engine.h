@@ -1,12 +1,13 @@
-// What recalld does, written as the algorithm: append, encode, search, inspect. Knows the model and the store, and
+// What recalld does, written as the algorithm: append, encode, search, generate,
+// inspect. Knows the model and the store, and
 // neither JSON nor sockets.
 //
 // Threads: tokenise workers (appends, whose order is fixed before, queries, and imports, one at a time in their order),
 // one commit thread (turn numbers, one synced write for all that wait), one model thread (encodes behind the replies;
-// searches go first and memories take turns), a few read workers, and an upkeep thread (erasing, verifying, copying).
-// Every function returns at once; `done` is called exactly once, on one of those threads, and must not block.
-// Destruction commits and answers what was accepted, leaves what waits to be encoded or erased to the next start,
-// checkpoints the states and closes the store.
+// searches go first, then generations, and memories take turns), a few read workers, and an upkeep thread (erasing,
+// verifying, copying). Every function returns at once; `done` is called exactly once, on one of those threads, and must
+// not block. Destruction commits and answers what was accepted, leaves what waits to be encoded or erased to the next
+// start, checkpoints the states and closes the store.
 #pragma once
 
 #include <functional>
@@ -43,6 +44,9 @@ class Engine {
   // Appends to one memory take effect in the order in which append() was called.
   void append(AppendRequest request, Done<AppendReply> done);
   void search(SearchRequest request, Done<SearchReply> done);
+  void generate(GenerateRequest request, Done<GenerateReply> done);
+  CancelReply cancel(const Caller& caller);     // ends its generations with what they have written so far
+  void connection_closed(uint64_t connection);  // nobody waits for its generations any more
 
   void memories_list(MemoriesListRequest request, Done<MemoriesListReply> done);
   void memories_get(std::string memory, Done<MemoryView> done);

@@ -22,6 +22,7 @@
 #include "daemon/encoder.h"
 #include "daemon/engine.h"
 #include "daemon/forgetter.h"
+#include "daemon/generator.h"
 #include "daemon/jobs.h"
 #include "daemon/model_thread.h"
 #include "daemon/reencoder.h"
@@ -47,6 +48,8 @@ class Engine::Impl {
 
   void append(AppendRequest request, Done<AppendReply> done);
   void search(SearchRequest request, Done<SearchReply> done);
+  void generate(GenerateRequest request, Done<GenerateReply> done);
+  Generator& generator() { return *generator_; }
 
   // Runs `read` on a read worker and hands its result to `done`.
   template <class Reply, class Read>
@@ -124,6 +127,7 @@ class Engine::Impl {
   Expected<Ranking> rank(const Query& query);
   bool still_holds(const Ranking& ranking) const;
   Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking);
+  Expected<GenerateReply> collect(Generated generated) const;
   void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
   Expected<SearchReply::Why> explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const;
   Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
@@ -135,7 +139,8 @@ class Engine::Impl {
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Encoder> encoder_;  // used by the model thread alone
-  std::mutex successor_mutex_;        // guards successor_ against who forgets; the model thread alone changes it
+  std::unique_ptr<Generator> generator_;
+  std::mutex successor_mutex_;  // guards successor_ against who forgets; the model thread alone changes it
   std::unique_ptr<Successor> successor_;
   std::unique_ptr<Reencoder> reencoder_;  // used by the model thread alone
 
@@ -143,6 +148,7 @@ class Engine::Impl {
   std::map<MemoryId, std::vector<Waiter>> waiters_;
 
   std::atomic<uint64_t> searches_ = 0;
+  std::atomic<uint64_t> generations_ = 0;
   std::atomic<uint64_t> tokens_encoded_ = 0;
   std::atomic<uint64_t> encode_us_ = 0;
   std::atomic<uint64_t> state_bytes_ = 0;

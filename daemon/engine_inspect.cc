@@ -122,6 +122,8 @@ Expected<StatsReply> Engine::Impl::stats() const {
   reply.state_cache_bytes = state_bytes_;
   reply.appends_waiting = appends_->waiting();
   reply.searches = searches_;
+  reply.generations = generations_;
+  reply.tokens_generated = generator_->tokens_written();
   reply.tokens_encoded = tokens_encoded_;
   reply.encode_tokens_per_s =
       encode_us_ == 0 ? 0 : 1e6 * static_cast<double>(tokens_encoded_) / static_cast<double>(encode_us_);

@@ -83,7 +83,7 @@ Expected<JobView> Engine::Impl::start_reencoding(const std::filesystem::path& mo
     return fail(ErrorKind::busy, "encode the store anew with " + model.string() + ": this goes on with " +
                                      reencoder_->model_directory().string() +
                                      "; drop that first with recall reencode --cancel");
-  RECALLD_TRY(LoadedModel loaded, load_model(model, options_.precision, *pool_));
+  RECALLD_TRY(LoadedModel loaded, load_model(model, options_.precision, Parts::lower, *pool_));
   if (loaded.shape.model == model_->hash())
     return fail(ErrorKind::invalid_request, "encode the store anew with " + model.string() +
                                                 ": that is the model which it is encoded with; give another one");

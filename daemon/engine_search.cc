@@ -55,23 +55,10 @@ bool Engine::Impl::still_holds(const Ranking& ranking) const {
 }
 
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
-  RECALLD_TRY(MemoryInfo memory, store_->memory(query.request.memory));
-  if (encoder_->settle(memory.id)) {
-    RECALLD_TRY(memory, store_->memory(memory.id));
-  }
   Ramba::Query asked = model_->query(query.tokens);
   const std::span<const Bf16> embedding = asked.landmark;
-  Expected<const Tail*> encoded_tail = encoder_->tail(memory);
-  if (!encoded_tail && encoded_tail.error().kind == ErrorKind::busy) {  // turns were forgotten in between
-    RECALLD_TRY(memory, store_->memory(memory.id));
-    encoded_tail = encoder_->tail(memory);
-  }
-  std::vector<Unreadable> unreadable;
-  if (!encoded_tail && encoded_tail.error().kind == ErrorKind::corrupt && memory.tokens > 0) {
-    unreadable.push_back({memory.encoded_chunks, (memory.tokens - 1) / chunk_tokens, encoded_tail.error().message});
-    encoded_tail = nullptr;
-  }
-  RECALLD_TRY(const Tail* tail, encoded_tail);
+  RECALLD_TRY(Encoder::Covered covered, encoder_->cover(query.request.memory));
+  auto& [memory, tail, unreadable] = covered;
   state_bytes_ = encoder_->state_bytes();
 
   const size_t limit = query.request.limit + query.spare;

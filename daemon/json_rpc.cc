@@ -113,7 +113,7 @@ std::string reply_line(std::string_view id, const std::expected<std::string, Rpc
 
 // A request whose form is right.
 struct Request {
-  std::optional<std::string> id;  // as JSON text; nothing: a notification
+  RequestId id;
   std::string method;
   Json params;
 };
@@ -150,13 +150,13 @@ void serve_request(Json& value, const Call& call, std::move_only_function<void(s
   auto request = take_request(value);
   if (!request) return respond(reply_line(request.error().first, std::unexpected(std::move(request).error().second)));
 
-  Answer answer = [id = std::move(request->id), respond = std::move(respond)](auto answered) mutable {
+  Answer answer = [id = request->id, respond = std::move(respond)](auto answered) mutable {
     respond(id ? reply_line(*id, answered) : std::string());
   };
   if (!request->params.is_object())
     return answer(std::unexpected(RpcError{code_invalid_params, ErrorKind::invalid_request,
                                            "params: expected an object with the arguments by name, got an array"}));
-  call(request->method, request->params, std::move(answer));
+  call(request->method, request->params, request->id, std::move(answer));
 }
 
 // Gathers the replies to a batch, in the order of its requests.
@@ -195,8 +195,8 @@ class Batch {
 void serve_batch(Json& requests, const Call& call, std::move_only_function<void(std::string)> respond) {
   // Shared by the answers to its requests; the last of them ends it.
   const auto batch = std::make_shared<Batch>(requests.size(), std::move(respond));
-  const Call bounded_call = [&call, batch](std::string_view method, Json& params, Answer answer) {
-    call(method, params, [batch, answer = std::move(answer)](auto answered) mutable {
+  const Call bounded_call = [&call, batch](std::string_view method, Json& params, const RequestId& id, Answer answer) {
+    call(method, params, id, [batch, answer = std::move(answer)](auto answered) mutable {
       if (answered && !batch->has_room())
         answered = std::unexpected(RpcError{rpc_error({ErrorKind::full, {}}).code, ErrorKind::full,
                                             "the replies of this batch pass " + std::to_string(batch_reply_bytes_max) +
@@ -249,6 +249,11 @@ void serve_line(std::string_view line, const Call& call, std::move_only_function
     return respond(error_line(invalid_request("a batch holds at most " + std::to_string(batch_requests_max) +
                                               " requests, got " + std::to_string(value.size()))));
   serve_batch(value, call, std::move(respond));
+}
+
+std::string notification_line(std::string_view method, std::string_view params) {
+  std::string line = R"({"jsonrpc":"2.0","method":)";
+  return line.append(json_string(method)).append(R"(,"params":)").append(params).append("}");
 }
 
 std::string error_line(const RpcError& error) {

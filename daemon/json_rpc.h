@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -39,13 +40,19 @@ RpcError rpc_error(Error error);
 // Called once with the result as JSON text, from any thread.
 using Answer = std::move_only_function<void(std::expected<std::string, RpcError>)>;
 
+// A request's id as JSON text; nothing: it is a notification.
+using RequestId = std::optional<std::string>;
+
 // Carries out one request. `params` is an object, empty when the request had none; what it holds may be moved out.
-using Call = std::function<void(std::string_view method, Json& params, Answer answer)>;
+using Call = std::function<void(std::string_view method, Json& params, const RequestId& id, Answer answer)>;
 
 // Serves one line: calls `call` for each request in it, in order, before it returns; calls `respond` once, when every
 // answer is there, with the reply line (no newline) or, when nothing but notifications came in, with "". Any thread may
 // answer; the last one to do so runs `respond`.
 void serve_line(std::string_view line, const Call& call, std::move_only_function<void(std::string)> respond);
+
+// A notification to the client, as a line without newline. `params`: JSON text.
+std::string notification_line(std::string_view method, std::string_view params);
 
 // An error that belongs to no request (its id is null), as a line without newline.
 std::string error_line(const RpcError& error);

@@ -32,8 +32,10 @@ LineService line_service(Engine& engine) {
     return error_line({code_invalid_request, ErrorKind::invalid_request, std::move(message)});
   };
   return {
-      .serve = [call = commands_of(engine)](std::string line,
-                                            Respond respond) { serve_line(line, call, std::move(respond)); },
+      .serve = [&engine](
+                   std::string line, Client client,
+                   Respond respond) { serve_line(line, commands_of(engine, std::move(client)), std::move(respond)); },
+      .closed = [&engine](uint64_t connection) { engine.connection_closed(connection); },
       .overloaded = [&engine] { return engine.overloaded(); },
       .overlong_reply =
           refusal("the line is longer than " + std::to_string(line_bytes_max) + " bytes; send less at a time"),

@@ -5,8 +5,8 @@
 
 namespace recalld {
 
-ModelThread::ModelThread(std::function<Outcome(MemoryId)> encode)
-    : encode_(std::move(encode)), thread_([this] { run(); }) {}
+ModelThread::ModelThread(std::function<Outcome(MemoryId)> encode, std::function<bool()> generate)
+    : encode_(std::move(encode)), generate_(std::move(generate)), thread_([this] { run(); }) {}
 
 void ModelThread::stop() {
   {
@@ -21,6 +21,14 @@ void ModelThread::search(std::move_only_function<void()> job) {
   {
     const std::lock_guard lock(mutex_);
     searches_.push_back(std::move(job));
+  }
+  changed_.notify_all();
+}
+
+void ModelThread::generate() {
+  {
+    const std::lock_guard lock(mutex_);
+    generating_ = true;
   }
   changed_.notify_all();
 }
@@ -46,7 +54,7 @@ void ModelThread::background(std::move_only_function<Outcome()> step) {
 }
 
 void ModelThread::run() {
-  int searches_in_a_row = 0;
+  int searches_in_a_row = 0, tokens_in_a_row = 0;
   std::unique_lock lock(mutex_);
   while (true) {
     const auto now = std::chrono::steady_clock::now();
@@ -57,18 +65,27 @@ void ModelThread::run() {
     }
 
     const bool encode_next = !line_.empty() && !stopping_;
-    if (!searches_.empty() && (searches_in_a_row < searches_in_a_row_max || !encode_next)) {
+    const bool others_wait = encode_next || generating_;
+    if (!searches_.empty() && (searches_in_a_row < searches_in_a_row_max || !others_wait)) {
       auto job = std::move(searches_.front());
       searches_.pop_front();
-      searches_in_a_row = encode_next ? searches_in_a_row + 1 : 0;
+      searches_in_a_row = others_wait ? searches_in_a_row + 1 : 0;
       lock.unlock();
       job();
       lock.lock();
+    } else if (generating_ && (tokens_in_a_row < tokens_in_a_row_max || !encode_next)) {
+      searches_in_a_row = 0;
+      tokens_in_a_row = encode_next ? tokens_in_a_row + 1 : 0;
+      generating_ = false;  // and true again when there is more, or when more came meanwhile
+      lock.unlock();
+      const bool more = generate_();
+      lock.lock();
+      generating_ |= more;
     } else if (encode_next) {
       const MemoryId memory = line_.front();
       line_.pop_front();
       in_line_.erase(memory);
-      searches_in_a_row = 0;
+      searches_in_a_row = tokens_in_a_row = 0;
       lock.unlock();
       const Outcome outcome = encode_(memory);
       lock.lock();

@@ -1,4 +1,5 @@
-// The one thread that computes with the model. Searches go first; between them memories take turns being encoded.
+// The one thread that computes with the model. Searches go first, then what generates; between them memories take turns
+// being encoded.
 #pragma once
 
 #include <chrono>
@@ -22,15 +23,21 @@ class ModelThread {
     later,  // it failed: to be tried again after a pause
   };
 
-  // `encode` advances one memory by one segment, on this thread.
-  explicit ModelThread(std::function<Outcome(MemoryId)> encode);
+  // Without these, a flood of searches, or long answers, would keep what was appended from ever being encoded.
+  static constexpr int searches_in_a_row_max = 16;
+  static constexpr int tokens_in_a_row_max = 16;
+
+  // On this thread `encode` advances one memory by one segment, and `generate` all that generates by one token: whether
+  // there is more to do.
+  explicit ModelThread(std::function<Outcome(MemoryId)> encode, std::function<bool()> generate = {});
   ~ModelThread() { stop(); }
 
-  // Runs the searches that were posted, drops the encodings that were not begun, and joins. What is posted afterwards
-  // is never run.
+  // Runs the searches that were posted and generates until nothing is left to do, drops the encodings that were not
+  // begun, and joins. What is posted afterwards is never run.
   void stop();
 
   void search(std::move_only_function<void()> job);
+  void generate();               // there is something to do
   void encode(MemoryId memory);  // one that is in line, or pauses after a failure, keeps its place
 
   // Runs `step` again and again while there is nothing else to do: at once after `again`, after a pause after `later`,
@@ -38,16 +45,16 @@ class ModelThread {
   void background(std::move_only_function<Outcome()> step);
 
  private:
-  // Without this, a flood of searches would keep what was appended from ever being encoded.
-  static constexpr int searches_in_a_row_max = 16;
   static constexpr std::chrono::seconds retry_pause{1};
 
   void run();
 
   std::function<Outcome(MemoryId)> encode_;
+  std::function<bool()> generate_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::move_only_function<void()>> searches_;
+  bool generating_ = false;
   std::deque<MemoryId> line_;
   std::unordered_set<MemoryId> in_line_;                                          // those of line_ and later_
   std::deque<std::pair<std::chrono::steady_clock::time_point, MemoryId>> later_;  // by time

@@ -72,6 +72,35 @@ Reply source(const Passage::Source& turn) {
   return out;
 }
 
+// The text of a passage, where it stands and who said it.
+void put_passage(Reply& out, const Passage& passage) {
+  Reply turns = Reply::array();
+  for (const Passage::Source& turn : passage.turns) turns.push_back(source(turn));
+  out["text"] = passage.text;
+  out["tokens"] = {passage.first_token, passage.end_token};
+  out["turns"] = std::move(turns);
+}
+
+void put_unreadable(Reply& out, const std::vector<Unreadable>& chunks) {
+  if (chunks.empty()) return;
+  Reply unreadable = Reply::array();
+  for (const Unreadable& lost : chunks)
+    unreadable.push_back({{"chunks", {lost.first, lost.last}}, {"message", lost.message}});
+  out["unreadable"] = std::move(unreadable);
+}
+
+std::string_view name(Finish finish) {
+  switch (finish) {
+    case Finish::newline:
+      return "newline";
+    case Finish::max_tokens:
+      return "max_tokens";
+    case Finish::cancelled:
+      break;
+  }
+  return "cancelled";
+}
+
 Reply stored_turn(const StoredTurn& stored) {
   Reply out{{"turn", stored.turn}};
   put_turn(out, stored.value);
@@ -164,6 +193,29 @@ Expected<SearchRequest> search_request(Json& params) {
   return arguments.done(std::move(request));
 }
 
+Expected<GenerateRequest> generate_request(Json& params) {
+  Arguments arguments(params, "");
+  GenerateRequest request;
+  request.memory = take_memory(arguments);
+  request.prompt = arguments.text("prompt", 1, query_bytes_max);
+  request.max_tokens = arguments.optional_integer("max_tokens", 1, generate_tokens_max).value_or(request.max_tokens);
+  request.temperature = arguments.optional_number("temperature", 0, temperature_max).value_or(request.temperature);
+  request.top_p = arguments.optional_number("top_p", 0, 1).value_or(request.top_p);
+  request.seed = arguments.optional_integer("seed", 0, number_max);
+  request.stream = arguments.optional_flag("stream").value_or(false);
+  return arguments.done(std::move(request));
+}
+
+Expected<std::string> cancel_request(Json& params) {
+  Arguments arguments(params, "");
+  std::string id;
+  if (const Json* value = arguments.take("id"); value && (value->is_string() || value->is_number()))
+    id = value->dump(-1, ' ', false, Json::error_handler_t::replace);
+  else if (arguments.ok())
+    arguments.refuse("id", "expected the id of a request of this connection, a string or a number");
+  return arguments.done(std::move(id));
+}
+
 Expected<MemoriesListRequest> memories_list_request(Json& params) {
   Arguments arguments(params, "");
   MemoriesListRequest request;
@@ -221,26 +273,38 @@ std::string json_text(const AppendReply& reply) {
 std::string json_text(const SearchReply& reply) {
   Reply results = Reply::array();
   for (const SearchReply::Result& result : reply.results) {
-    Reply turns = Reply::array();
-    for (const Passage::Source& turn : result.passage.turns) turns.push_back(source(turn));
-    Reply out{{"chunk", result.chunk},
-              {"score", result.score},
-              {"text", result.passage.text},
-              {"tokens", {result.passage.first_token, result.passage.end_token}},
-              {"turns", std::move(turns)}};
+    Reply out{{"chunk", result.chunk}, {"score", result.score}};
+    put_passage(out, result.passage);
     if (result.why) out["why"] = why(*result.why);
     results.push_back(std::move(out));
   }
   Reply out{{"results", std::move(results)},
             {"searchable_through", or_null(reply.searchable_through)},
             {"took_ms", reply.took_ms}};
-  if (!reply.unreadable.empty()) {
-    Reply unreadable = Reply::array();
-    for (const Unreadable& lost : reply.unreadable)
-      unreadable.push_back({{"chunks", {lost.first, lost.last}}, {"message", lost.message}});
-    out["unreadable"] = std::move(unreadable);
-  }
+  put_unreadable(out, reply.unreadable);
   return text_of(out);
+}
+
+std::string json_text(const GenerateReply& reply) {
+  Reply chunks = Reply::array();
+  for (const GenerateReply::Source& source : reply.chunks) {
+    Reply out{{"chunk", source.chunk}, {"weight", source.weight}};
+    put_passage(out, source.passage);
+    chunks.push_back(std::move(out));
+  }
+  Reply out{{"text", reply.text},
+            {"tokens", reply.tokens},
+            {"finish", name(reply.finish)},
+            {"chunks", std::move(chunks)},
+            {"searchable_through", or_null(reply.searchable_through)},
+            {"took_ms", reply.took_ms}};
+  if (reply.seed) out["seed"] = *reply.seed;
+  put_unreadable(out, reply.unreadable);
+  return text_of(out);
+}
+
+std::string json_text(const CancelReply& reply) {
+  return text_of({{"cancelled", reply.cancelled}});
 }
 
 std::string json_text(const MemoriesListReply& reply) {
@@ -304,6 +368,8 @@ std::string json_text(const StatsReply& reply) {
                   {"device", reply.device},
                   {"appends_waiting", reply.appends_waiting},
                   {"searches", reply.searches},
+                  {"generations", reply.generations},
+                  {"tokens_generated", reply.tokens_generated},
                   {"tokens_encoded", reply.tokens_encoded},
                   {"encode_tokens_per_s", reply.encode_tokens_per_s},
                   {"uptime_s", reply.uptime_s},

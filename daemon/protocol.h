@@ -15,6 +15,8 @@ namespace recalld {
 // `params` is an object; its strings are moved out.
 Expected<AppendRequest> append_request(Json& params);
 Expected<SearchRequest> search_request(Json& params);
+Expected<GenerateRequest> generate_request(Json& params);  // without its caller
+Expected<std::string> cancel_request(Json& params);        // the id to be cancelled, as JSON text
 Expected<MemoriesListRequest> memories_list_request(Json& params);
 Expected<std::string> memory_request(Json& params);  // memories.get: the memory's name
 Expected<DeleteRequest> delete_request(Json& params);
@@ -40,6 +42,8 @@ Expected<NoArguments> no_arguments(Json& params);
 
 std::string json_text(const AppendReply& reply);
 std::string json_text(const SearchReply& reply);
+std::string json_text(const GenerateReply& reply);
+std::string json_text(const CancelReply& reply);
 std::string json_text(const MemoriesListReply& reply);
 std::string json_text(const MemoryView& reply);
 std::string json_text(const DeleteReply& reply);

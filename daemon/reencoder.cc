@@ -12,8 +12,9 @@ constexpr uint64_t steps_a_report = 4;
 
 }  // namespace
 
-Expected<LoadedModel> load_model(const std::filesystem::path& directory, Precision precision, WorkerPool& pool) {
-  RECALLD_TRY(auto model, Ramba::open(directory, precision, Parts::lower, pool));
+Expected<LoadedModel> load_model(const std::filesystem::path& directory, Precision precision, Parts parts,
+                                 WorkerPool& pool) {
+  RECALLD_TRY(auto model, Ramba::open(directory, precision, parts, pool));
   const Config& config = model->config();
   if (!config.has_tokenizer)
     return fail(ErrorKind::invalid_request, "open model " + directory.string() +

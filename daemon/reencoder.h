@@ -21,7 +21,8 @@ struct LoadedModel {
   Tokenizer tokenizer;
   RecordShape shape;
 };
-Expected<LoadedModel> load_model(const std::filesystem::path& directory, Precision precision, WorkerPool& pool);
+Expected<LoadedModel> load_model(const std::filesystem::path& directory, Precision precision, Parts parts,
+                                 WorkerPool& pool);
 
 // Used by the model thread alone.
 class Reencoder {

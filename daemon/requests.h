@@ -34,8 +34,10 @@ inline constexpr size_t forget_ranges_max = 10'000;   // of one request
 inline constexpr size_t import_records_max = 10'000;  // of one request
 inline constexpr size_t filter_depth_max = 8;         // and, or and not inside one another
 inline constexpr size_t filter_values_max = 1'000;    // that a filter compares turns with
-inline constexpr size_t path_bytes_max = 4'095;       // of a directory on the daemon's machine
-inline constexpr size_t problems_max = 1'000;         // that a verification lists one by one
+inline constexpr size_t generate_tokens_max = 1'024;  // that one generation writes
+inline constexpr double temperature_max = 2;
+inline constexpr size_t path_bytes_max = 4'095;  // of a directory on the daemon's machine
+inline constexpr size_t problems_max = 1'000;    // that a verification lists one by one
 
 struct AppendRequest {
   struct NewTurn {
@@ -87,6 +89,57 @@ struct SearchReply {
   std::vector<Unreadable> unreadable;  // chunks that damage kept from being considered, by number
   std::optional<uint64_t> searchable_through;
   double took_ms = 0;
+};
+
+// ---- Generating
+
+// A request that is under way, as its client knows it: by its id, as JSON text, on a connection.
+struct Caller {
+  uint64_t connection = 0;
+  std::string id;
+  auto operator<=>(const Caller&) const = default;
+};
+
+struct GenerateRequest {
+  std::string memory;
+  std::string prompt;
+  size_t max_tokens = 128;
+  double temperature = 0;  // 0: always the best token
+  double top_p = 1;
+  std::optional<uint64_t> seed;  // of what is random; unset: another one each time
+  bool stream = false;
+  Caller caller;
+  // Each piece of the text as it is written; unset: nobody listens. It must not block.
+  std::function<void(std::string text)> on_text;
+};
+
+// Why an answer ended.
+enum class Finish {
+  newline,     // the model wrote the newline piece
+  max_tokens,  // it was to be no longer
+  cancelled,
+};
+
+struct GenerateReply {
+  // A chunk that the answer was read from.
+  struct Source {
+    uint64_t chunk = 0;
+    double weight = 0;  // its share of the chunks' weights, over all tokens written and all layers that read
+    Passage passage;
+  };
+  std::string text;
+  uint64_t tokens = 0;
+  Finish finish = Finish::newline;
+  std::vector<Source> chunks;                  // the heaviest first, at most generate_sources_max
+  std::vector<Unreadable> unreadable;          // chunks that damage kept from being considered, by number
+  std::optional<uint64_t> searchable_through;  // the last turn that the answer could be read from
+  std::optional<uint64_t> seed;                // that repeats the answer, with a temperature
+  double took_ms = 0;
+};
+inline constexpr size_t generate_sources_max = 8;
+
+struct CancelReply {
+  bool cancelled = false;  // false: no such request is under way
 };
 
 struct MemoriesListRequest {
@@ -300,6 +353,8 @@ struct StatsReply {
   uint64_t state_cache_bytes = 0;  // recurrent states in RAM
   uint64_t appends_waiting = 0;    // not yet durable
   uint64_t searches = 0;           // answered since the start
+  uint64_t generations = 0;        // likewise
+  uint64_t tokens_generated = 0;   // since the start
   uint64_t tokens_encoded = 0;     // since the start
   double encode_tokens_per_s = 0;  // while encoding, since the start
   double uptime_s = 0;

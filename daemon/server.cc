@@ -286,6 +286,7 @@ void Server::stop_listening() {
 }
 
 void Server::connection_closed(const std::shared_ptr<Connection>& connection) {
+  service_.closed(connection->number());
   connections_.erase(connection);
   if (stopping_ && connections_.empty()) finish_stop();
 }

@@ -76,8 +76,10 @@ HWY_EXPORT(conv_bf16);
 namespace {
 
 void keep_last(const float* input, size_t stride, size_t rows, size_t channels, size_t taps, float* history) {
-  for (size_t k = 0; k + 1 < taps; ++k)
-    std::memcpy(history + k * channels, input + (rows - (taps - 1) + k) * stride, channels * sizeof(float));
+  const size_t kept = taps - 1, stay = rows < kept ? kept - rows : 0;  // inputs that are history still
+  std::memmove(history, history + (kept - stay) * channels, stay * channels * sizeof(float));
+  for (size_t k = stay; k < kept; ++k)
+    std::memcpy(history + k * channels, input + (rows + k - kept) * stride, channels * sizeof(float));
 }
 
 }  // namespace

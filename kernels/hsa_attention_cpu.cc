@@ -4,7 +4,65 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu_isa.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/hsa_attention_cpu.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "kernels/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace recalld::HWY_NAMESPACE {
+
+// o += weight · softmax(q · Kᵀ / √head_dim) · V for one chunk. Each row of K and of V is widened once for all heads.
+// row: [head_dim] and shares: [heads, tokens] are scratch; tokens % 16 == 0
+void attend(const HsaShape& shape, const float* q, const HsaStoredChunk& chunk, float* row, float* shares, float* o) {
+  const Floats d;
+  const size_t width = shape.head_dim, lanes = hn::Lanes(d);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(width));
+  for (size_t token = 0; token < shape.tokens; ++token) {
+    for (size_t i = 0; i < width; i += lanes) hn::StoreU(load(d, chunk.k + token * shape.stride + i), d, row + i);
+    for (size_t head = 0; head < shape.heads; ++head) {
+      auto sum = hn::Zero(d);
+      for (size_t i = 0; i < width; i += lanes)
+        sum = hn::MulAdd(hn::LoadU(d, q + head * width + i), hn::LoadU(d, row + i), sum);
+      shares[head * shape.tokens + token] = scale * hn::GetLane(hn::SumOfLanes(d, sum));
+    }
+  }
+  for (size_t head = 0; head < shape.heads; ++head) {
+    float* of_head = shares + head * shape.tokens;
+    const auto top = hn::Set(d, *std::max_element(of_head, of_head + shape.tokens));
+    auto total = hn::Zero(d);
+    for (size_t t = 0; t < shape.tokens; t += lanes) {
+      const auto share = fast_exp(d, hn::Sub(hn::LoadU(d, of_head + t), top));
+      hn::StoreU(share, d, of_head + t);
+      total = hn::Add(total, share);
+    }
+    const auto factor = hn::Set(d, chunk.weight / hn::GetLane(hn::SumOfLanes(d, total)));
+    for (size_t t = 0; t < shape.tokens; t += lanes)
+      hn::StoreU(hn::Mul(factor, hn::LoadU(d, of_head + t)), d, of_head + t);
+  }
+  for (size_t token = 0; token < shape.tokens; ++token) {
+    for (size_t i = 0; i < width; i += lanes) hn::StoreU(load(d, chunk.v + token * shape.stride + i), d, row + i);
+    for (size_t head = 0; head < shape.heads; ++head) {
+      const auto share = hn::Set(d, shares[head * shape.tokens + token]);
+      float* out = o + head * width;
+      for (size_t i = 0; i < width; i += lanes)
+        hn::StoreU(hn::MulAdd(share, hn::LoadU(d, row + i), hn::LoadU(d, out + i)), d, out + i);
+    }
+  }
+}
+
+}  // namespace recalld::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
 namespace recalld {
+
+HWY_EXPORT(attend);
+
 namespace {
 
 // shares = e^(shares - max), divided by their sum
@@ -44,6 +102,16 @@ void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const Hs
   }
 }
 
+void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const HsaStoredChunk> chunks, float* o) {
+  cpu_isa();
+  thread_local std::vector<float> row, shares;
+  row.resize(shape.head_dim);
+  shares.resize(shape.heads * shape.tokens);
+  std::fill_n(o, shape.heads * shape.head_dim, 0.0f);
+  for (const HsaStoredChunk& chunk : chunks)
+    HWY_DYNAMIC_DISPATCH(attend)(shape, q, chunk, row.data(), shares.data(), o);
+}
+
 void chunk_weights_cpu(bool use_softmax, std::span<const float> scores, std::span<float> weights) {
   if (scores.empty()) return;
   std::ranges::copy(scores, weights.begin());
@@ -56,3 +124,4 @@ void chunk_weights_cpu(bool use_softmax, std::span<const float> scores, std::spa
 }
 
 }  // namespace recalld
+#endif  // HWY_ONCE

@@ -19,7 +19,10 @@ enum class ProductType {
 // y = x · Wᵀ with weights packed once. Several matrices stacked along `out` make one layer.
 class Linear {
  public:
-  // weights: [out, in] bf16, row-major; copied · rows: of every x.
+  // Rows of the small product, for tokens that are generated one at a time.
+  static constexpr size_t rows_few = 8;
+
+  // weights: [out, in] bf16, row-major; copied · rows: of every x of run().
   static Linear pack(ProductType type, size_t rows, size_t out, size_t in, const Bf16* weights);
   Linear(Linear&&) noexcept;
   Linear& operator=(Linear&&) noexcept;
@@ -27,6 +30,9 @@ class Linear {
 
   // x: [rows, in] Bf16 or float by type · y: [rows, out]. Several threads may run it at once.
   void run(const void* x, float* y) const;
+
+  // The same with this many rows, rows() or rows_few; the bits of a row may differ between the two.
+  void run(const void* x, float* y, size_t of_rows) const;
 
   size_t rows() const;
   size_t out() const;

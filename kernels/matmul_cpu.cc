@@ -1,5 +1,6 @@
 #include <omp.h>
 
+#include <cassert>
 #include <cstring>
 #include <dnnl.hpp>
 #include <vector>
@@ -87,8 +88,8 @@ class Matmul {
 
 struct Linear::Impl {
   size_t rows, out, in;
-  Matmul matmul;
-  memory weights;
+  Matmul matmul, few;
+  memory weights, few_weights;  // one and the same where both products want the same layout
 };
 
 Linear::Linear(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -97,22 +98,35 @@ Linear& Linear::operator=(Linear&&) noexcept = default;
 Linear::~Linear() = default;
 
 Linear Linear::pack(ProductType type, size_t rows, size_t out, size_t in, const Bf16* weights) {
-  const memory::desc x({dim(rows), dim(in)}, data_type(type), memory::format_tag::ab);
-  const memory::desc w({dim(in), dim(out)}, data_type(type), memory::format_tag::any);
-  const memory::desc y({dim(rows), dim(out)}, memory::data_type::f32, memory::format_tag::ab);
-  Matmul matmul(x, w, y);
+  const auto product = [&](size_t of_rows, const memory::desc& w) {
+    return Matmul({{dim(of_rows), dim(in)}, data_type(type), memory::format_tag::ab}, w,
+                  {{dim(of_rows), dim(out)}, memory::data_type::f32, memory::format_tag::ab});
+  };
+  const memory::desc any({dim(in), dim(out)}, data_type(type), memory::format_tag::any);
+  Matmul matmul = product(rows, any), few = product(rows_few, any);
   // The checkpoint has [out, in]; the library reorders into whatever layout its kernel for this shape wants.
   std::vector<float> plain(out * in);
   for (size_t i = 0; i < plain.size(); ++i) plain[i] = to_float(weights[i]);
   memory given({{dim(in), dim(out)}, memory::data_type::f32, memory::format_tag::ba}, cpu_engine(), plain.data());
-  memory packed(matmul.weights(), cpu_engine());
-  dnnl::reorder(given, packed).execute(thread_stream(), given, packed);
-  thread_stream().wait();
-  return Linear(std::make_unique<Impl>(Impl{rows, out, in, std::move(matmul), std::move(packed)}));
+  const auto packed = [&](const memory::desc& layout) {
+    memory to(layout, cpu_engine());
+    dnnl::reorder(given, to).execute(thread_stream(), given, to);
+    thread_stream().wait();
+    return to;
+  };
+  memory of_rows = packed(matmul.weights());
+  memory of_few = few.weights() == matmul.weights() ? of_rows : packed(few.weights());
+  return Linear(std::make_unique<Impl>(
+      Impl{rows, out, in, std::move(matmul), std::move(few), std::move(of_rows), std::move(of_few)}));
 }
 
 void Linear::run(const void* x, float* y) const {
   impl_->matmul.run(x, impl_->weights.get_data_handle(), y);
+}
+void Linear::run(const void* x, float* y, size_t of_rows) const {
+  assert(of_rows == impl_->rows || of_rows == rows_few);
+  if (of_rows == impl_->rows) return run(x, y);
+  impl_->few.run(x, impl_->few_weights.get_data_handle(), y);
 }
 size_t Linear::rows() const {
   return impl_->rows;

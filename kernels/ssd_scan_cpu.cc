@@ -32,14 +32,15 @@ struct SsdDecay {
 HWY_BEFORE_NAMESPACE();
 namespace recalld::HWY_NAMESPACE {
 
-// dt: [64] values `stride` apart, before bias
-void decay_of(const float* dt, size_t stride, float bias, float a, SsdDecay& out) {
+// dt: [64] values `stride` apart, before bias; from `rows` on time stands still
+void decay_of(const float* dt, size_t stride, float bias, float a, size_t rows, SsdDecay& out) {
   const Floats d;
   for (size_t t = 0; t < ssd_block; ++t) out.dt[t] = dt[t * stride] + bias;
   for (size_t t = 0; t < ssd_block; t += hn::Lanes(d)) {
     const auto x = hn::LoadU(d, out.dt + t);  // softplus(x) = max(x, 0) + log(1 + e^-|x|)
     hn::StoreU(hn::Add(hn::Max(x, hn::Zero(d)), hn::Log1p(d, fast_exp(d, hn::Neg(hn::Abs(x))))), d, out.dt + t);
   }
+  for (size_t t = rows; t < ssd_block; ++t) out.dt[t] = 0;
   float sum = 0;
   for (size_t t = 0; t < ssd_block; ++t) out.sums[t] = sum += out.dt[t] * a;
   const auto last = hn::Set(d, sum);
@@ -103,6 +104,25 @@ void update(float left, const float* added, size_t rows, size_t width, size_t st
       hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, state + i), hn::LoadU(d, added + i)), d, state + i);
 }
 
+// One token of one head. state: [state_size] rows `stride` apart · x, y: [width] · b, c: [state_size]
+void state_update(float step, float decay, float skip, const float* x, const float* b, const float* c,
+                  size_t state_size, size_t width, size_t stride, float* state, float* y) {
+  const Floats d;
+  const auto left = hn::Set(d, decay);
+  for (size_t i = 0; i < width; i += hn::Lanes(d)) {
+    const auto xi = hn::LoadU(d, x + i);
+    const auto added = hn::Mul(hn::Set(d, step), xi);
+    auto sum = hn::Mul(hn::Set(d, skip), xi);
+    float* cell = state + i;
+    for (size_t n = 0; n < state_size; ++n, cell += stride) {
+      const auto next = hn::MulAdd(left, hn::LoadU(d, cell), hn::Mul(hn::Set(d, b[n]), added));
+      hn::StoreU(next, d, cell);
+      sum = hn::MulAdd(hn::Set(d, c[n]), next, sum);
+    }
+    hn::StoreU(sum, d, y + i);
+  }
+}
+
 void mix_f32(const SsdDecay& decay, float skip, const float* scores, float* out) {
   mix(decay, skip, scores, out);
 }
@@ -129,6 +149,7 @@ HWY_EXPORT(add_before);
 HWY_EXPORT(scale_rows_f32);
 HWY_EXPORT(scale_rows_bf16);
 HWY_EXPORT(update);
+HWY_EXPORT(state_update);
 
 namespace {
 
@@ -189,7 +210,7 @@ void gather(const T* from, size_t stride, size_t rows, size_t width, T* to) {
 template <class T>
 void scan(const SsdShape& shape, size_t group, const Product& scores, const Product& before, const Product& inside,
           const Product& states, const T* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights,
-          float* state, float* y) {
+          float* state, float* y, size_t rows) {
   thread_local Scratch<T> scratch;
   scratch.fit(shape, group);
   const size_t channels = shape.channels(), width = shape.head_dim, inner = shape.heads * width;
@@ -207,7 +228,7 @@ void scan(const SsdShape& shape, size_t group, const Product& scores, const Prod
     for (size_t g = 0; g < group; ++g) {
       const size_t head = first + g;
       SsdDecay& decay = scratch.decay[head];
-      HWY_DYNAMIC_DISPATCH(decay_of)(dt + head, dt_stride, weights.dt_bias[head], weights.a[head], decay);
+      HWY_DYNAMIC_DISPATCH(decay_of)(dt + head, dt_stride, weights.dt_bias[head], weights.a[head], rows, decay);
       mix(decay, weights.d[head], scratch.scores.data(), scratch.mixed.data() + g * ssd_block * ssd_block);
       gather(xbc + head * width, channels, ssd_block, width, scratch.x.data() + g * ssd_block * width);
       scale_rows(decay.until_end, scratch.x.data() + g * ssd_block * width, width, width, inner,
@@ -244,11 +265,11 @@ SsdScan SsdScan::make(ProductType type, SsdShape shape) {
   return SsdScan(type, shape);
 }
 
-void SsdScan::run(const void* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state,
-                  float* y) const {
+void SsdScan::run(const void* xbc, const float* dt, size_t dt_stride, const SsdWeights& weights, float* state, float* y,
+                  size_t rows) const {
   cpu_isa();
   const auto run_as = [&]<class T>(const T* typed) {
-    scan(shape_, group_, scores_, before_, inside_, states_, typed, dt, dt_stride, weights, state, y);
+    scan(shape_, group_, scores_, before_, inside_, states_, typed, dt, dt_stride, weights, state, y, rows);
   };
   if (type_ == ProductType::bf16)
     run_as(static_cast<const Bf16*>(xbc));
@@ -256,12 +277,25 @@ void SsdScan::run(const void* xbc, const float* dt, size_t dt_stride, const SsdW
     run_as(static_cast<const float*>(xbc));
 }
 
+void ssd_state_update_cpu(const SsdShape& shape, const float* xbc, const float* dt, const SsdWeights& weights,
+                          float* state, float* y) {
+  cpu_isa();
+  const size_t width = shape.head_dim, inner = shape.heads * width;
+  const float* b = xbc + inner;
+  for (size_t head = 0; head < shape.heads; ++head) {
+    const float step = softplus(dt[head] + weights.dt_bias[head]);
+    HWY_DYNAMIC_DISPATCH(state_update)
+    (step, std::exp(step * weights.a[head]), weights.d[head], xbc + head * width, b, b + shape.state_size,
+     shape.state_size, width, inner, state + head * width, y + head * width);
+  }
+}
+
 void ssd_scan_reference(const SsdShape& shape, const float* xbc, const float* dt, size_t dt_stride,
-                        const SsdWeights& weights, float* state, float* y) {
+                        const SsdWeights& weights, float* state, float* y, size_t rows) {
   const size_t inner = shape.heads * shape.head_dim;
   for (size_t head = 0; head < shape.heads; ++head) {
     float* s = state + head * shape.head_dim;
-    for (size_t t = 0; t < ssd_block; ++t) {
+    for (size_t t = 0; t < rows; ++t) {
       const float* x = xbc + t * shape.channels() + head * shape.head_dim;
       const float* b = xbc + t * shape.channels() + inner;
       const float* c = b + shape.state_size;

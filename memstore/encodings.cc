@@ -122,9 +122,11 @@ Expected<std::vector<Bf16>> Encodings::landmark(MemoryId id, const Generation& o
   return landmarks_.landmark(of.layout.extent_of(chunk).stream, chunk);
 }
 
-Expected<std::vector<ScoredChunk>> Encodings::top_k(const Generation& of, std::span<const Bf16> query, size_t k,
-                                                    WorkerPool& pool, std::vector<Unreadable>& unreadable) {
-  return landmarks_.top_k(of.layout.extents, of.encoding.chunks, query, k, pool, unreadable);
+Expected<std::vector<std::vector<ScoredChunk>>> Encodings::top_k(const Generation& of, uint64_t chunks_max,
+                                                                 std::span<const Bf16> queries, size_t k,
+                                                                 WorkerPool& pool,
+                                                                 std::vector<Unreadable>& unreadable) {
+  return landmarks_.top_k(of.layout.extents, std::min(of.encoding.chunks, chunks_max), queries, k, pool, unreadable);
 }
 
 Expected<std::optional<StateCheckpoint>> Encodings::state(const Generation& of, uint64_t chunks_max,

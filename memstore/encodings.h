@@ -34,8 +34,10 @@ class Encodings {
   Expected<ChunkEntry> chunk(MemoryId id, const Generation& of, uint64_t chunk) const;  // not_found
   Expected<std::vector<Bf16>> landmark(MemoryId id, const Generation& of, uint64_t chunk) const;
   Expected<void> fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out) const;
-  Expected<std::vector<ScoredChunk>> top_k(const Generation& of, std::span<const Bf16> query, size_t k,
-                                           WorkerPool& pool, std::vector<Unreadable>& unreadable);
+  // For each of queries [count, landmark_dim] the k best of the first chunks_max chunks.
+  Expected<std::vector<std::vector<ScoredChunk>>> top_k(const Generation& of, uint64_t chunks_max,
+                                                        std::span<const Bf16> queries, size_t k, WorkerPool& pool,
+                                                        std::vector<Unreadable>& unreadable);
   Expected<std::optional<StateCheckpoint>> state(const Generation& of, uint64_t chunks_max, std::string* damage) const;
   // The first one that covers more than `after` chunks and at most chunks_max.
   Expected<std::optional<StateCheckpoint>> next_state(const Generation& of, uint64_t after, uint64_t chunks_max) const;

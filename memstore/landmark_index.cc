@@ -233,10 +233,12 @@ uint64_t LandmarkIndex::cached_bytes() const {
 
 // ---- The scan
 
-Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> extents, uint64_t n,
-                                                        std::span<const Bf16> query, size_t k, WorkerPool& pool,
-                                                        std::vector<Unreadable>& unreadable) {
-  if (n == 0 || k == 0) return std::vector<ScoredChunk>();
+Expected<std::vector<std::vector<ScoredChunk>>> LandmarkIndex::top_k(std::span<const Extent> extents, uint64_t n,
+                                                                     std::span<const Bf16> queries, size_t k,
+                                                                     WorkerPool& pool,
+                                                                     std::vector<Unreadable>& unreadable) {
+  const size_t count = queries.size() / dim_;
+  if (n == 0 || k == 0 || count == 0) return std::vector<std::vector<ScoredChunk>>(count);
   std::vector<Page> pages((n + page_landmarks_ - 1) / page_landmarks_);
   std::vector<Search> searches(extents.size());
   {
@@ -263,15 +265,20 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> 
     (pages[number].filled < count_of(number) ? on_disk : in_ram).push_back(number);
 
   struct Worker {
-    TopK best;
+    std::vector<TopK> best;  // by query
     std::vector<float> dots;
     std::vector<Unreadable> unreadable;
   };
-  std::vector<Worker> workers(pool.threads(), Worker{TopK(k), std::vector<float>(page_landmarks_), {}});
+  std::vector<Worker> workers(pool.threads(),
+                              Worker{std::vector(count, TopK(k)), std::vector<float>(page_landmarks_), {}});
   const auto score = [&](Worker& worker, uint64_t number, const void* landmarks) {
-    const size_t count = count_of(number);
-    landmark_dots_cpu(query, static_cast<const Bf16*>(landmarks), count, worker.dots.data());
-    for (size_t i = 0; i < count; ++i) worker.best.offer({number * page_landmarks_ + i, worker.dots[i]});
+    const size_t landmarks_there = count_of(number);
+    for (size_t query = 0; query < count; ++query) {
+      landmark_dots_cpu(queries.subspan(query * dim_, dim_), static_cast<const Bf16*>(landmarks), landmarks_there,
+                        worker.dots.data());
+      for (size_t i = 0; i < landmarks_there; ++i)
+        worker.best[query].offer({number * page_landmarks_ + i, worker.dots[i]});
+    }
   };
   const auto read_and_score = [&](Worker& worker, std::span<const uint64_t> numbers) {
     std::optional<PageReader> reader;
@@ -307,13 +314,16 @@ Expected<std::vector<ScoredChunk>> LandmarkIndex::top_k(std::span<const Extent> 
     read_and_score(mine, std::span(on_disk).subspan(from, to - from));
   });
 
-  TopK best(k);
-  for (Worker& worker : workers) {
-    std::ranges::move(worker.unreadable, std::back_inserter(unreadable));
-    for (const ScoredChunk& chunk : worker.best.take()) best.offer(chunk);
-  }
+  for (Worker& worker : workers) std::ranges::move(worker.unreadable, std::back_inserter(unreadable));
   std::ranges::sort(unreadable, {}, &Unreadable::first);
-  return best.take();
+  std::vector<std::vector<ScoredChunk>> best(count);
+  for (size_t query = 0; query < count; ++query) {
+    TopK of_all(k);
+    for (Worker& worker : workers)
+      for (const ScoredChunk& chunk : worker.best[query].take()) of_all.offer(chunk);
+    best[query] = of_all.take();
+  }
+  return best;
 }
 
 // ---- Verifying and mending

@@ -50,10 +50,12 @@ class LandmarkIndex {
   // Tells the cache of landmarks that have been staged and written.
   void publish(StreamId id, uint64_t first, std::span<const Bf16> landmarks);
 
-  // The k best of the first n landmarks that lie in these extents, best first. The result does not depend on what is
-  // cached, nor on the number of threads. Chunks whose page cannot be read are left out and added to `unreadable`.
-  Expected<std::vector<ScoredChunk>> top_k(std::span<const Extent> extents, uint64_t n, std::span<const Bf16> query,
-                                           size_t k, WorkerPool& pool, std::vector<Unreadable>& unreadable);
+  // For each query the k best of the first n landmarks that lie in these extents, best first, in one scan. The result
+  // does not depend on what is cached, nor on the number of threads. Chunks whose page cannot be read are left out and
+  // added to `unreadable`. queries: [count, dim]
+  Expected<std::vector<std::vector<ScoredChunk>>> top_k(std::span<const Extent> extents, uint64_t n,
+                                                        std::span<const Bf16> queries, size_t k, WorkerPool& pool,
+                                                        std::vector<Unreadable>& unreadable);
 
   Expected<std::vector<Bf16>> landmark(StreamId id, uint64_t chunk) const;
 

@@ -453,13 +453,21 @@ Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteS
 
 Expected<std::vector<ScoredChunk>> Store::top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,
                                                 std::vector<Unreadable>* unreadable) const {
+  RECALLD_TRY(auto best, top_k_each(id, UINT64_MAX, query, k, pool, unreadable));
+  return std::move(best.front());
+}
+
+Expected<std::vector<std::vector<ScoredChunk>>> Store::top_k_each(MemoryId id, uint64_t chunks_max,
+                                                                  std::span<const Bf16> queries, size_t k,
+                                                                  WorkerPool& pool,
+                                                                  std::vector<Unreadable>* unreadable) const {
   std::set<StreamId> scanned;
   std::vector<Unreadable> lost;
-  std::vector<ScoredChunk> rest;
-  auto best = impl_->read(id, [&](const MemoryRecord& record) -> Expected<std::vector<ScoredChunk>> {
+  std::vector<std::vector<ScoredChunk>> rest;
+  auto best = impl_->read(id, [&](const MemoryRecord& record) -> Expected<std::vector<std::vector<ScoredChunk>>> {
     for (const Extent& extent : record.serving.layout.extents) scanned.insert(extent.stream);
     lost.clear();
-    RECALLD_TRY(rest, impl_->encodings.top_k(record.serving, query, k, pool, lost));
+    RECALLD_TRY(rest, impl_->encodings.top_k(record.serving, chunks_max, queries, k, pool, lost));
     if (!lost.empty()) return fail(ErrorKind::corrupt, lost.front().message);  // or the memory was changed meanwhile
     return rest;
   });

@@ -329,6 +329,10 @@ class Store {
   // `unreadable`; without it they are an error.
   Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,
                                            std::vector<Unreadable>* unreadable = nullptr) const;
+  // The same for each of several queries [count, landmark_dim] in one scan, among the first chunks_max chunks.
+  Expected<std::vector<std::vector<ScoredChunk>>> top_k_each(MemoryId id, uint64_t chunks_max,
+                                                             std::span<const Bf16> queries, size_t k, WorkerPool& pool,
+                                                             std::vector<Unreadable>* unreadable = nullptr) const;
 
   // ---- Verifying and mending
   // Is told how far a verification has come, and ends it by returning false.

@@ -130,7 +130,7 @@ void ChunkEncoder::run_layer(const Layer& layer, size_t count, float* x) const {
     add_cpu(scratch.out.data(), row_floats, x + i * row_floats);
   }
   rmsnorm(type_, x, layer.post_norm.data(), count * rows_, hidden, eps, scratch.normed.at(0));
-  layer.mlp.add_to(scratch.normed, count, x);
+  layer.mlp.add_to(scratch.normed, count, rows_, x);
 }
 
 EncodedChunk ChunkEncoder::project(const float* encoded) const {

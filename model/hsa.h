@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/bf16.h"
 #include "kernels/hsa_attention.h"
 #include "kernels/matmul.h"
 #include "kernels/worker_pool.h"
-#include "model/chunk_encoder.h"
 #include "model/config.h"
 #include "model/mlp.h"
 #include "model/weights.h"
@@ -20,7 +20,7 @@ namespace recalld {
 
 // One chunk that a token attends to, and its share. Borrows.
 struct AttendedChunk {
-  const EncodedChunk* chunk = nullptr;
+  const Bf16* kv = nullptr;  // as stored: K then V, each [chunk_size, kv_heads, head_dim]
   float weight = 0;
 };
 
@@ -49,14 +49,19 @@ class Hsa {
   // Reads "<prefix>.*"; the error names what is missing or of another shape.
   static Expected<Hsa> load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type);
 
-  // hidden: [n * 64, hidden_size] in and out
-  // attended: [n * 64 * retrieval heads], by token, then by head, newest chunk first; a KV head uses its own retrieval
-  //   head's chunks, or all the only one's
+  // hidden: [n * rows, hidden_size] in and out, of 64 tokens in a row or Linear::rows_few single ones
+  // attended: [tokens * retrieval heads], by token, then by head, newest chunk first; a KV head uses its own retrieval
+  //   head's chunks, or all the only one's; rows behind the last token are padding
   void run(std::span<float> hidden, std::span<const std::vector<AttendedChunk>> attended, WorkerPool& pool) const;
 
  private:
   Hsa(const Config& config, ProductType type, HsaQuery query, Linear o_proj)
       : config_(config), type_(type), query_(std::move(query)), o_proj_(std::move(o_proj)) {}
+
+  void run_block(size_t rows, size_t first_token, std::span<const float> q,
+                 std::span<const std::vector<AttendedChunk>> attended, float* x) const;
+  std::vector<float> attend(size_t rows, size_t first_token, std::span<const float> q,
+                            std::span<const std::vector<AttendedChunk>> attended) const;
 
   Config config_;
   ProductType type_;

@@ -32,15 +32,27 @@ class Progress {
   std::atomic<size_t> done_ = 0;
 };
 
-// What one thread needs while a chunk goes through a block.
+// What one thread needs while a chunk, or a row of each of several streams, goes through a block.
 template <class Operand>
 struct Scratch {
-  std::vector<Operand> normed;   // [64, hidden_size]
-  std::vector<float> projected;  // [64, z + channels + heads]
-  std::vector<Operand> xbc;      // [64, channels]
-  std::vector<float> y;          // [heads, 64, head_dim]
-  std::vector<Operand> gated;    // [64, heads * head_dim]
-  std::vector<float> out;        // [64, hidden_size]
+  std::vector<Operand> normed;   // [rows, hidden_size]
+  std::vector<float> projected;  // [rows, z + channels + heads]
+  std::vector<Operand> xbc;      // [rows, channels]
+  std::vector<float> token;      // [channels], instead of xbc
+  std::vector<float> y;          // [heads, rows, head_dim]
+  std::vector<Operand> gated;    // [rows, heads * head_dim]
+  std::vector<float> out;        // [rows, hidden_size]
+
+  void fit(const SsdShape& shape, size_t rows, size_t hidden_size, size_t projected_width) {
+    const size_t inner = shape.heads * shape.head_dim;
+    normed.resize(rows * hidden_size);
+    projected.resize(rows * projected_width);
+    xbc.resize(rows * shape.channels());
+    token.resize(shape.channels());
+    y.resize(rows * inner);
+    gated.resize(rows * inner);
+    out.resize(rows * hidden_size);
+  }
 };
 
 }  // namespace
@@ -81,38 +93,69 @@ Expected<Mamba2> Mamba2::load(const Weights& weights, const std::string& prefix,
   return block;
 }
 
-void Mamba2::run(float* state, float* hidden) const {
-  type_ == ProductType::bf16 ? run_as<Bf16>(state, hidden) : run_as<float>(state, hidden);
+void Mamba2::run(float* state, float* hidden, size_t rows) const {
+  type_ == ProductType::bf16 ? run_as<Bf16>(state, hidden, rows) : run_as<float>(state, hidden, rows);
+}
+
+void Mamba2::step(std::span<float* const> states, float* hidden) const {
+  type_ == ProductType::bf16 ? step_as<Bf16>(states, hidden) : step_as<float>(states, hidden);
 }
 
 template <class Operand>
-void Mamba2::run_as(float* state, float* hidden) const {
+void Mamba2::run_as(float* state, float* hidden, size_t rows) const {
   const size_t inner = ssd_shape_.heads * ssd_shape_.head_dim, channels = ssd_shape_.channels();
   const size_t stride = in_proj_.out(), chunk_floats = ssd_block * hidden_size_;
   thread_local Scratch<Operand> scratch;
-  scratch.normed.resize(chunk_floats);
-  scratch.projected.resize(ssd_block * stride);
-  scratch.xbc.resize(ssd_block * channels);
-  scratch.y.resize(ssd_block * inner);
-  scratch.gated.resize(ssd_block * inner);
-  scratch.out.resize(chunk_floats);
+  scratch.fit(ssd_shape_, ssd_block, hidden_size_, stride);
   const float* z = scratch.projected.data();
   const float* dt = z + inner + channels;
 
   rmsnorm_cpu(hidden, norm_weight_.data(), ssd_block, hidden_size_, eps_, scratch.normed.data());
   in_proj_.run(scratch.normed.data(), scratch.projected.data());
-  conv1d_silu_cpu(z + inner, stride, ssd_block, channels, taps_, conv_weight_.data(), conv_bias_.data(), state,
+  conv1d_silu_cpu(z + inner, stride, rows, channels, taps_, conv_weight_.data(), conv_bias_.data(), state,
                   scratch.xbc.data());
   scan_.run(scratch.xbc.data(), dt, stride, {dt_bias_.data(), a_.data(), d_.data()}, state + conv_floats(),
-            scratch.y.data());
+            scratch.y.data(), rows);
   gated_rmsnorm_cpu(scratch.y.data(), z, stride, gated_norm_weight_.data(), ssd_block, ssd_shape_.heads,
                     ssd_shape_.head_dim, eps_, scratch.gated.data());
   out_proj_.run(scratch.gated.data(), scratch.out.data());
   add_cpu(scratch.out.data(), chunk_floats, hidden);
 }
 
-void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t chunks, float* hidden,
+template <class Operand>
+void Mamba2::step_as(std::span<float* const> states, float* hidden) const {
+  constexpr size_t rows = Linear::rows_few;
+  const size_t inner = ssd_shape_.heads * ssd_shape_.head_dim, channels = ssd_shape_.channels();
+  const size_t stride = in_proj_.out();
+  thread_local Scratch<Operand> scratch;
+  scratch.fit(ssd_shape_, rows, hidden_size_, stride);
+
+  rmsnorm_cpu(hidden, norm_weight_.data(), rows, hidden_size_, eps_, scratch.normed.data());
+  in_proj_.run(scratch.normed.data(), scratch.projected.data(), rows);
+  for (size_t row = 0; row < states.size(); ++row) {
+    const float* z = scratch.projected.data() + row * stride;
+    conv1d_silu_cpu(z + inner, stride, 1, channels, taps_, conv_weight_.data(), conv_bias_.data(), states[row],
+                    scratch.token.data());
+    ssd_state_update_cpu(ssd_shape_, scratch.token.data(), z + inner + channels,
+                         {dt_bias_.data(), a_.data(), d_.data()}, states[row] + conv_floats(), scratch.y.data());
+    gated_rmsnorm_cpu(scratch.y.data(), z, stride, gated_norm_weight_.data(), 1, ssd_shape_.heads, ssd_shape_.head_dim,
+                      eps_, scratch.gated.data() + row * inner);
+  }
+  out_proj_.run(scratch.gated.data(), scratch.out.data(), rows);
+  add_cpu(scratch.out.data(), rows * hidden_size_, hidden);
+}
+
+void step_blocks(std::span<const Mamba2> layers, std::span<float* const> states, float* hidden) {
+  std::vector<float*> of_layer(states.begin(), states.end());
+  for (const Mamba2& layer : layers) {
+    layer.step(of_layer, hidden);
+    for (float*& state : of_layer) state += layer.state_floats();
+  }
+}
+
+void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t tokens, float* hidden,
                 size_t hidden_size, WorkerPool& pool) {
+  const size_t chunks = (tokens + ssd_block - 1) / ssd_block;
   std::vector<float*> states;
   float* next = state.data();
   for (const Mamba2& layer : layers) {
@@ -136,7 +179,8 @@ void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t c
     const auto [layer, chunk] = tasks[index];
     progress[layer].wait_for(chunk);
     if (layer > 0) progress[layer - 1].wait_for(chunk + 1);
-    layers[layer].run(states[layer], hidden + chunk * ssd_block * hidden_size);
+    layers[layer].run(states[layer], hidden + chunk * ssd_block * hidden_size,
+                      std::min(ssd_block, tokens - chunk * ssd_block));
     progress[layer].advance();
   });
 }

@@ -16,8 +16,8 @@ Expected<Mlp> Mlp::load(const Weights& weights, const std::string& prefix, const
   return Mlp(type, std::move(gate_up), std::move(down));
 }
 
-void Mlp::add_to(Operands& x, size_t count, float* y) const {
-  const size_t rows = gate_up_.rows(), hidden = gate_up_.in(), inner = down_.in();
+void Mlp::add_to(Operands& x, size_t count, size_t rows, float* y) const {
+  const size_t hidden = gate_up_.in(), inner = down_.in();
   struct Scratch {
     std::vector<float> gate_up, out;
     Operands gated;
@@ -27,11 +27,11 @@ void Mlp::add_to(Operands& x, size_t count, float* y) const {
   scratch.gated.fit(type_, count * rows * inner);
   scratch.out.resize(rows * hidden);
   for (size_t i = 0; i < count; ++i) {
-    gate_up_.run(x.at(i * rows * hidden), scratch.gate_up.data());
+    gate_up_.run(x.at(i * rows * hidden), scratch.gate_up.data(), rows);
     swiglu(type_, scratch.gate_up.data(), rows, inner, scratch.gated.at(i * rows * inner));
   }
   for (size_t i = 0; i < count; ++i) {
-    down_.run(scratch.gated.at(i * rows * inner), scratch.out.data());
+    down_.run(scratch.gated.at(i * rows * inner), scratch.out.data(), rows);
     add_cpu(scratch.out.data(), rows * hidden, y + i * rows * hidden);
   }
 }

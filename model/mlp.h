@@ -18,9 +18,10 @@ class Mlp {
   static Expected<Mlp> load(const Weights& weights, const std::string& prefix, const Config& config, ProductType type,
                             size_t rows);
 
-  // `count` inputs one after the other through each projection, so that its weights are read from the L2 cache.
+  // `count` inputs one after the other through each projection, so that its weights are read from the L2 cache. Each is
+  // of the rows that the MLP was loaded for, or of Linear::rows_few.
   // x: [count, rows, hidden_size] operands · y: [count, rows, hidden_size] in and out, the result is added
-  void add_to(Operands& x, size_t count, float* y) const;
+  void add_to(Operands& x, size_t count, size_t rows, float* y) const;
 
  private:
   Mlp(ProductType type, Linear gate_up, Linear down)

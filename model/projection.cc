@@ -39,16 +39,20 @@ Expected<Linear> pack(const Weights& weights, const std::vector<Stacked>& matric
   return Linear::pack(type, rows, stacked.size() / in, in, stacked.data());
 }
 
+size_t rows_for(const Linear& linear, size_t n) {
+  return n <= Linear::rows_few ? Linear::rows_few : linear.rows();
+}
+
 std::vector<float> project_normed(ProductType type, const Linear& linear, std::span<const float> norm, float eps,
                                   std::span<const float> x) {
-  const size_t width = linear.in(), n = x.size() / width, block = linear.rows();
+  const size_t width = linear.in(), n = x.size() / width, block = rows_for(linear, n);
   const size_t padded = (n + block - 1) / block * block;
   Operands normed;
   normed.fit(type, padded * width);
   rmsnorm(type, x.data(), norm.data(), n, width, eps, normed.at(0));
   std::vector<float> out(padded * linear.out());
   for (size_t first = 0; first < padded; first += block)
-    linear.run(normed.at(first * width), out.data() + first * linear.out());
+    linear.run(normed.at(first * width), out.data() + first * linear.out(), block);
   out.resize(n * linear.out());
   return out;
 }

@@ -44,6 +44,9 @@ struct Stacked {
 Expected<Linear> pack(const Weights& weights, const std::vector<Stacked>& matrices, size_t in, ProductType type,
                       size_t rows);
 
+// The rows of one product for n rows of input: few of them are multiplied as such.
+size_t rows_for(const Linear& linear, size_t n);
+
 // linear(RMSNorm(x)) of any number of rows, the last block of products padded.
 // x: [n, linear.in()] · norm: [linear.in()] · returns [n, linear.out()]
 std::vector<float> project_normed(ProductType type, const Linear& linear, std::span<const float> norm, float eps,

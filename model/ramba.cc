@@ -64,6 +64,13 @@ Hash128 identity(const std::filesystem::path& directory, const Weights& weights)
   return hash128(std::as_bytes(std::span(parts)));
 }
 
+// Each row times the gain, in bf16. x: [n, gain.size()]
+std::vector<Bf16> scaled(std::span<const float> x, std::span<const float> gain) {
+  std::vector<Bf16> out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) out[i] = to_bf16(x[i] * gain[i % gain.size()]);
+  return out;
+}
+
 }  // namespace
 
 struct Ramba::Impl {
@@ -89,6 +96,17 @@ struct Ramba::Impl {
   }
   size_t mamba_layers_of_group() const { return config.num_upper_layers / config.num_upper_groups; }
   Expected<void> load_upper();
+
+  // hidden: [tokens or more, hidden_size]; what lies behind the tokens becomes zero
+  void embed(std::span<const uint32_t> tokens, std::span<float> hidden) const {
+    const size_t width = config.hidden_size;
+    for (size_t i = 0; i < tokens.size(); ++i)
+      std::ranges::transform(embeddings.subspan(tokens[i] * width, width), hidden.data() + i * width, to_float);
+    std::ranges::fill(hidden.subspan(tokens.size() * width), 0.0f);
+  }
+
+  // Where a group's blocks have their part of the upper state.
+  size_t group_offset(size_t group) const { return group * mamba_layers_of_group() * lower[0].state_floats(); }
 };
 
 Ramba::Ramba(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -172,11 +190,8 @@ RecurrentState Ramba::lower_zero_state() const {
 
 void Ramba::lower(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden) {
   const size_t width = impl_->config.hidden_size;
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    const auto embedding = impl_->embeddings.subspan(tokens[i] * width, width);
-    std::ranges::transform(embedding, hidden.begin() + static_cast<ptrdiff_t>(i * width), to_float);
-  }
-  run_blocks(impl_->lower, state.values, tokens.size() / impl_->config.chunk_size, hidden.data(), width, impl_->pool);
+  impl_->embed(tokens, hidden);
+  run_blocks(impl_->lower, state.values, tokens.size(), hidden.data(), width, impl_->pool);
 }
 
 std::vector<EncodedChunk> Ramba::encode_chunks(std::span<const float> hidden) {
@@ -216,11 +231,9 @@ RecurrentState Ramba::lower_state_from_bytes(ByteView bytes) const {
 
 std::vector<float> Ramba::lower_from_zero(std::span<const uint32_t> tokens) {
   const size_t block = impl_->config.chunk_size, width = impl_->config.hidden_size;
-  std::vector<uint32_t> padded(tokens.begin(), tokens.end());
-  padded.resize((tokens.size() + block - 1) / block * block);
-  std::vector<float> hidden(padded.size() * width);
+  std::vector<float> hidden((tokens.size() + block - 1) / block * block * width);
   RecurrentState state = lower_zero_state();
-  lower(state, padded, hidden);
+  lower(state, tokens, hidden);
   hidden.resize(tokens.size() * width);
   return hidden;
 }
@@ -230,10 +243,7 @@ Ramba::Query Ramba::query(std::span<const uint32_t> tokens) {
   const std::vector<float> hidden = lower_from_zero(tokens);
   const auto last = std::span(hidden).last(width);
   Query query;
-  const std::vector<float> embedding = retrieval_embedding(last, 0);
-  query.landmark.resize(embedding.size());
-  std::ranges::transform(embedding, landmark_gain(0), query.landmark.begin(),
-                         [](float q, float gain) { return to_bf16(q * gain); });
+  query.landmark = scaled(retrieval_embedding(last, 0), landmark_gain(0));
   if (impl_->first_query) query.heads = impl_->first_query->run(last);
   return query;
 }
@@ -274,6 +284,18 @@ std::span<const float> Ramba::landmark_gain(size_t group) const {
   return impl_->retrievals[group].landmark_gain();
 }
 
+std::vector<Bf16> Ramba::landmark_queries(std::span<const float> hidden, size_t group) const {
+  const size_t dim = impl_->config.retrieval_dim, heads = impl_->config.retrieval_heads(), head_width = dim / heads;
+  const std::vector<Bf16> whole = scaled(retrieval_embedding(hidden, group), landmark_gain(group));
+  if (heads == 1) return whole;
+  std::vector<Bf16> queries(whole.size() * heads);
+  for (size_t i = 0; i < whole.size(); ++i) {
+    const size_t token = i / dim, at = i % dim, head = at / head_width;
+    queries[(token * heads + head) * dim + at] = whole[i];
+  }
+  return queries;
+}
+
 std::vector<float> Ramba::chunk_weights(std::span<const float> scores) const {
   std::vector<float> weights(scores.size());
   chunk_weights_cpu(impl_->config.enable_softmax, scores, weights);
@@ -282,14 +304,34 @@ std::vector<float> Ramba::chunk_weights(std::span<const float> scores) const {
 
 void Ramba::upper(size_t group, RecurrentState& state, std::span<float> hidden,
                   std::span<const std::vector<AttendedChunk>> attended) {
-  const size_t width = impl_->config.hidden_size, chunks = hidden.size() / width / impl_->config.chunk_size;
+  const size_t width = impl_->config.hidden_size, tokens = attended.size() / impl_->config.retrieval_heads();
   const size_t block_floats = impl_->lower[0].state_floats();
-  auto states = std::span(state.values).subspan(group * impl_->mamba_layers_of_group() * block_floats);
+  auto states = std::span(state.values).subspan(impl_->group_offset(group));
   for (const UpperGroup::Stage& stage : impl_->groups[group].stages) {
     stage.hsa.run(hidden, attended, impl_->pool);
-    run_blocks(stage.blocks, states.first(stage.blocks.size() * block_floats), chunks, hidden.data(), width,
+    run_blocks(stage.blocks, states.first(stage.blocks.size() * block_floats), tokens, hidden.data(), width,
                impl_->pool);
     states = states.subspan(stage.blocks.size() * block_floats);
+  }
+}
+
+std::vector<float> Ramba::lower_step(std::span<RecurrentState* const> states, std::span<const uint32_t> tokens) {
+  std::vector<float> hidden(streams_max * impl_->config.hidden_size);
+  impl_->embed(tokens, hidden);
+  std::vector<float*> values;
+  for (RecurrentState* state : states) values.push_back(state->values.data());
+  step_blocks(impl_->lower, values, hidden.data());
+  return hidden;
+}
+
+void Ramba::upper_step(size_t group, std::span<RecurrentState* const> states, std::span<float> hidden,
+                       std::span<const std::vector<AttendedChunk>> attended) {
+  std::vector<float*> values;
+  for (RecurrentState* state : states) values.push_back(state->values.data() + impl_->group_offset(group));
+  for (const UpperGroup::Stage& stage : impl_->groups[group].stages) {
+    stage.hsa.run(hidden, attended, impl_->pool);
+    step_blocks(stage.blocks, values, hidden.data());
+    for (float*& value : values) value += impl_->state_floats(stage.blocks);
   }
 }
 
@@ -302,14 +344,15 @@ std::vector<float> Ramba::final_norm(std::span<const float> hidden) const {
 }
 
 std::vector<float> Ramba::logits(std::span<const float> final_hidden) const {
-  const size_t width = impl_->config.hidden_size, rows = final_hidden.size() / width, block = impl_->head->rows();
+  const size_t width = impl_->config.hidden_size, rows = final_hidden.size() / width;
+  const size_t block = rows_for(*impl_->head, rows);
   const size_t padded = (rows + block - 1) / block * block;
   Operands operands;
   operands.fit(impl_->type, padded * width);
   to_operands(impl_->type, final_hidden.data(), rows * width, operands.at(0));
   std::vector<float> logits(padded * impl_->config.vocab_size);
   impl_->pool.run(padded / block, [&](size_t i, size_t) {
-    impl_->head->run(operands.at(i * block * width), logits.data() + i * block * impl_->config.vocab_size);
+    impl_->head->run(operands.at(i * block * width), logits.data() + i * block * impl_->config.vocab_size, block);
   });
   logits.resize(rows * impl_->config.vocab_size);
   return logits;

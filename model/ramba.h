@@ -60,7 +60,8 @@ class Ramba {
   // ---- Appending
   size_t lower_state_bytes() const;
   RecurrentState lower_zero_state() const;
-  // Lower half over whole chunks. tokens: [n * 64], each < vocab_size · hidden out: [n * 64, hidden_size]
+  // Lower half over chunks, of which the last may have less than 64 tokens where nothing but a generation goes on.
+  // tokens: [n], each < vocab_size · hidden out: [n up to a multiple of 64, hidden_size]
   void lower(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden);
 
   // Chunk encoder. hidden: [n * 64, hidden_size] · returns n chunks
@@ -105,13 +106,25 @@ class Ramba {
   // returns [n, retrieval_dim]
   std::vector<float> retrieval_embedding(std::span<const float> hidden, size_t group) const;
   std::span<const float> landmark_gain(size_t group) const;  // [retrieval_dim]
+  // The same as queries that whole landmarks are multiplied by: with the gain, in bf16, and for each retrieval head by
+  // itself, zeros for the others. hidden: [n, hidden_size] · returns [n, retrieval_heads, retrieval_dim]
+  std::vector<Bf16> landmark_queries(std::span<const float> hidden, size_t group) const;
   // Shares of the selected chunks from their scores, newest first.
   std::vector<float> chunk_weights(std::span<const float> scores) const;
 
-  // One group of upper layers over whole blocks of 64 tokens. `attended` as in Hsa::run.
-  // state: of all groups · hidden: [n * 64, hidden_size] in and out
+  // One group of upper layers over n tokens in blocks of 64. `attended` as in Hsa::run.
+  // state: of all groups · hidden: [n up to a multiple of 64, hidden_size] in and out · attended: [n, retrieval_heads]
   void upper(size_t group, RecurrentState& state, std::span<float> hidden,
              std::span<const std::vector<AttendedChunk>> attended);
+
+  // The same for one token of each of several streams. A stream's bits do not depend on the others, and are near those
+  // that lower() and upper() would give.
+  static constexpr size_t streams_max = Linear::rows_few;
+  // states, tokens: [streams] · returns [streams_max, hidden_size], of which the first `streams` rows count
+  std::vector<float> lower_step(std::span<RecurrentState* const> states, std::span<const uint32_t> tokens);
+  // hidden: [streams_max, hidden_size] in and out · attended: [streams, retrieval_heads]
+  void upper_step(size_t group, std::span<RecurrentState* const> states, std::span<float> hidden,
+                  std::span<const std::vector<AttendedChunk>> attended);
 
   // hidden: [n, hidden_size] · final norm: [n, hidden_size] · logits of its result: [n, vocab_size]
   std::vector<float> final_norm(std::span<const float> hidden) const;

@@ -13,6 +13,7 @@
 namespace recalld::client {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -49,8 +50,8 @@ std::string at(const FakeDaemon& daemon) {
 TEST(Recall, HelpNamesCommandsExitCodesAndExamples) {
   const Outcome outcome = shell("$RECALL --help");
   EXPECT_EQ(outcome.code, 0);
-  for (const char* word : {"append", "search", "memories", "turns", "chunks", "forget", "export", "import", "verify",
-                           "backup", "reencode", "stats", "health", "Exit codes", "Examples"}) {
+  for (const char* word : {"append", "search", "ask", "memories", "turns", "chunks", "forget", "export", "import",
+                           "verify", "backup", "reencode", "stats", "health", "Exit codes", "Examples"}) {
     EXPECT_THAT(outcome.output, HasSubstr(word));
   }
 }
@@ -124,6 +125,80 @@ TEST(Recall, SearchJoinsWordsAndPassesItsOptions) {
   const Json expected{{"memory", "a/b"},   {"query", "where is it"}, {"limit", 3},
                       {"max_tokens", 100}, {"mode", "landmark"},     {"explain", true}};
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
+}
+
+// The reply to a generation, after what was told before it.
+FakeDaemon::Answer told(const std::string& line, const std::vector<std::string>& pieces, const Json& result) {
+  const Json id = Json::parse(line)["id"];
+  std::string bytes;
+  for (const std::string& text : pieces)
+    bytes +=
+        Json{{"jsonrpc", "2.0"}, {"method", "generate.text"}, {"params", {{"id", id}, {"text", text}}}}.dump() + "\n";
+  return {bytes + answer(line, result).bytes};
+}
+
+Json generated(const std::string& text, const std::string& finish) {
+  return {{"text", text},
+          {"tokens", 3},
+          {"finish", finish},
+          {"chunks",
+           {{{"chunk", 4},
+             {"weight", 0.75},
+             {"text", "the code is 60417"},
+             {"tokens", {256, 320}},
+             {"turns", {{{"turn", 9}, {"role", "user"}, {"time", "2026-01-02T02:04:05Z"}}}}}}},
+          {"searchable_through", 3},
+          {"took_ms", 0.5}};
+}
+
+TEST(Recall, AskWritesTheAnswerAsItComesAndItsSourcesWhenAsked) {
+  const FakeDaemon daemon([](const std::string& line) {
+    return told(line, {"604", "1\x1b"},
+                generated("6041\x1b"
+                          "7",
+                          "newline"));
+  });
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "ask a/b what is the code --max-tokens 9 --seed 4");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(outcome.output, "6041\\x1b7\n");
+  const Json expected{
+      {"memory", "a/b"}, {"prompt", "what is the code"}, {"max_tokens", 9}, {"seed", 4}, {"stream", true}};
+  EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask m q --sources").output,
+              AllOf(HasSubstr("weight 0.750"), HasSubstr("chunk 4 · tokens 256-320"), HasSubstr("the code is 60417")));
+}
+
+TEST(Recall, AskPrintsTheReplyAsItIsWithJsonAndTellsOfACutOrEmptyAnswer) {
+  const Json cut = generated("one", "max_tokens");
+  const FakeDaemon daemon([&](const std::string& line) {
+    return Json::parse(line)["params"]["memory"] == "cut" ? told(line, {}, cut)
+                                                          : told(line, {}, generated("", "newline"));
+  });
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "ask cut q --json").output, cut.dump() + "\n");
+  EXPECT_FALSE(Json::parse(daemon.lines().at(0))["params"].contains("stream"));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask cut q").output, HasSubstr("cut after 3 tokens; --max-tokens"));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask empty q").output, HasSubstr("the model wrote nothing"));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "ask m q --temperature 3").output,
+            "recall: --temperature: expected a number from 0 to 2, got '3'; see recall ask --help\n");
+}
+
+TEST(Recall, CtrlCCancelsAnAnswerAndShowsWhatThereIs) {
+  std::string asked;
+  const FakeDaemon daemon([&asked](const std::string& line) -> FakeDaemon::Answer {
+    const Json request = Json::parse(line);
+    if (request["method"] == "generate") {
+      asked = line;
+      return {
+          Json{{"jsonrpc", "2.0"}, {"method", "generate.text"}, {"params", {{"id", request["id"]}, {"text", "so "}}}}
+              .dump() +
+          "\n"};
+    }
+    EXPECT_EQ(request["method"], "cancel");
+    EXPECT_EQ(request["params"]["id"], Json::parse(asked)["id"]);
+    return {answer(line, {{"cancelled", true}}).bytes + answer(asked, generated("so far", "cancelled")).bytes};
+  });
+  const Outcome outcome = shell("timeout -s INT 1 $RECALL " + at(daemon) + "ask m q; echo \" exit $?\"");
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("so far"), HasSubstr("cancelled: the answer is not complete")));
 }
 
 TEST(Recall, AppendReadsStandardInputAndSumsUpInOneLine) {

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <future>
+#include <mutex>
+#include <thread>
 
 #include "tests/support/temp_dir.h"
 
@@ -77,11 +80,48 @@ TEST_F(CommandsTest, EveryMethodReachesTheEngineAndAnswers) {
   EXPECT_EQ(call("memories.get", m)["error"]["data"]["kind"], "not_found");
 }
 
+TEST_F(CommandsTest, AGenerationTellsItsTextUnderItsIdAndIsCancelledByIt) {
+  call("append", {{"memory", "m"}, {"turns", turns(40)}, {"wait", "searchable"}});
+  std::mutex mutex;
+  std::vector<std::string> told;
+  std::atomic<bool> began = false;
+  const Call of_client = commands_of(*engine_, {.connection = 5, .notify = [&](std::string line) {
+                                                  const std::lock_guard lock(mutex);
+                                                  told.push_back(std::move(line));
+                                                  began = true;
+                                                }});
+  std::promise<std::string> reply;
+  serve_line(
+      R"({"jsonrpc":"2.0","id":"a \"1\"","method":"generate","params":{"memory":"m","prompt":"Tell me.","max_tokens":1024,)"
+      R"("temperature":2,"seed":3,"stream":true}})",
+      of_client, [&reply](std::string line) { reply.set_value(std::move(line)); });
+  while (!began) std::this_thread::yield();
+  const Json none = call("cancel", {{"id", "a \"1\""}});
+  EXPECT_EQ(none["result"]["cancelled"], false) << "it is another client's";
+  std::promise<std::string> cancelled;
+  serve_line(R"({"jsonrpc":"2.0","id":2,"method":"cancel","params":{"id":"a \"1\""}})", of_client,
+             [&cancelled](std::string line) { cancelled.set_value(std::move(line)); });
+  EXPECT_EQ(cancelled.get_future().get(), R"({"jsonrpc":"2.0","id":2,"result":{"cancelled":true}})");
+  const Json result = Json::parse(reply.get_future().get())["result"];
+  EXPECT_EQ(result["finish"], "cancelled");
+  EXPECT_EQ(result["seed"], 3);
+  EXPECT_EQ(result["chunks"].size(), 8u);
+  std::string text;
+  for (const std::string& line : told) {
+    const Json notification = Json::parse(line);
+    EXPECT_EQ(notification["method"], "generate.text");
+    EXPECT_EQ(notification["params"]["id"], "a \"1\"");
+    text += notification["params"]["text"];
+  }
+  EXPECT_EQ(result["text"], text);
+}
+
 TEST_F(CommandsTest, AnUnknownMethodIsAnsweredWithThoseThatThereAre) {
-  const Json error = call("generate", {{"memory", "m"}})["error"];
+  const Json error = call("dream", {{"memory", "m"}})["error"];
   EXPECT_EQ(error["code"], code_method_not_found);
   EXPECT_EQ(error["message"],
-            "method: there is no \"generate\"; there are append, search, memories.list, memories.get, memories.delete, "
+            "method: there is no \"dream\"; there are append, search, generate, cancel, memories.list, memories.get, "
+            "memories.delete, "
             "turns.list, chunks.list, chunks.get, forget, verify, export, import, backup, reencode, stats, health, "
             "version");
 }

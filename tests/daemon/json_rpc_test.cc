@@ -13,7 +13,7 @@ using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-void echo_or_fail(std::string_view method, Json& params, Answer answer) {
+void echo_or_fail(std::string_view method, Json& params, const RequestId&, Answer answer) {
   if (method == "fail") return answer(std::unexpected(rpc_error({ErrorKind::not_found, "nothing there"})));
   answer(params.dump());
 }
@@ -74,7 +74,7 @@ TEST(JsonRpc, ABatchIsBoundedInRequests) {
 }
 
 TEST(JsonRpc, ABatchIsBoundedInBytesOfItsReplies) {
-  const Call large = [](std::string_view, Json&, Answer answer) {
+  const Call large = [](std::string_view, Json&, const RequestId&, Answer answer) {
     answer("\"" + std::string(batch_reply_bytes_max / 4, 'x') + "\"");
   };
   std::string batch = "[";
@@ -91,7 +91,9 @@ TEST(JsonRpc, ABatchIsBoundedInBytesOfItsReplies) {
 
 TEST(JsonRpc, ABatchWaitsForItsLastAnswerAndKeepsItsOrder) {
   std::vector<Answer> answers;
-  const Call later = [&answers](std::string_view, Json&, Answer answer) { answers.push_back(std::move(answer)); };
+  const Call later = [&answers](std::string_view, Json&, const RequestId&, Answer answer) {
+    answers.push_back(std::move(answer));
+  };
   std::string reply;
   serve_line(R"([{"jsonrpc":"2.0","id":1,"method":"m"},{"jsonrpc":"2.0","id":2,"method":"m"}])", later,
              [&reply](std::string text) { reply = std::move(text); });
@@ -104,7 +106,7 @@ TEST(JsonRpc, ABatchWaitsForItsLastAnswerAndKeepsItsOrder) {
 
 TEST(JsonRpc, AnIntegerBeyond64BitsIsNotRounded) {
   Json seen;
-  const Call keep = [&seen](std::string_view, Json& params, Answer answer) {
+  const Call keep = [&seen](std::string_view, Json& params, const RequestId&, Answer answer) {
     seen = params;
     answer("0");
   };

@@ -47,6 +47,33 @@ TEST(ModelThread, SearchesGoBeforeEncodingAndMemoriesTakeTurns) {
   EXPECT_THAT(order, ElementsAre("search", "1", "2", "1", "2", "1"));
 }
 
+TEST(ModelThread, SearchesGoBeforeTokensAndTokensBeforeEncodingWhichAreNotStarved) {
+  std::string order;
+  int tokens_left = 40, encodings_left = 3;
+  std::promise<void> finished;
+  ModelThread thread(
+      [&](MemoryId) {
+        order += 'e';
+        return --encodings_left > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
+      },
+      [&] {
+        order += 't';
+        if (--tokens_left == 0) finished.set_value();
+        return tokens_left > 0;
+      });
+  Gate gate;
+  gate.hold(thread);
+  thread.encode(1);
+  thread.generate();
+  thread.search([&] { order += 's'; });
+  gate.open.release();
+  finished.get_future().wait();
+  thread.stop();
+  const std::string row(ModelThread::tokens_in_a_row_max, 't');
+  EXPECT_EQ(order.substr(0, 3 + 2 * row.size()), "s" + row + "e" + row + "e");
+  EXPECT_EQ(std::ranges::count(order, 't'), 40);
+}
+
 TEST(ModelThread, AFloodOfSearchesDoesNotStopEncoding) {
   std::vector<char> order;
   ModelThread thread([&](MemoryId) {

@@ -23,6 +23,8 @@ std::string verdict(const std::string& method, Json params) {
   };
   if (method == "append") return judge(append_request);
   if (method == "search") return judge(search_request);
+  if (method == "generate") return judge(generate_request);
+  if (method == "cancel") return judge(cancel_request);
   if (method == "memories.list") return judge(memories_list_request);
   if (method == "memories.get") return judge(memory_request);
   if (method == "memories.delete") return judge(delete_request);
@@ -47,7 +49,7 @@ Json with_turn(Json turn) {
 Json parsed(const std::string& line) {
   Json out;
   serve_line(R"({"jsonrpc":"2.0","id":1,"method":"m","params":)" + line + "}",
-             [&out](std::string_view, Json& params, Answer answer) {
+             [&out](std::string_view, Json& params, const RequestId&, Answer answer) {
                out = std::move(params);
                answer("0");
              },

@@ -62,9 +62,15 @@ class ServerTest : public ::testing::Test {
 
   LineService service() {
     return {.serve =
-                [this](std::string line, Respond respond) {
+                [this](std::string line, const Client& client, Respond respond) {
                   ++served_;
-                  if (line == "later") {
+                  if (line == "tell") {
+                    std::thread([&client] {
+                      client.notify("first");
+                      client.notify("second");
+                    }).join();
+                    respond("told");
+                  } else if (line == "later") {
                     const std::lock_guard lock(mutex_);
                     kept_.push_back(std::move(respond));
                   } else if (line.starts_with("big ")) {
@@ -73,6 +79,7 @@ class ServerTest : public ::testing::Test {
                     respond(line == "quiet" ? "" : line);
                   }
                 },
+            .closed = [this](uint64_t connection) { closed_ = connection; },
             .overloaded = [this] { return overloaded_.load(); },
             .overlong_reply = "too long",
             .refusal = "too many"};
@@ -118,6 +125,7 @@ class ServerTest : public ::testing::Test {
   std::mutex mutex_;
   std::vector<Respond> kept_;
   std::atomic<int> served_ = 0;
+  std::atomic<uint64_t> closed_ = 0;  // the connection that closed last
   std::atomic<bool> overloaded_ = false;
   boost::asio::io_context io_{1};
   std::unique_ptr<Server> server_;
@@ -159,6 +167,25 @@ TEST_F(ServerTest, ASlowRequestHoldsUpNoOther) {
   EXPECT_EQ(client.line(), "quick");
   answer_kept("at last");
   EXPECT_EQ(client.line(), "at last");
+}
+
+TEST_F(ServerTest, NotificationsArriveInTheirOrderBeforeTheReply) {
+  start();
+  RawClient client(socket());
+  ASSERT_TRUE(client.send("tell\n"));
+  EXPECT_EQ(client.line(), "first");
+  EXPECT_EQ(client.line(), "second");
+  EXPECT_EQ(client.line(), "told");
+}
+
+TEST_F(ServerTest, TheServiceLearnsWhichConnectionHasClosed) {
+  start();
+  { RawClient first(socket()); }
+  for (int i = 0; i < 2000 && closed_ != 1; ++i) std::this_thread::sleep_for(5ms);
+  EXPECT_EQ(closed_, 1u);
+  { RawClient second(socket()); }
+  for (int i = 0; i < 2000 && closed_ != 2; ++i) std::this_thread::sleep_for(5ms);
+  EXPECT_EQ(closed_, 2u);
 }
 
 TEST_F(ServerTest, AnOverlongLineIsRefusedAndTheNextOneServed) {

@@ -147,6 +147,35 @@ TEST_F(Daemon, TheCommandLineAppendsSearchesAndInspects) {
   EXPECT_THAT(unknown.output, HasSubstr("nowhere"));
 }
 
+TEST_F(Daemon, AFactIsAskedForThroughTheClientAndTheCommandLine) {
+  DaemonProcess daemon(directory());
+  Client client = daemon.connect();
+  client::AppendRequest request = harbour_log("harbour", 200, 40);
+  request.wait_searchable = true;
+  must(client.append(request));
+  client::GenerateRequest ask;
+  ask.memory = "harbour";
+  ask.prompt = question;
+  ask.stream = true;
+  std::string told;
+  const auto reply = must(client.generate(ask, [&told](std::string_view text) { told += text; }));
+  EXPECT_EQ(reply.text, "60417");
+  EXPECT_EQ(told, "60417");
+  EXPECT_EQ(reply.finish, "newline");
+  EXPECT_THAT(reply.chunks.at(0).text, HasSubstr("60417"));
+
+  ask.max_tokens = 1024;
+  ask.temperature = 2;
+  const uint64_t endless = must(client.submit_generate(ask));
+  EXPECT_TRUE(must(client.cancel(endless))) << "sent right behind it";
+  EXPECT_EQ(must(client.wait(endless)).at("finish"), "cancelled");
+
+  const Outcome asked = shell(daemon, "$RECALL ask harbour '" + std::string(question) + "' --sources");
+  EXPECT_EQ(asked.code, 0) << asked.output;
+  EXPECT_THAT(asked.output, AllOf(StartsWith("60417\n"), HasSubstr("lamp room is 60417")));
+  EXPECT_GE(must(client.stats()).at("generations"), 3);
+}
+
 TEST_F(Daemon, ACleanStopKeepsEverything) {
   client::SearchReply before;
   client::AppendReply first;

@@ -19,6 +19,7 @@ using Json = nlohmann::ordered_json;
 const std::set<std::string> varying{"score",
                                     "landmark_score",
                                     "took_ms",
+                                    "weight",
                                     "created",
                                     "updated",
                                     "time",

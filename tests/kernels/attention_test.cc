@@ -90,8 +90,34 @@ TEST(HsaAttention, WeighsASoftmaxInsideEachChunk) {
   }
   hsa_attention_cpu(shape, q.data(), chunks, got.data());
   EXPECT_TRUE(tensor_near(got, expected, 1e-5));
-  hsa_attention_cpu(shape, q.data(), {}, got.data());
+  hsa_attention_cpu(shape, q.data(), std::span<const HsaChunk>(), got.data());
   EXPECT_THAT(got, ::testing::Each(0.0f));
+  got[0] = 1;
+  hsa_attention_cpu(shape, q.data(), std::span<const HsaStoredChunk>(), got.data());
+  EXPECT_THAT(got, ::testing::Each(0.0f));
+}
+
+TEST(HsaAttention, OfStoredChunksEqualsPlainLoops) {
+  for (const HsaShape& shape : {HsaShape{6, 64, 64, 64}, HsaShape{1, 16, 16, 48}, HsaShape{5, 128, 64, 256}}) {
+    for (const float spread : {1.0f, 30.0f}) {  // the latter puts nearly all weight on one token
+      const size_t numbers = shape.tokens * shape.stride, chunks = 3;
+      const auto q = random_floats(shape.heads * shape.head_dim, 11, spread);
+      const std::vector<Bf16> kv = rounded(random_floats(2 * chunks * numbers, 12));
+      const std::vector<float> wide = widen(kv);
+      std::vector<HsaStoredChunk> stored;
+      std::vector<HsaChunk> plain;
+      for (size_t i = 0; i < chunks; ++i) {
+        const size_t k = 2 * i * numbers, v = k + numbers;
+        const float weight = 0.5f / static_cast<float>(i + 1);
+        stored.push_back({kv.data() + k, kv.data() + v, weight});
+        plain.push_back({wide.data() + k, wide.data() + v, weight});
+      }
+      std::vector<float> expected(q.size()), got(q.size(), 7.0f);
+      hsa_attention_cpu(shape, q.data(), plain, expected.data());
+      hsa_attention_cpu(shape, q.data(), stored, got.data());
+      EXPECT_TRUE(tensor_near(got, expected, 1e-5)) << shape.heads << " heads of " << shape.head_dim;
+    }
+  }
 }
 
 TEST(ChunkWeights, SoftmaxAddsUpToOneAndStickBreakingToLess) {

@@ -70,6 +70,30 @@ TEST(SsdScan, Bf16ProductsStayWithinTheirRounding) {
   }
 }
 
+// A part of a block, and then tokens one by one, as a generation goes.
+TEST(SsdScan, APartOfABlockAndSingleTokensContinueTheState) {
+  for (const SsdShape& shape : shapes) {
+    for (const size_t rows : {size_t{1}, size_t{2}, size_t{40}, size_t{63}}) {
+      Inputs in(shape, 4, 0.5f);
+      auto state = in.state, state_reference = in.state;
+      std::vector<float> y(shape.heads * ssd_block * shape.head_dim), y_reference(y.size());
+      ssd_scan_reference(shape, in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state_reference.data(),
+                         y_reference.data());
+      SsdScan::make(ProductType::f32, shape)
+          .run(in.xbc.data(), in.dt.data(), in.dt_stride, in.weights(), state.data(), y.data(), rows);
+      for (size_t t = rows; t < ssd_block; ++t) {
+        std::vector<float> of_token(shape.heads * shape.head_dim);
+        ssd_state_update_cpu(shape, in.xbc.data() + t * shape.channels(), in.dt.data() + t * in.dt_stride, in.weights(),
+                             state.data(), of_token.data());
+        for (size_t i = 0; i < of_token.size(); ++i)
+          y[(i / shape.head_dim * ssd_block + t) * shape.head_dim + i % shape.head_dim] = of_token[i];
+      }
+      EXPECT_TRUE(tensor_near(y, y_reference, 1e-5)) << rows << " rows";
+      EXPECT_TRUE(tensor_near(state, state_reference, 1e-5)) << rows << " rows";
+    }
+  }
+}
+
 TEST(SsdScan, ExtremeStepsGiveNoNaN) {
   Inputs in({4, 64, 64}, 3, 1.0f);
   for (size_t i = 0; i < in.dt.size(); ++i) in.dt[i] = i % 3 == 0 ? 200.0f : -200.0f;

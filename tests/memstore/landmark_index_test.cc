@@ -52,7 +52,7 @@ class LandmarkIndexTest : public ::testing::Test {
     const auto best = index.top_k(std::array{Extent{0, id}}, n, query_, k, pool, unreadable);
     EXPECT_TRUE(unreadable.empty());
     if (!best) throw std::runtime_error(best.error().message);
-    return pairs(*best);
+    return pairs(best->front());
   }
 
   std::vector<std::pair<uint64_t, float>> reference(std::span<const Bf16> landmarks, size_t k) {
@@ -124,6 +124,25 @@ TEST_F(LandmarkIndexTest, TheBestAreTheSameWhateverIsCachedAndHoweverManyThreads
 // Room for so many pages, and for what is noted about them.
 constexpr uint64_t room_for(uint64_t pages) {
   return pages * landmark_page_bytes + 1024;
+}
+
+TEST_F(LandmarkIndexTest, SeveralQueriesOfOneScanGetWhatEachGetsAlone) {
+  LandmarkIndex index(*catalog_, dim, 1 << 20);
+  const size_t n = 3 * page_landmarks + 5;
+  store(index, 1, random_landmarks(n, 1), 16);
+  const std::vector<Bf16> queries = random_landmarks(7, 2);
+  WorkerPool pool(2);
+  std::vector<Unreadable> unreadable;
+  const auto best = index.top_k(std::array{Extent{0, 1}}, n, queries, 10, pool, unreadable);
+  ASSERT_TRUE(best);
+  ASSERT_EQ(best->size(), 7u);
+  for (size_t i = 0; i < best->size(); ++i) {
+    const auto alone =
+        index.top_k(std::array{Extent{0, 1}}, n, std::span(queries).subspan(i * dim, dim), 10, pool, unreadable);
+    ASSERT_TRUE(alone);
+    EXPECT_EQ(pairs(best->at(i)), pairs(alone->front()));
+    EXPECT_EQ(alone->front().size(), 10u);
+  }
 }
 
 TEST_F(LandmarkIndexTest, AScanOfMoreThanFitsKeepsWhatItHas) {
@@ -204,7 +223,7 @@ TEST_F(LandmarkIndexTest, AMissingPageIsNamedAndTheOthersAreScanned) {
   std::vector<Unreadable> unreadable;
   const auto best = index.top_k(std::array{Extent{0, 4}}, 3 * page_landmarks, query_, 5, pool, unreadable);
   ASSERT_TRUE(best);
-  EXPECT_EQ(best->size(), 5u);
+  EXPECT_EQ(best->front().size(), 5u);
   ASSERT_EQ(unreadable.size(), 1u);
   EXPECT_EQ(unreadable[0].first, page_landmarks);
   EXPECT_EQ(unreadable[0].last, 2 * page_landmarks - 1);

@@ -90,6 +90,12 @@ class Golden : public ::testing::TestWithParam<Precision> {
     model_->lower(forward_.lower_state, tokens, forward_.lower_hidden);
     forward_.chunks = model_->encode_chunks(forward_.lower_hidden);
 
+    std::vector<std::vector<Bf16>> stored;
+    for (const EncodedChunk& chunk : forward_.chunks) {
+      stored.emplace_back(model_->kv_bytes() / sizeof(Bf16));
+      model_->pack_kv(chunk, std::as_writable_bytes(std::span(stored.back())));
+    }
+
     std::vector<float> hidden = forward_.lower_hidden;
     RecurrentState upper_state = model_->upper_zero_state();
     for (size_t group = 0; group < config.num_upper_groups; ++group) {
@@ -98,7 +104,7 @@ class Golden : public ::testing::TestWithParam<Precision> {
       for (const Forward::Retrieved& token : forward_.retrieved.back()) {
         attended.emplace_back();
         for (size_t i = 0; i < token.chosen.size(); ++i)
-          attended.back().push_back({&forward_.chunks[token.chosen[i]], token.weights[i]});
+          attended.back().push_back({stored[token.chosen[i]].data(), token.weights[i]});
       }
       model_->upper(group, upper_state, hidden, attended);
     }

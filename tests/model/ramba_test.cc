@@ -9,6 +9,7 @@
 
 #include "kernels/cpu_isa.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tensor_near.h"
 
 namespace recalld {
 namespace {
@@ -99,6 +100,66 @@ TEST_P(RambaTest, SaysWhereTheHeadsOfTheFirstHsaLayerLook) {
     float sum = 0;
     for (size_t t = 0; t < chunk_size; ++t) sum += shares[h * chunk_size + t];
     EXPECT_NEAR(sum, 1.0f, 1e-4f);
+  }
+}
+
+// A prompt that ends amid a block, and then tokens of several streams side by side: as if each had been read in whole.
+TEST_P(RambaTest, TokensThatAreGeneratedContinueWhatWasRead) {
+  WorkerPool pool(2);
+  auto model = Ramba::open(fs::path(RECALLD_SOURCE_DIR) / "model/default", GetParam(), Parts::all, pool);
+  ASSERT_TRUE(model.has_value());
+  Ramba& ramba = **model;
+  const size_t width = ramba.config().hidden_size, streams = 3, steps = 9;
+  const size_t prompt_tokens[streams] = {70, 1, 128};
+  std::vector<std::vector<Bf16>> stored;
+  std::vector<float> hidden(4 * chunk_size * width);
+  RecurrentState before = ramba.lower_zero_state();
+  ramba.lower(before, std::span(tokens_).first(4 * chunk_size), hidden);
+  for (const EncodedChunk& chunk : ramba.encode_chunks(hidden)) {
+    stored.emplace_back(ramba.kv_bytes() / sizeof(Bf16));
+    ramba.pack_kv(chunk, std::as_writable_bytes(std::span(stored.back())));
+  }
+  const auto tokens_of = [&](size_t stream) { return std::span(tokens_).subspan(stream * 200); };
+  // Which chunks a token attends to is up to the test here.
+  const auto attended_at = [&](size_t stream, size_t first, size_t count) {
+    std::vector<std::vector<AttendedChunk>> attended;
+    for (size_t i = first; i < first + count; ++i)
+      attended.push_back({{stored[(i + stream) % 4].data(), 0.75f}, {stored[(i / 4) % 4].data(), 0.25f}});
+    return attended;
+  };
+  const auto read = [&](size_t stream, size_t count, RecurrentState& lower, RecurrentState& upper) {
+    std::vector<float> x((count + chunk_size - 1) / chunk_size * chunk_size * width);
+    ramba.lower(lower, tokens_of(stream).first(count), x);
+    ramba.upper(0, upper, x, attended_at(stream, 0, count));
+    return std::vector<float>(x.begin() + static_cast<ptrdiff_t>((count - 1) * width),
+                              x.begin() + static_cast<ptrdiff_t>(count * width));
+  };
+
+  std::vector<RecurrentState> lower(streams, ramba.lower_zero_state()), upper(streams, ramba.upper_zero_state());
+  std::vector<RecurrentState*> lower_states, upper_states;
+  for (size_t s = 0; s < streams; ++s) {
+    read(s, prompt_tokens[s], lower[s], upper[s]);
+    lower_states.push_back(&lower[s]);
+    upper_states.push_back(&upper[s]);
+  }
+  const float tolerance = GetParam() == Precision::f32 ? 1e-3f : 2e-2f;
+  for (size_t step = 0; step < steps; ++step) {
+    std::vector<uint32_t> tokens;
+    std::vector<std::vector<AttendedChunk>> attended;
+    for (size_t s = 0; s < streams; ++s) {
+      tokens.push_back(tokens_of(s)[prompt_tokens[s] + step]);
+      attended.push_back(attended_at(s, prompt_tokens[s] + step, 1)[0]);
+    }
+    std::vector<float> x = ramba.lower_step(lower_states, tokens);
+    ramba.upper_step(0, upper_states, x, attended);
+    for (size_t s = 0; s < streams; ++s) {
+      RecurrentState whole_lower = ramba.lower_zero_state(), whole_upper = ramba.upper_zero_state();
+      const auto whole = read(s, prompt_tokens[s] + step + 1, whole_lower, whole_upper);
+      const auto stepped = std::span(x).subspan(s * width, width);
+      EXPECT_TRUE(tensor_near(ramba.logits(ramba.final_norm(stepped)), ramba.logits(ramba.final_norm(whole)),
+                              static_cast<double>(tolerance)))
+          << "stream " << s << ", step " << step;
+    }
   }
 }
 

@@ -1,0 +1,100 @@
+// recall ask: an answer in the model's own words, written as it comes.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "client/cli.h"
+#include "client/text.h"
+
+namespace recalld::client {
+
+namespace {
+
+struct AskArguments {
+  GenerateRequest request;
+  std::vector<std::string> words;
+  bool sources = false;
+};
+
+// Waits for the reply; the first Ctrl-C cancels the answer, which then ends with what is written.
+Expected<Json> wait_or_cancel(Client& client, uint64_t request, bool& cancelling) {
+  auto result = client.wait(request);
+  if (result || !Interrupt::seen() || cancelling) return result;
+  cancelling = true;
+  RECALLD_CHECK(client.cancel(request));
+  return client.wait(request);
+}
+
+int run_ask(const Globals& globals, const AskArguments& arguments) {
+  const Interrupt interrupt;
+  bool cancelling = false;
+  auto client = connect(globals, false, [&cancelling] { return Interrupt::seen() && !cancelling; });
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  int code = exit_ok;
+  std::string told;
+  const auto on_text = [&](std::string_view text) {
+    told += text;
+    if (code == exit_ok) code = print(printable(text));
+  };
+  const auto submitted = client->submit_generate(arguments.request, on_text);
+  if (!submitted) return fail_with(submitted.error());
+  const auto result = wait_or_cancel(*client, *submitted, cancelling);
+  if (!told.empty() && code == exit_ok && !result) code = print("\n");
+  if (!result) return fail_with(result.error());
+  if (globals.json) return print_line(*result);
+  const auto reply = decode<GenerateReply>(*result);
+  if (!reply) return fail_with(reply.error());
+
+  // What the daemon held back, as it does with half a character, comes with the reply.
+  if (code == exit_ok)
+    code = print(printable(std::string_view(reply->text).substr(std::min(told.size(), reply->text.size()))) + "\n");
+  if (code == exit_ok && arguments.sources) code = print("\n" + report(*reply, Style::of_standard_output()));
+  if (reply->finish == "cancelled")
+    return fail_with({ErrorKind::busy, "cancelled: the answer is not complete"}, exit_interrupted);
+  if (reply->finish == "max_tokens")
+    warn("the answer was cut after " + counted(reply->tokens, "token") + "; --max-tokens lets it be longer");
+  else if (reply->text.empty())
+    warn("the model wrote nothing; recall search finds the passages themselves");
+  return code;
+}
+
+// A number from 0 to `most`.
+CLI::Validator up_to(double most) {
+  return CLI::Validator(
+      [most](const std::string& text) {
+        double number = -1;
+        const bool valid = CLI::detail::lexical_cast(text, number) && number >= 0 && number <= most;
+        return valid ? std::string() : "expected a number from 0 to " + fixed(most, 0) + ", got '" + text + "'";
+      },
+      "");
+}
+
+}  // namespace
+
+void add_ask(CLI::App& app, const Globals& globals, Run& run) {
+  auto arguments = std::make_shared<AskArguments>();
+  GenerateRequest& request = arguments->request;
+  CLI::App* command = app.add_subcommand("ask", "Answer a question in the model's own words, from what a memory holds");
+  command->add_option("MEMORY", request.memory, "The name of the memory")->required();
+  command->add_option("QUESTION", arguments->words, "The question; several words are joined")->required();
+  command->add_option("--max-tokens", request.max_tokens, "At most so many tokens")->check(count_check);
+  command->add_option("--temperature", request.temperature, "0: always the likeliest token; more: more chance")
+      ->check(up_to(2));
+  command->add_option("--top-p", request.top_p, "Choose among the likeliest tokens that make up this share")
+      ->check(up_to(1));
+  command->add_option("--seed", request.seed, "Repeat what was written with this seed")->check(index_check);
+  command->add_flag("--sources", arguments->sources, "Show the chunks that the answer was read from");
+  command->callback([&globals, &run, arguments] {
+    run = [&globals, arguments] {
+      arguments->request.prompt = joined(arguments->words);
+      arguments->request.stream = !globals.json;
+      return run_ask(globals, *arguments);
+    };
+  });
+}
+
+}  // namespace recalld::client

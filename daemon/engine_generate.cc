@@ -1,0 +1,65 @@
+// Generate: the prompt's tokens, the answer, and the text of what it was read from.
+#include <algorithm>
+#include <utility>
+
+#include "daemon/engine_impl.h"
+
+namespace recalld {
+
+void Engine::Impl::generate(GenerateRequest request, Done<GenerateReply> done) {
+  if (model_->groups() == 0)
+    return done(
+        fail(ErrorKind::invalid_request,
+             "generate: the model has no upper layers and can only search; start recalld with another --model"));
+  if (request.temperature > 0 && !request.seed) request.seed = static_cast<uint64_t>(options_.now_us());
+  generator_->announce(request.caller);
+  boost::asio::post(
+      tokenisers_, [this, request = std::move(request), done = std::move(done), start = Clock::now()]() mutable {
+        const std::optional<uint64_t> seed = request.temperature > 0 ? request.seed : std::nullopt;
+        std::vector<uint32_t> prompt = tokenizer_->encode_query(request.prompt);
+        auto answer = [this, done = std::move(done), start, seed](Expected<Generated> generated) mutable {
+          boost::asio::post(readers_,
+                            [this, done = std::move(done), start, seed, generated = std::move(generated)]() mutable {
+                              if (!generated) return done(std::unexpected(std::move(generated).error()));
+                              tell_damage(generated->memory.id, generated->unreadable);
+                              Expected<GenerateReply> reply = collect(*std::move(generated));
+                              if (reply) reply->took_ms = milliseconds_since(start);
+                              if (reply) reply->seed = seed;
+                              ++generations_;
+                              done(std::move(reply));
+                            });
+        };
+        generator_->start(std::move(request), std::move(prompt), std::move(answer));
+        model_thread_->generate();
+      });
+}
+
+// The chunks that weighed most, with their text. What was forgotten since, or is damaged, is left out.
+Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
+  GenerateReply reply{.text = std::move(generated.text),
+                      .tokens = generated.tokens.size(),
+                      .finish = generated.finish,
+                      .chunks = {},
+                      .unreadable = std::move(generated.unreadable),
+                      .searchable_through = {},
+                      .seed = {},
+                      .took_ms = 0};
+  const MemoryId id = generated.memory.id;
+  const auto now = store_->memory(id);
+  if (!now || now->serving.stream != generated.memory.serving.stream ||
+      now->serving.edition != generated.memory.serving.edition)
+    return reply;  // chunks have other numbers now, or it was cancelled before it began
+  RECALLD_TRY(reply.searchable_through, through(id, generated.end_token));
+
+  std::vector<std::pair<uint64_t, double>> attended(generated.attended.begin(), generated.attended.end());
+  std::ranges::stable_sort(attended, std::ranges::greater{}, &std::pair<uint64_t, double>::second);
+  for (const auto& [chunk, weight] : attended) {
+    if (reply.chunks.size() == generate_sources_max) break;
+    auto passage = store_->passage(id, chunk * chunk_tokens, (chunk + 1) * chunk_tokens);
+    if (!passage || passage->turns.empty()) continue;
+    reply.chunks.push_back({chunk, weight, *std::move(passage)});
+  }
+  return reply;
+}
+
+}  // namespace recalld
