@@ -1,58 +1,27 @@
 // The GPU's top-k of landmarks against its CPU twin, bit by bit. Skipped where there is no GPU.
 #include "kernels/landmark_topk_cuda.h"
 
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/landmark_topk.h"
+#include "tests/support/device_array.h"
 #include "tests/support/random_floats.h"
 
 namespace recalld {
 namespace {
 
-void must(cudaError_t status) {
-  ASSERT_EQ(status, cudaSuccess) << cudaGetErrorString(status);
-}
-
-template <class T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t count) : count_(count) {
-    must(cudaMalloc(&data_, std::max<size_t>(1, count) * sizeof(T)));
-  }
-  explicit DeviceArray(std::span<const T> values) : DeviceArray(values.size()) {
-    must(cudaMemcpy(data_, values.data(), values.size_bytes(), cudaMemcpyHostToDevice));
-  }
-  ~DeviceArray() { cudaFree(data_); }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-
-  T* data() const { return static_cast<T*>(data_); }
-  std::vector<T> host() const {
-    std::vector<T> values(count_);
-    must(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return values;
-  }
-
- private:
-  size_t count_;
-  void* data_ = nullptr;
-};
-
 class LandmarkTopKCuda : public ::testing::Test {
  protected:
   void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "there is no NVIDIA GPU";
+    if (!have_gpu()) GTEST_SKIP() << "there is no NVIDIA GPU";
   }
 
   static std::vector<ScoredChunk> on_cpu(std::span<const Bf16> query, const std::vector<Bf16>& landmarks, size_t k) {
@@ -73,9 +42,9 @@ class LandmarkTopKCuda : public ::testing::Test {
     const DeviceArray<float> dots(k);
     const DeviceArray<uint64_t> chunks(k);
     const DeviceArray<std::byte> workspace(cuda::landmark_topk_workspace(k));
-    must(cudaMemset(workspace.data(), 0, cuda::landmark_topk_workspace(k)));
+    workspace.fill(0);
     for (int call = 0; call < 2; ++call) {
-      must(cudaMemset(dots.data(), 0xff, k * sizeof(float)));
+      dots.fill(0xff);
       must(cuda::landmark_topk({.query = device_query.data(),
                                 .landmarks = device_landmarks.data(),
                                 .n = n,

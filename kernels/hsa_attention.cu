@@ -1,0 +1,792 @@
+// One tile of work is one token, one KV head and up to 16 of its query heads: the 16 rows of the tensor cores'
+// products. A tile and one chunk give S = q · Kᵀ, p = e^(S - max) and p · V from zero; what differs between two kernels
+// is only who does that, since sums of chunks are made outside the products: o = fma(weight / Σp, p · V, o) in the
+// order of the selection, for eight chunks; those sums are added in order.
+// - decode: four warps share a chunk, each 16 of its tokens and then 16 columns of o. A cluster of eight blocks has
+//   eight chunks; its blocks push their products into each other's shared memory, and each sums an eighth of o. Of
+//   several clusters, the block that ends last adds the sums of all.
+// - prefill: 16 warps have one or two tiles each, whose o stays in registers. The chunks that any of them selected go
+//   through a ring in shared memory, newest first, each once a block. A warp waits for the chunks of its own tiles
+//   only; the last one that is done with a chunk loads the next one in its place. (A warp for the loads alone would
+//   leave the others 96 registers each instead of 128, which do not hold two tiles.)
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "kernels/hsa_attention_cuda.h"
+
+namespace recalld::cuda {
+namespace {
+
+namespace cg = cooperative_groups;
+
+constexpr int warp = 32;
+constexpr int rows = 16;               // of a tile: query heads
+constexpr int dim = hsa_head_dim;      // columns of q, K, V and o
+constexpr int column_tiles = dim / 8;  // a product has 8 columns
+constexpr int chunk_tokens = hsa_chunk_tokens;
+constexpr int token_blocks = chunk_tokens / 16;          // a product sums over 16
+constexpr int row_pieces = dim / 8;                      // of 16 bytes, in a row of K or V
+constexpr int chunk_pieces = chunk_tokens * row_pieces;  // of K, and of V
+constexpr int group_chunks = 8;                          // that are summed before their sum is added
+constexpr unsigned everyone = 0xffffffff;
+
+// What one lane holds of a product's rows: `low` of row lane / 4, `high` of row lane / 4 + 8.
+struct Rows {
+  float low, high;
+};
+
+// d += a · b, 16 x 8 x 16
+__device__ __forceinline__ void multiply(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* data) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(data));
+}
+
+__device__ __forceinline__ void copy_piece(uint4* to, const uint4* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+
+// Where a piece of K or V lies in shared memory, so that neither 8 rows of one column (V) nor 4 pieces of 2
+// neighbouring rows (K) share banks.
+__device__ __forceinline__ int place_of(int row, int piece) {
+  return row * row_pieces + (piece ^ ((row & 1) << 2 | (row >> 1 & 3)));
+}
+
+__device__ __forceinline__ uint32_t pack(float first, float second) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ __forceinline__ Rows max_of_quad(Rows top) {
+#pragma unroll
+  for (int width = 1; width < 4; width *= 2) {
+    top.low = fmaxf(top.low, __shfl_xor_sync(everyone, top.low, width));
+    top.high = fmaxf(top.high, __shfl_xor_sync(everyone, top.high, width));
+  }
+  return top;
+}
+
+__device__ __forceinline__ void raise(Rows& top, const float (&logits)[4]) {
+  top.low = fmaxf(top.low, fmaxf(logits[0], logits[1]));
+  top.high = fmaxf(top.high, fmaxf(logits[2], logits[3]));
+}
+
+// Sums of p over a chunk, from those of its blocks of tokens in each lane.
+__device__ __forceinline__ Rows sum_of_blocks(const Rows (&blocks)[token_blocks]) {
+  Rows sum = blocks[0];
+#pragma unroll
+  for (int block = 1; block < token_blocks; ++block) sum.low += blocks[block].low, sum.high += blocks[block].high;
+#pragma unroll
+  for (int width = 1; width < 4; width *= 2) {
+    sum.low += __shfl_xor_sync(everyone, sum.low, width);
+    sum.high += __shfl_xor_sync(everyone, sum.high, width);
+  }
+  return sum;
+}
+
+// A tile's query as four left operands. Which 16 columns a product sums over is free as long as K follows: lane c of a
+// quad has columns 8c to 8c + 7 of each half, a piece, so that both q and K are read by pieces.
+__device__ __forceinline__ void load_query(const Bf16* q, int heads, int lane, uint4 (&query)[4]) {
+  const int row = lane / 4;
+  const uint4* const from = reinterpret_cast<const uint4*>(q) + row * row_pieces + lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint4 low = row < heads ? __ldg(from + 4 * half) : uint4{};
+    const uint4 high = row + 8 < heads ? __ldg(from + 8 * row_pieces + 4 * half) : uint4{};
+    query[2 * half] = {low.x, high.x, low.y, high.y};
+    query[2 * half + 1] = {low.z, high.z, low.w, high.w};
+  }
+}
+
+// Logits of 8 tokens, before they are scaled. k: pieces lane % 4 and lane % 4 + 4 of token lane / 4.
+__device__ __forceinline__ void make_logits(float (&logits)[4], const uint4 (&query)[4], const uint4& k0,
+                                            const uint4& k1) {
+#pragma unroll
+  for (float& logit : logits) logit = 0;
+  multiply(logits, query[0], k0.x, k0.y);
+  multiply(logits, query[1], k0.z, k0.w);
+  multiply(logits, query[2], k1.x, k1.y);
+  multiply(logits, query[3], k1.z, k1.w);
+}
+
+// e^((logit - top) / √dim). The difference first: it is exact where it matters, however large the logits are.
+__device__ __forceinline__ float share(float logit, float top) {
+  constexpr float scale = 1.44269504f / 8;  // log2(e) / √dim
+  static_assert(dim == 64);
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"((logit - top) * scale));
+  return result;
+}
+
+// The shares of 16 tokens, before they are divided by their sum: the left operand of p · V. Adds up a lane's own.
+__device__ __forceinline__ uint4 make_shares(const float (&first)[4], const float (&second)[4], const Rows& top,
+                                             Rows& sum) {
+  const float low[4] = {share(first[0], top.low), share(first[1], top.low), share(second[0], top.low),
+                        share(second[1], top.low)};
+  const float high[4] = {share(first[2], top.high), share(first[3], top.high), share(second[2], top.high),
+                         share(second[3], top.high)};
+  sum.low = (low[0] + low[1]) + (low[2] + low[3]);
+  sum.high = (high[0] + high[1]) + (high[2] + high[3]);
+  return {pack(low[0], low[1]), pack(high[0], high[1]), pack(low[2], low[3]), pack(high[2], high[3])};
+}
+
+// Where a lane reads V for make_products(): place_of() of its row in the first block of tokens, column tile 0 or 1.
+__device__ __forceinline__ int first_value_place(int lane) {
+  return place_of(lane % 16, lane / 16);
+}
+
+// 16 columns of p · V, from the even column tile `tile` on. v: V of a chunk in shared memory, and first_value_place()
+__device__ __forceinline__ void make_products(float (&products)[2][4], const uint4 (&shares)[token_blocks],
+                                              const uint4* v, int first_place, int tile) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) products[i][j] = 0;
+  const uint32_t from = shared_address(v + (first_place ^ tile));
+#pragma unroll
+  for (int block = 0; block < token_blocks; ++block) {
+    uint4 b;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b.x), "=r"(b.y), "=r"(b.z), "=r"(b.w)
+                 : "r"(from + block * 16 * row_pieces * static_cast<uint32_t>(sizeof(uint4)))
+                 : "memory");
+    multiply(products[0], shares[block], b.x, b.y);
+    multiply(products[1], shares[block], b.z, b.w);
+  }
+}
+
+// A warp has place i of a selection in lane i % 32, register i / 32.
+constexpr int place_registers = hsa_k_max / warp;
+
+// What one lane knows of a token's selection.
+struct Selection {
+  int count = 0;  // of the selected chunks, in every lane
+  float scores[place_registers];
+
+  __device__ __forceinline__ Selection(const HsaAttention& all, size_t first_place, int lane) {
+#pragma unroll
+    for (int r = 0; r < place_registers; ++r) {
+      scores[r] = -INFINITY;
+      if (r * warp >= all.k) continue;
+      const uint32_t place = r * warp + lane;
+      uint32_t chunk = hsa_no_chunk;
+      if (place < all.k) {
+        chunk = __ldg(all.chunks + first_place + place);
+        scores[r] = __ldg(all.scores + first_place + place);
+      }
+      const bool there = chunk != hsa_no_chunk;
+      if (!there) scores[r] = -INFINITY;
+      count += __popc(__ballot_sync(everyone, there));
+    }
+  }
+};
+
+// As chunk_weights_cpu(), but for the order of the sums.
+__device__ __forceinline__ void make_weights(bool softmax, const Selection& selection, int lane,
+                                             float (&weights)[place_registers]) {
+  const auto& [count, scores] = selection;
+#pragma unroll
+  for (int r = 0; r < place_registers; ++r) weights[r] = 0;
+  if (softmax) {
+    float top = -INFINITY, sum = 0;
+#pragma unroll
+    for (int r = 0; r < place_registers; ++r) top = fmaxf(top, scores[r]);
+#pragma unroll
+    for (int width = warp / 2; width > 0; width /= 2) top = fmaxf(top, __shfl_xor_sync(everyone, top, width));
+#pragma unroll
+    for (int r = 0; r < place_registers; ++r) {
+      if (r * warp >= count) continue;
+      if (r * warp + lane < count) weights[r] = expf(scores[r] - top);
+      sum = __fadd_rn(sum, weights[r]);
+    }
+#pragma unroll
+    for (int width = warp / 2; width > 0; width /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(everyone, sum, width));
+#pragma unroll
+    for (int r = 0; r < place_registers; ++r) weights[r] = __fdiv_rn(weights[r], sum);
+    return;
+  }
+  float newer = 0;  // Σ softplus in the registers before
+#pragma unroll
+  for (int r = 0; r < place_registers; ++r) {
+    if (r * warp >= count) continue;
+    const bool there = r * warp + lane < count;
+    float broken = there ? __fadd_rn(fmaxf(scores[r], 0.0f), log1pf(expf(-fabsf(scores[r])))) : 0.0f;
+#pragma unroll
+    for (int width = 1; width < warp; width *= 2) {
+      const float before = __shfl_up_sync(everyone, broken, width);
+      if (lane >= width) broken = __fadd_rn(before, broken);
+    }
+    broken = __fadd_rn(newer, broken);
+    if (there) weights[r] = expf(__fsub_rn(scores[r], broken));
+    newer = __shfl_sync(everyone, broken, warp - 1);
+  }
+}
+
+// One token, one KV head and some of its query heads.
+struct Tile {
+  uint32_t kv_head;
+  int heads;             // of the tile
+  size_t first_element;  // of q and o
+  size_t first_place;    // of chunks and scores
+
+  __device__ __forceinline__ Tile(const HsaAttention& all, uint32_t token, uint32_t kv_head, uint32_t row_tile)
+      : kv_head(kv_head) {
+    const uint32_t group_heads = all.heads / all.kv_heads, first_head = row_tile * rows;
+    heads = min(rows, static_cast<int>(group_heads - first_head));
+    first_element = (static_cast<size_t>(token) * all.heads + kv_head * group_heads + first_head) * dim;
+    first_place = (static_cast<size_t>(token) * all.retrieval_heads + (all.retrieval_heads == 1 ? 0 : kv_head)) * all.k;
+  }
+};
+
+// A chunk's K and V of one KV head; rows are `stride` pieces apart.
+struct Record {
+  const uint4 *k, *v;
+  size_t stride;
+
+  __device__ __forceinline__ Record(const HsaAttention& all, uint32_t slot, uint32_t kv_head)
+      : stride(static_cast<size_t>(all.kv_heads) * row_pieces) {
+    k = reinterpret_cast<const uint4*>(all.cache) + 2 * chunk_tokens * stride * slot + kv_head * row_pieces;
+    v = k + chunk_tokens * stride;
+  }
+};
+
+// Zeros get one sign: whether sums of groups were added to a zero must not show.
+__device__ __forceinline__ void write(const HsaAttention& all, size_t element, float first, float second) {
+  first += 0.0f;
+  second += 0.0f;
+  if (all.o != nullptr) {
+    *reinterpret_cast<float2*>(all.o + element) = {first, second};
+  } else {
+    *reinterpret_cast<uint32_t*>(all.o_bf16 + element) = pack(first, second);
+  }
+}
+
+// ---- decode
+
+constexpr int team_warps = 4, team_threads = team_warps * warp;
+constexpr int groups_max = hsa_k_max / group_chunks;
+static_assert(team_warps == token_blocks && 2 * team_warps == column_tiles && group_chunks == column_tiles);
+
+// Of the four warps that share a chunk.
+struct Team {
+  uint4 v[chunk_pieces];
+  uint4 shares[token_blocks][warp];
+  Rows sums[token_blocks][warp];
+  float tops[token_blocks][rows];
+  float weight;
+};
+
+// The first threads of a block wait for each other.
+__device__ __forceinline__ void meet(int threads) {
+  asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
+// Columns 16 * part to 16 * part + 15 of p · V of the chunk at `place`, and its weight / Σp.
+__device__ __forceinline__ Rows team_products(const HsaAttention& all, const Tile& tile, const Selection& selection,
+                                              const uint4 (&query)[4], int place, Team& memory, int part, int lane,
+                                              float (&products)[2][4]) {
+  const Record record(all, __ldg(all.page_table + __ldg(all.chunks + tile.first_place + place)), tile.kv_head);
+  uint4 k[2][2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      k[i][half] = __ldg(record.k + (16 * part + 8 * i + lane / 4) * record.stride + 4 * half + lane % 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // Of this warp's columns, which no other one reads.
+    const int row = 16 * i + lane / 2, piece = 2 * part + lane % 2;
+    copy_piece(&memory.v[place_of(row, piece)], record.v + row * record.stride + piece);
+  }
+  if (part == 0) {
+    float weights[place_registers];
+    make_weights(all.softmax, selection, lane, weights);
+#pragma unroll
+    for (int r = 0; r < place_registers; ++r)
+      if (r * warp + lane == place) memory.weight = weights[r];
+  }
+
+  float logits[2][4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) make_logits(logits[i], query, k[i][0], k[i][1]);
+  Rows top = {-INFINITY, -INFINITY};
+  raise(top, logits[0]);
+  raise(top, logits[1]);
+  top = max_of_quad(top);
+  if (lane % 4 == 0) {
+    memory.tops[part][lane / 4] = top.low;
+    memory.tops[part][lane / 4 + 8] = top.high;
+  }
+  meet(team_threads);
+#pragma unroll
+  for (const auto& of_block : memory.tops) {
+    top.low = fmaxf(top.low, of_block[lane / 4]);
+    top.high = fmaxf(top.high, of_block[lane / 4 + 8]);
+  }
+  memory.shares[part][lane] = make_shares(logits[0], logits[1], top, memory.sums[part][lane]);
+  meet(team_threads);
+  uint4 shares[token_blocks];
+  Rows sums[token_blocks];
+#pragma unroll
+  for (int block = 0; block < token_blocks; ++block) {
+    shares[block] = memory.shares[block][lane];
+    sums[block] = memory.sums[block][lane];
+  }
+  const Rows sum = sum_of_blocks(sums);
+  const float weight = memory.weight;
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncwarp();
+  make_products(products, shares, memory.v, first_value_place(lane), 2 * part);
+  return {__fdiv_rn(weight, sum.low), __fdiv_rn(weight, sum.high)};
+}
+
+// For the sums of clusters that share a token.
+struct Workspace {
+  uint32_t ended[hsa_decode_tiles_max][column_tiles];  // blocks, until all have
+
+  // [groups, column tiles]
+  __device__ float2 (*sums(uint32_t tile, uint32_t groups))[column_tiles][rows][4] {
+    return reinterpret_cast<float2(*)[column_tiles][rows][4]>(this + 1) + static_cast<size_t>(tile) * groups;
+  }
+};
+
+// Grid: tokens x groups of chunks x a cluster of column_tiles blocks, KV heads, row tiles. A block has the chunk of its
+// rank and sums the column tile of its rank.
+__global__ void __launch_bounds__(team_threads) decode_kernel(HsaAttention all) {
+  __shared__ Team team;
+  __shared__ float2 products[group_chunks][rows][4];
+  __shared__ float factors[group_chunks][rows];
+  __shared__ bool is_last;
+  const cg::cluster_group cluster = cg::this_cluster();
+  cluster.barrier_arrive();  // waited for before others' shared memory is written
+  const uint32_t rank = cluster.block_rank(), groups_of_k = (all.k + group_chunks - 1) / group_chunks;
+  const uint32_t token = blockIdx.x / column_tiles / groups_of_k, group = blockIdx.x / column_tiles % groups_of_k;
+  const int lane = static_cast<int>(threadIdx.x) % warp, part = static_cast<int>(threadIdx.x) / warp;
+  const Tile tile(all, token, blockIdx.y, blockIdx.z);
+  const Selection selection(all, tile.first_place, lane);
+  const int first = static_cast<int>(group * group_chunks), place = first + static_cast<int>(rank);
+  const bool there = place < selection.count;
+  float own[2][4];
+  Rows factor;
+  if (there) {
+    uint4 query[4];
+    load_query(all.q + tile.first_element, tile.heads, lane, query);
+    factor = team_products(all, tile, selection, query, place, team, part, lane, own);
+  }
+  cluster.barrier_wait();
+  if (group > 0 && first >= selection.count) return;
+  if (there) {
+    const int row = lane / 4, pair = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int to = 2 * part + i;
+      float2(*const to_products)[4] = cluster.map_shared_rank(products[rank], to);
+      to_products[row][pair] = {own[i][0], own[i][1]};
+      to_products[row + 8][pair] = {own[i][2], own[i][3]};
+      if (pair == 0) {
+        float* const to_factors = cluster.map_shared_rank(factors[rank], to);
+        to_factors[row] = factor.low;
+        to_factors[row + 8] = factor.high;
+      }
+    }
+  }
+  cluster.sync();
+  constexpr int pair_threads = rows * 4;  // two columns each
+  if (threadIdx.x >= pair_threads) return;
+  const int row = static_cast<int>(threadIdx.x) / 4, pair = static_cast<int>(threadIdx.x) % 4;
+  float2 sum = {0, 0};
+#pragma unroll
+  for (int i = 0; i < group_chunks; ++i) {
+    if (first + i >= selection.count) break;
+    sum.x = __fmaf_rn(factors[i][row], products[i][row][pair].x, sum.x);
+    sum.y = __fmaf_rn(factors[i][row], products[i][row][pair].y, sum.y);
+  }
+  const uint32_t groups = (selection.count + group_chunks - 1) / group_chunks;
+  if (groups > 1) {
+    Workspace& workspace = *static_cast<Workspace*>(all.workspace);
+    const uint32_t tile_index = (token * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z;
+    auto* const sums = workspace.sums(tile_index, groups_of_k);
+    __stcg(&sums[group][rank][row][pair], sum);
+    __threadfence();
+    meet(pair_threads);
+    uint32_t& ended = workspace.ended[tile_index][rank];
+    if (threadIdx.x == 0) is_last = atomicAdd(&ended, 1) + 1 == groups;
+    meet(pair_threads);
+    if (!is_last) return;
+    __threadfence();
+    float2 of_groups[groups_max];
+#pragma unroll
+    for (uint32_t i = 0; i < groups_max; ++i)
+      if (i < groups) of_groups[i] = __ldcg(&sums[i][rank][row][pair]);
+    sum = {0, 0};
+#pragma unroll
+    for (uint32_t i = 0; i < groups_max; ++i)
+      if (i < groups) sum.x += of_groups[i].x, sum.y += of_groups[i].y;
+    if (threadIdx.x == 0) ended = 0;  // for the next call
+  }
+  if (row < tile.heads) write(all, tile.first_element + row * dim + rank * 8 + pair * 2, sum.x, sum.y);
+}
+
+// ---- prefill
+
+constexpr int tile_warps = 16, prefill_threads = tile_warps * warp;
+constexpr int ring_chunks = 9;
+
+// A place of a selection, to be sorted: newest chunk first. The upper bits are ~chunk, so that no chunk is last.
+using PlaceKey = uint64_t;
+constexpr PlaceKey no_place = ~PlaceKey{0};
+constexpr int place_bits = 7, tile_bits = 5;
+static_assert(hsa_k_max == 1 << place_bits);
+
+__device__ __forceinline__ PlaceKey key_of(uint32_t chunk, int tile, int place) {
+  if (chunk == hsa_no_chunk) return no_place;
+  return static_cast<PlaceKey>(~chunk) << (tile_bits + place_bits) | static_cast<uint32_t>(tile << place_bits | place);
+}
+__device__ __forceinline__ uint32_t chunk_of(PlaceKey key) {
+  return ~static_cast<uint32_t>(key >> (tile_bits + place_bits));
+}
+__device__ __forceinline__ uint32_t tile_and_place_of(PlaceKey key) {
+  return static_cast<uint32_t>(key) & ((1u << (tile_bits + place_bits)) - 1);
+}
+
+template <int tiles_of_warp>
+struct Prefill {
+  static constexpr int tiles = tile_warps * tiles_of_warp;
+  // Two tiles leave no registers for sums of groups.
+  static constexpr int places = tiles_of_warp == 1 ? hsa_k_max : group_chunks;
+  static_assert(tiles <= 1 << tile_bits);
+
+  uint4 ring[ring_chunks][2 * chunk_pieces];  // K, then V
+  uint4 query[tiles][4][warp];
+  union {
+    PlaceKey keys[tiles * places];
+    uint64_t loaded[tiles * places];  // then: barriers of the chunks. One for each place of the ring would not do: a
+                                      // warp that skips chunks could take the phase before for its own.
+  };
+  uint32_t slots[tiles * places];                      // of the chunks of the block
+  uint32_t left[tiles * places];                       // tiles that are not yet done with the chunk
+  uint32_t steps[tile_warps][tiles_of_warp * places];  // index of the chunk, tile, place
+  float weights[tiles][places];
+};
+static_assert(sizeof(Prefill<1>) <= 227 * 1024 && sizeof(Prefill<2>) <= 227 * 1024);
+
+// Sorts n keys, a power of two, by all threads of the block.
+__device__ void sort(PlaceKey* keys, int n) {
+  for (int size = 2; size <= n; size *= 2) {
+    for (int stride = size / 2; stride > 0; stride /= 2) {
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < n / 2; i += prefill_threads) {
+        const int first = 2 * i - (i & (stride - 1)), second = first + stride;
+        const PlaceKey a = keys[first], b = keys[second];
+        if ((a > b) == ((first & size) == 0)) keys[first] = b, keys[second] = a;
+      }
+    }
+  }
+  __syncthreads();
+}
+
+__device__ __forceinline__ void start_barrier(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "n"(warp) : "memory");
+}
+// When all that this lane copies has come.
+__device__ __forceinline__ void arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void wait_for(uint64_t* barrier) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n@!done bra again;\n}" ::"r"(
+          shared_address(barrier))
+      : "memory");
+  __syncwarp();
+}
+
+// The count before. Who takes the last one may overwrite what the others have read.
+__device__ __forceinline__ uint32_t take_one(uint32_t* count) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], -1;" : "=r"(before) : "r"(shared_address(count)) : "memory");
+  return before;
+}
+
+// Begins to load a chunk, by a warp.
+__device__ __forceinline__ void load_chunk(const Record& record, uint4* to, uint64_t* loaded, int lane) {
+  constexpr int rows_at_once = warp / row_pieces;
+  static_assert(rows_at_once == 4);
+  const int row = lane / row_pieces, piece = lane % row_pieces;
+  const int even = place_of(row, piece), odd = place_of(row + rows_at_once, piece);  // by the rows' multiple of four
+  const size_t first = row * record.stride + piece, step = 2 * rows_at_once * record.stride;
+#pragma unroll
+  for (int part = 0; part < 2; ++part) {
+    const uint4* from = (part == 0 ? record.k : record.v) + first;
+    uint4* const to_part = to + part * chunk_pieces;
+#pragma unroll
+    for (int i = 0; i < chunk_tokens; i += 2 * rows_at_once, from += step) {
+      copy_piece(to_part + even + i * row_pieces, from);
+      copy_piece(to_part + odd + i * row_pieces, from + step / 2);
+    }
+  }
+  arrive_after_copies(loaded);
+}
+
+// sum = factor · product + sum if wanted. A branch would keep the products of neighbouring tiles apart.
+__device__ __forceinline__ void add_product(float& sum, float product, float factor, bool wanted) {
+  asm("{\n.reg .pred wanted;\nsetp.ne.s32 wanted, %3, 0;\n@wanted fma.rn.f32 %0, %1, %2, %0;\n}"
+      : "+f"(sum)
+      : "f"(factor), "f"(product), "r"(static_cast<int>(wanted)));
+}
+
+// Adds a chunk's products to the sums of one tile.
+__device__ __forceinline__ void add_products(float (&sums)[2][4], const float (&products)[2][4], const Rows& factor,
+                                             bool wanted) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    add_product(sums[i][0], products[i][0], factor.low, wanted);
+    add_product(sums[i][1], products[i][1], factor.low, wanted);
+    add_product(sums[i][2], products[i][2], factor.high, wanted);
+    add_product(sums[i][3], products[i][3], factor.high, wanted);
+  }
+}
+
+__device__ __forceinline__ void add_and_clear(float (&total)[column_tiles / 2][2][4],
+                                              float (&sums)[column_tiles / 2][2][4]) {
+#pragma unroll
+  for (int t = 0; t < column_tiles / 2; ++t)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) total[t][i][j] += sums[t][i][j], sums[t][i][j] = 0;
+}
+
+// Grid: tokens x row tiles by blocks, KV heads.
+template <int tiles_of_warp>
+__global__ void __launch_bounds__(prefill_threads, 1) prefill_kernel(HsaAttention all, uint32_t row_tiles) {
+  using Memory = Prefill<tiles_of_warp>;
+  extern __shared__ __align__(16) unsigned char shared[];
+  Memory& memory = *reinterpret_cast<Memory*>(shared);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % warp, in_block = thread / warp;
+  const uint32_t kv_head = blockIdx.y, tiles = all.tokens * row_tiles, first_tile = blockIdx.x * Memory::tiles;
+  const auto tile_at = [&](int i) {
+    return Tile(all, (first_tile + i) / row_tiles, kv_head, (first_tile + i) % row_tiles);
+  };
+  const auto is_there = [&](int i) { return first_tile + i < tiles; };
+
+  int n = warp;
+  while (n < Memory::tiles * static_cast<int>(all.k)) n *= 2;
+  for (int i = thread; i < n; i += prefill_threads) {
+    const int tile = i / static_cast<int>(all.k), place = i % static_cast<int>(all.k);
+    const bool there = tile < Memory::tiles && is_there(tile);
+    memory.keys[i] = there ? key_of(__ldg(all.chunks + tile_at(tile).first_place + place), tile, place) : no_place;
+  }
+  for (int i = thread; i < Memory::tiles * Memory::places; i += prefill_threads) memory.left[i] = 0;
+    // Without branches between them, so that both tiles' loads are under way at once. Tiles beyond the last are its
+    // copies.
+#pragma unroll
+  for (int of_warp = 0; of_warp < tiles_of_warp; ++of_warp) {
+    const int i = in_block * tiles_of_warp + of_warp;
+    const Tile tile = tile_at(min(i, static_cast<int>(tiles - 1 - first_tile)));
+    uint4 query[4];
+    load_query(all.q + tile.first_element, tile.heads, lane, query);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) memory.query[i][step][lane] = query[step];
+  }
+#pragma unroll
+  for (int of_warp = 0; of_warp < tiles_of_warp; ++of_warp) {
+    const int i = in_block * tiles_of_warp + of_warp;
+    if (!is_there(i)) break;
+    const Selection selection(all, tile_at(i).first_place, lane);
+    float weights[place_registers];
+    make_weights(all.softmax, selection, lane, weights);
+#pragma unroll
+    for (int r = 0; r < place_registers; ++r)
+      if (r * warp + lane < selection.count) memory.weights[i][r * warp + lane] = weights[r];
+  }
+  sort(memory.keys, n);
+
+  // The chunks of the block, and this warp's part of the places.
+  uint32_t* const steps = memory.steps[in_block];
+  int step_count = 0, chunks = 0;
+  for (int first = 0; first < n; first += warp) {
+    const PlaceKey key = memory.keys[first + lane];
+    const bool there = key != no_place;
+    const bool starts = first + lane == 0 || chunk_of(memory.keys[first + lane - 1]) != chunk_of(key);
+    const unsigned all_starts = __ballot_sync(everyone, there && starts);
+    const int chunk = chunks + __popc(all_starts << (warp - 1 - lane)) - 1;
+    const uint32_t tile_and_place = tile_and_place_of(key);
+    const bool own = there && (tile_and_place >> place_bits) / tiles_of_warp == static_cast<uint32_t>(in_block);
+    const unsigned all_own = __ballot_sync(everyone, own);
+    if (own) {
+      steps[step_count + __popc(all_own & ((1u << lane) - 1))] =
+          static_cast<uint32_t>(chunk) << (tile_bits + place_bits) | tile_and_place;
+      atomicAdd(&memory.left[chunk], 1);
+      if (starts) memory.slots[chunk] = chunk_of(key);
+    }
+    step_count += __popc(all_own);
+    chunks += __popc(all_starts);
+  }
+  __syncthreads();
+  for (int i = thread; i < chunks; i += prefill_threads) {
+    start_barrier(&memory.loaded[i]);
+    memory.slots[i] = __ldg(all.page_table + memory.slots[i]);
+  }
+  __syncthreads();
+  const auto load = [&](int chunk) {
+    load_chunk(Record(all, memory.slots[chunk], kv_head), memory.ring[chunk % ring_chunks], &memory.loaded[chunk],
+               lane);
+  };
+  if (in_block < min(chunks, ring_chunks)) load(in_block);
+
+  const int key_place = place_of(lane / 4, lane % 4), value_place = first_value_place(lane);
+  // Of two tiles, or of one tile's group and of its groups before.
+  float sums[2][column_tiles / 2][2][4] = {};
+  int group = 0;
+  for (int step = 0; step < step_count; ++step) {
+    const uint32_t packed = steps[step];
+    const int chunk = static_cast<int>(packed >> (tile_bits + place_bits));
+    const int tile = static_cast<int>(packed >> place_bits) & ((1 << tile_bits) - 1);
+    const int place = static_cast<int>(packed) & ((1 << place_bits) - 1);
+    const int at = chunk % ring_chunks;
+    const uint4 *const k = memory.ring[at], *const v = k + chunk_pieces;
+    if (tiles_of_warp == 1 && place / group_chunks != group) {
+      add_and_clear(sums[1], sums[0]);
+      group = place / group_chunks;
+    }
+    uint4 query[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) query[i] = memory.query[tile][i][lane];
+    wait_for(&memory.loaded[chunk]);
+
+    float logits[chunk_tokens / 8][4];
+    Rows top = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int i = 0; i < chunk_tokens / 8; ++i) {
+      const int rows_before = 8 * i * row_pieces;  // which leave the order of a row's pieces as it is
+      make_logits(logits[i], query, k[key_place + rows_before], k[(key_place ^ 4) + rows_before]);
+      raise(top, logits[i]);
+    }
+    top = max_of_quad(top);
+    uint4 shares[token_blocks];
+    Rows block_sums[token_blocks];
+#pragma unroll
+    for (int block = 0; block < token_blocks; ++block)
+      shares[block] = make_shares(logits[2 * block], logits[2 * block + 1], top, block_sums[block]);
+    const Rows sum = sum_of_blocks(block_sums);
+    const float weight = memory.weights[tile][place];
+    const Rows factor = {__fdiv_rn(weight, sum.low), __fdiv_rn(weight, sum.high)};
+#pragma unroll
+    for (int t = 0; t < column_tiles / 2; ++t) {
+      float products[2][4];
+      make_products(products, shares, v, value_place, 2 * t);
+      if constexpr (tiles_of_warp == 1) {
+        add_products(sums[0][t], products, factor, true);
+      } else {
+        add_products(sums[0][t], products, factor, tile % 2 == 0);
+        add_products(sums[1][t], products, factor, tile % 2 != 0);
+      }
+    }
+    __syncwarp();
+    uint32_t left = 0;
+    if (lane == 0) left = take_one(&memory.left[chunk]);
+    left = __shfl_sync(everyone, left, 0);
+    if (left == 1 && chunk + ring_chunks < chunks) load(chunk + ring_chunks);
+  }
+  // Copies of a warp that has ended do not arrive.
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  if (tiles_of_warp == 1) add_and_clear(sums[1], sums[0]);
+
+#pragma unroll
+  for (int i = 0; i < tiles_of_warp; ++i) {
+    if (!is_there(in_block * tiles_of_warp + i)) break;
+    const Tile tile = tile_at(in_block * tiles_of_warp + i);
+    const auto& o = sums[tiles_of_warp == 1 ? 1 : i];
+    const size_t element = tile.first_element + lane / 4 * dim + lane % 4 * 2;
+#pragma unroll
+    for (int t = 0; t < column_tiles; ++t) {
+      const auto& of_tile = o[t / 2][t % 2];
+      if (lane / 4 < tile.heads) write(all, element + 8 * t, of_tile[0], of_tile[1]);
+      if (lane / 4 + 8 < tile.heads) write(all, element + 8 * dim + 8 * t, of_tile[2], of_tile[3]);
+    }
+  }
+}
+
+// ---- launches
+
+// The most tiles for which decode takes less time than prefill (16 query heads, H100), for few chunks and for more.
+constexpr uint32_t decode_tiles_best_few = 768, decode_tiles_best_many = 320;
+static_assert(std::max(decode_tiles_best_few, decode_tiles_best_many) <= hsa_decode_tiles_max);
+
+// Tiles of a token.
+uint32_t tiles_of(uint32_t heads, uint32_t kv_heads) {
+  return kv_heads * ((heads / kv_heads + rows - 1) / rows);
+}
+
+template <class... Arguments>
+cudaError_t launch(void (*kernel)(Arguments...), dim3 grid, int threads, size_t shared_bytes, unsigned cluster_blocks,
+                   cudaStream_t stream, Arguments... arguments) {
+  if (shared_bytes > 0) {
+    const cudaError_t status =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (status != cudaSuccess) return status;
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = cluster_blocks;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+cudaError_t decode(const HsaAttention& all, uint32_t row_tiles, cudaStream_t stream) {
+  const uint32_t groups = (all.k + group_chunks - 1) / group_chunks;
+  const dim3 grid(all.tokens * groups * column_tiles, all.kv_heads, row_tiles);
+  return launch(decode_kernel, grid, team_threads, 0, column_tiles, stream, all);
+}
+
+template <int tiles_of_warp>
+cudaError_t prefill(const HsaAttention& all, uint32_t row_tiles, cudaStream_t stream) {
+  constexpr uint32_t tiles = Prefill<tiles_of_warp>::tiles;
+  const dim3 grid((all.tokens * row_tiles + tiles - 1) / tiles, all.kv_heads);
+  return launch(prefill_kernel<tiles_of_warp>, grid, prefill_threads, sizeof(Prefill<tiles_of_warp>), 1, stream, all,
+                row_tiles);
+}
+
+}  // namespace
+
+size_t hsa_attention_workspace(uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t k) {
+  const size_t groups = (k + group_chunks - 1) / group_chunks;
+  const size_t tiles = std::min<size_t>(static_cast<size_t>(tokens) * tiles_of(heads, kv_heads), hsa_decode_tiles_max);
+  return groups <= 1 ? 0 : sizeof(Workspace) + tiles * groups * rows * dim * sizeof(float);
+}
+
+cudaError_t hsa_attention(const HsaAttention& all, cudaStream_t stream) {
+  constexpr uint32_t tokens_max = 1 << 24;
+  if (all.head_dim != hsa_head_dim || all.k == 0 || all.k > hsa_k_max || all.tokens > tokens_max || all.kv_heads == 0 ||
+      all.kv_heads > hsa_kv_heads_max || all.heads == 0 || all.heads % all.kv_heads != 0 ||
+      all.heads / all.kv_heads > hsa_group_heads_max ||
+      (all.retrieval_heads != 1 && all.retrieval_heads != all.kv_heads) ||
+      (all.o == nullptr) == (all.o_bf16 == nullptr) || (all.k > group_chunks && all.workspace == nullptr))
+    return cudaErrorInvalidValue;
+  if (all.tokens == 0) return cudaSuccess;
+  const uint32_t tiles_of_token = tiles_of(all.heads, all.kv_heads), row_tiles = tiles_of_token / all.kv_heads;
+  const uint64_t tiles = static_cast<uint64_t>(all.tokens) * tiles_of_token;
+  if (all.path == HsaPath::decode && tiles > hsa_decode_tiles_max) return cudaErrorInvalidValue;
+  const uint32_t decode_tiles_best = all.k <= group_chunks ? decode_tiles_best_few : decode_tiles_best_many;
+  if (all.path == HsaPath::decode || (all.path == HsaPath::automatic && tiles <= decode_tiles_best))
+    return decode(all, row_tiles, stream);
+  return all.k <= group_chunks ? prefill<2>(all, row_tiles, stream) : prefill<1>(all, row_tiles, stream);
+}
+
+}  // namespace recalld::cuda

@@ -1,0 +1,105 @@
+// The Mamba-2 kernels on an NVIDIA GPU: the scan over many tokens, its step by one token, and the causal convolution
+// before it. (SSD, arXiv 2405.21060, sections 6 and 7.) Twins: ssd_scan_reference() in kernels/ssd_scan.h and
+// conv1d_silu_cpu() in kernels/conv1d_silu.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/bf16.h"
+
+namespace recalld::cuda {
+
+inline constexpr uint32_t ssd_streams_max = 64;   // memories in one call
+inline constexpr uint32_t ssd_block_tokens = 64;  // see SsdScan
+inline constexpr uint32_t ssd_head_dim = 64;
+
+// The tokens of one memory in a call. The struct is read on the host, when the call is made.
+struct SsdStream {
+  float* state = nullptr;  // device, [state_size, heads, 64] in and out
+  uint32_t first = 0;      // its first row in xbc, dt and y
+  uint32_t tokens = 0;     // at least 1
+};
+
+// All pointers but `streams` are to device memory.
+struct SsdScan {
+  const Bf16* xbc = nullptr;  // [rows, heads * 64 + 2 * state_size] x, B, C after convolution and SiLU; 16-byte aligned
+  const float* dt = nullptr;  // [rows] rows of `heads`, dt_stride apart; before bias and softplus
+  uint32_t dt_stride = 0;
+  const float* dt_bias = nullptr;  // [heads]
+  const float* a = nullptr;        // [heads] -exp(A_log)
+  const float* d = nullptr;        // [heads]
+  Bf16* y = nullptr;               // [rows, heads * 64]; 16-byte aligned
+  uint32_t heads = 0;              // at least 1
+  uint32_t state_size = 0;         // 64 or 128
+  const SsdStream* streams = nullptr;
+  uint32_t stream_count = 0;  // 1 to ssd_streams_max; no two share a state or a row
+  void* workspace = nullptr;  // of ssd_scan_workspace() bytes, 256-byte aligned; need not be cleared
+};
+
+// Bytes for calls with up to `tokens` tokens in all and up to `streams` streams: for each head and block of 64 tokens
+// 128 bytes a state row and 0.8 KB. It stops growing at 256 blocks (140 MB for 32 heads and state 128).
+size_t ssd_scan_workspace(uint32_t heads, uint32_t state_size, uint64_t tokens, uint32_t streams);
+
+// The formula of SsdScan::run in kernels/ssd_scan.h over blocks of 64 tokens, counted from each stream's first row; the
+// last may be shorter. Products are of bf16 with f32 sums; states are f32, but y sees them rounded to bf16. A token's y
+// and a stream's state have the same bits however the stream is cut into calls at multiples of 64 tokens, and whatever
+// else is in a call. Rows that belong to no stream are neither read nor written. Enqueues three kernels for each 16 Ki
+// tokens. Calls that share a workspace must not overlap. cudaErrorInvalidValue: a shape out of bounds.
+cudaError_t ssd_scan(const SsdScan& scan, cudaStream_t stream);
+
+// One token of each of several memories. All pointers are to device memory, the table of states too, so that a
+// captured graph can serve other memories.
+struct SsdStateUpdate {
+  const float* xbc = nullptr;  // [count, heads * 64 + 2 * state_size]; 16-byte aligned
+  const float* dt = nullptr;   // [count] rows of `heads`, dt_stride apart; before bias and softplus
+  uint32_t dt_stride = 0;
+  const float* dt_bias = nullptr;  // [heads]
+  const float* a = nullptr;        // [heads] -exp(A_log)
+  const float* d = nullptr;        // [heads]
+  float* const* states = nullptr;  // [count] of [state_size, heads, 64], in and out, 16-byte aligned, all different
+  float* y = nullptr;              // [count, heads * 64]; 16-byte aligned
+  uint32_t heads = 0;              // at least 1
+  uint32_t state_size = 0;         // 64 or 128
+  uint32_t count = 0;              // 0 to ssd_streams_max
+};
+
+// state = exp(dt a) state + dt B ⊗ x, y = C state + D x, in f32. One kernel; a memory's bits do not depend on the
+// others. cudaErrorInvalidValue: a shape out of bounds.
+cudaError_t ssd_state_update(const SsdStateUpdate& update, cudaStream_t stream);
+
+// The tokens of one memory in a convolution. The struct is read on the host, when the call is made.
+struct ConvStream {
+  float* history = nullptr;  // device, [taps - 1, channels] the last inputs, oldest first; in and out
+  uint32_t first = 0;        // its first row in input and y
+  uint32_t tokens = 0;       // at least 1
+};
+
+// All pointers are to device memory, at multiples of 16 bytes.
+struct Conv1dSilu {
+  const float* input = nullptr;   // [rows] rows of `channels`, input_stride apart
+  uint32_t input_stride = 0;      // a multiple of 4
+  const float* weight = nullptr;  // [taps, channels]
+  const float* bias = nullptr;    // [channels]
+  uint32_t channels = 0;          // a positive multiple of 4
+  uint32_t taps = 0;              // 2 to 4
+};
+
+// y[t, c] = silu(bias[c] + Σ_k weight[k, c] · input[t - taps + 1 + k, c]), rows before a stream's first from its
+// history, summed as the twin sums. y: [rows, channels]; bf16 rounds the f32 result. Up to ssd_streams_max streams; no
+// two share a history or a row. One kernel. cudaErrorInvalidValue: a shape out of bounds.
+cudaError_t conv1d_silu(const Conv1dSilu& conv, const ConvStream* streams, uint32_t count, float* y,
+                        cudaStream_t stream);
+cudaError_t conv1d_silu(const Conv1dSilu& conv, const ConvStream* streams, uint32_t count, Bf16* y,
+                        cudaStream_t stream);
+
+// One token of each of `count` memories: row i of input and y with histories[i]. The table is in device memory, so that
+// a captured graph can serve other memories. The same bits as conv1d_silu().
+cudaError_t conv1d_silu_step(const Conv1dSilu& conv, float* const* histories, uint32_t count, float* y,
+                             cudaStream_t stream);
+cudaError_t conv1d_silu_step(const Conv1dSilu& conv, float* const* histories, uint32_t count, Bf16* y,
+                             cudaStream_t stream);
+
+}  // namespace recalld::cuda
