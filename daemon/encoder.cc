@@ -3,6 +3,8 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <memory>
+#include <system_error>
 
 namespace recalld {
 
@@ -114,9 +116,15 @@ Expected<uint64_t> Encoder::encode_next(const StreamInfo& of) {
   }
   RECALLD_CHECK(finish_write());
   streams_.erase(of.stream);
-  auto stored = std::async(std::launch::async, [this, to, encoded = std::move(encoded), state = std::move(state)] {
-    return store(to, encoded, state);
-  });
+  // Shared by both ways to run it.
+  const auto write = [this, to, encoded = std::make_shared<std::vector<EncodedChunk>>(std::move(encoded)),
+                      state = std::move(state)] { return store(to, *encoded, state); };
+  std::future<Expected<void>> stored;
+  try {
+    stored = std::async(std::launch::async, write);
+  } catch (const std::system_error&) {  // no thread can be started: it is stored when the result is asked for
+    stored = std::async(std::launch::deferred, write);
+  }
   write_.emplace(std::move(next), std::move(stored));
   return count;
 }

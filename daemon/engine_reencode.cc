@@ -107,7 +107,10 @@ Expected<JobView> Engine::Impl::cancel_reencoding() {
   const uint64_t job = reencoder_ ? reencoder_->job() : jobs_.start("reencode", "", options_.now_us());
   reencoder_.reset();
   successor_.reset();
-  RECALLD_CHECK(DataDirectory::drop_next(options_.data));
+  if (auto dropped = DataDirectory::drop_next(options_.data); !dropped) {
+    jobs_.fail(job, "cancelled; " + dropped.error().message);
+    return std::unexpected(std::move(dropped).error());
+  }
   jobs_.fail(job, "cancelled; what had been encoded is gone");
   return jobs_.get(job);
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -150,7 +151,16 @@ rocksdb::Status CatalogEnv::resume(rocksdb::DB& db) {
   }
   rocksdb::Status beside = rocksdb::Status::Busy();
   std::thread other;
-  if (any_held) other = std::thread([&] { beside = resume_or_release(); });
+  if (any_held) {
+    try {
+      other = std::thread([&] { beside = resume_or_release(); });
+    } catch (const std::system_error&) {  // alone, the recovery would wait for the flush that is held
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+      recovering_ = false;
+      return rocksdb::Status::NoSpace("no thread can be started");
+    }
+  }
   auto status = resume_or_release();
   if (other.joinable()) other.join();
   const std::lock_guard lock(mutex_);

@@ -35,7 +35,7 @@ Expected<uint64_t> Catalog::reclaim(std::span<const Range> ranges) {
     db.GetColumnFamilyMetaData(database_->family(range.family).get(), &tables);
     for (const auto& level : tables.levels) {
       for (const auto& table : level.files)
-        if (table.smallestkey < range.to && table.largestkey >= range.from) bytes += table.size;
+        if ((range.to.empty() || table.smallestkey < range.to) && table.largestkey >= range.from) bytes += table.size;
     }
     RECALLD_CHECK(database_->compact(range));
   }

@@ -88,6 +88,14 @@ Error refusal(const std::filesystem::path& file, std::string_view found, const R
               "start it once with --reencode, and what is stored can be searched again piece by piece"};
 }
 
+// An error is no answer: what cannot be seen may be there.
+Expected<bool> is_there(const std::filesystem::path& what) {
+  std::error_code unseen;
+  const bool there = std::filesystem::exists(what, unseen);
+  if (unseen) return std::unexpected(system_error("look for " + what.string(), unseen.value()));
+  return there;
+}
+
 // Makes the directory, durably, when it is not there. What is in it are users' words: nobody else may look.
 Expected<void> make_private(const std::filesystem::path& path) {
   std::error_code problem;
@@ -102,7 +110,9 @@ Expected<void> make_private(const std::filesystem::path& path) {
       return std::unexpected(system_error("make store " + path.string(), errno));
     RECALLD_CHECK(sync_directory(part.parent_path()));
   }
-  if (!std::filesystem::is_directory(whole, problem))
+  const bool is_directory = std::filesystem::is_directory(whole, problem);
+  if (problem) return std::unexpected(system_error("open store " + path.string(), problem.value()));
+  if (!is_directory)
     return fail(ErrorKind::invalid_request,
                 "open store " + path.string() + ": this is not a directory; choose another one with --data");
   return {};
@@ -139,10 +149,13 @@ Expected<Descriptor> lock(const std::filesystem::path& path) {
 }
 
 Expected<std::optional<std::string>> read_stamp(const std::filesystem::path& file) {
+  RECALLD_TRY(const bool there, is_there(file));
+  if (!there) return std::nullopt;
   std::ifstream in(file, std::ios::binary);
-  if (!in) return std::nullopt;
   std::ostringstream text;
-  text << in.rdbuf();
+  if (in) text << in.rdbuf();
+  if (!in || !text)
+    return fail(ErrorKind::io, "open store: " + file.string() + " cannot be read; look after its disk and permissions");
   return text.str();
 }
 
@@ -150,12 +163,6 @@ Expected<std::optional<std::string>> read_stamp(const std::filesystem::path& fil
 Expected<void> finish_adopting(const std::filesystem::path& path) {
   const std::filesystem::path next = DataDirectory::next(path);
   std::error_code problem;
-  const auto is_there = [](const std::filesystem::path& what) -> Expected<bool> {
-    std::error_code unseen;
-    const bool there = std::filesystem::exists(what, unseen);
-    if (unseen) return std::unexpected(system_error("look for " + what.string(), unseen.value()));
-    return there;
-  };
   RECALLD_TRY(const bool adopting, is_there(path / adopting_file));
   if (!adopting) return {};
   for (const char* part : {"catalog", "kv"}) {
@@ -189,10 +196,11 @@ Expected<void> finish_dropping(const std::filesystem::path& path) {
 
 // The catalog is made before kv/ is, so that kv/ alone is a store that has lost its catalog.
 Expected<void> check_that_catalog_is_there(const DataDirectory& directory) {
+  RECALLD_TRY(const bool kv, is_there(directory.kv()));
+  if (!kv) return {};
+  RECALLD_TRY(bool there, is_there(directory.catalog()));
   std::error_code problem;
-  if (!std::filesystem::exists(directory.kv(), problem)) return {};
-  const bool there =
-      std::filesystem::exists(directory.catalog(), problem) && !std::filesystem::is_empty(directory.catalog(), problem);
+  there = there && !std::filesystem::is_empty(directory.catalog(), problem);
   if (problem) return std::unexpected(system_error("look for " + directory.catalog().string(), problem.value()));
   if (there) return {};
   return fail(ErrorKind::corrupt, "open store: " + directory.catalog().string() + " is missing beside " +
@@ -229,17 +237,17 @@ Expected<DataDirectory> DataDirectory::open(const std::filesystem::path& path, c
     RECALLD_CHECK(check_that_catalog_is_there(directory));
     return directory;
   }
-  std::error_code problem;
-  if (std::filesystem::exists(directory.catalog(), problem))
-    return fail(ErrorKind::corrupt, "open store: " + file.string() +
-                                        " is missing or cannot be read, beside a catalog; restore it from a backup");
+  RECALLD_TRY(const bool catalog, is_there(directory.catalog()));
+  if (catalog)
+    return fail(ErrorKind::corrupt,
+                "open store: " + file.string() + " is missing beside a catalog; restore it from a backup");
   RECALLD_CHECK(write_durably(path, "FORMAT", stamp_of(shape)));
   return directory;
 }
 
 Expected<std::optional<RecordShape>> DataDirectory::stamp(const std::filesystem::path& path) {
-  std::error_code problem;
-  if (std::filesystem::exists(path / adopting_file, problem)) {
+  RECALLD_TRY(const bool adopting, is_there(path / adopting_file));
+  if (adopting) {
     RECALLD_TRY(const Descriptor held, lock(path));
     RECALLD_CHECK(finish_adopting(path));
   }
