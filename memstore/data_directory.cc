@@ -11,7 +11,6 @@
 #include <charconv>
 #include <cstdio>
 #include <fstream>
-#include <sstream>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -152,11 +151,13 @@ Expected<std::optional<std::string>> read_stamp(const std::filesystem::path& fil
   RECALLD_TRY(const bool there, is_there(file));
   if (!there) return std::nullopt;
   std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  if (in) text << in.rdbuf();
-  if (!in || !text)
+  std::string text;
+  std::array<char, 1024> part;
+  while (in.read(part.data(), part.size()) || in.gcount() > 0)
+    text.append(part.data(), static_cast<size_t>(in.gcount()));
+  if (in.bad() || !in.eof())
     return fail(ErrorKind::io, "open store: " + file.string() + " cannot be read; look after its disk and permissions");
-  return text.str();
+  return text;
 }
 
 // Goes on with putting DATA/next in the place of the store, if that was begun. Each step may have been done.

@@ -718,6 +718,11 @@ TEST_F(StoreTest, ADirectoryWithoutOurStampIsRefusedClearly) {
   const auto opened = try_open(options());
   ASSERT_FALSE(opened);
   EXPECT_EQ(opened.error().kind, ErrorKind::corrupt);
+  std::filesystem::create_directory(stamp);  // something that is there and cannot be read
+  const auto unread = try_open(options());
+  ASSERT_FALSE(unread);
+  EXPECT_EQ(unread.error().kind, ErrorKind::io);
+  EXPECT_THAT(unread.error().message, HasSubstr("cannot be read"));
 }
 
 TEST_F(StoreTest, SegmentsThatNoChunkNamesAreRemovedOnOpening) {
