@@ -146,6 +146,12 @@ void from_json(const Json& in, GenerateReply::Chunk& out) {
   in.at("turns").get_to(out.turns);
 }
 
+void from_json(const Json& in, GenerateReply::Unreadable& out) {
+  in.at("chunks").at(0).get_to(out.first);
+  in.at("chunks").at(1).get_to(out.last);
+  in.at("message").get_to(out.message);
+}
+
 void from_json(const Json& in, GenerateReply& out) {
   in.at("text").get_to(out.text);
   in.at("tokens").get_to(out.tokens);
@@ -153,6 +159,7 @@ void from_json(const Json& in, GenerateReply& out) {
   in.at("chunks").get_to(out.chunks);
   read_optional(in, "searchable_through", out.searchable_through);
   read_optional(in, "seed", out.seed);
+  if (const auto unreadable = in.find("unreadable"); unreadable != in.end()) unreadable->get_to(out.unreadable);
   in.at("took_ms").get_to(out.took_ms);
 }
 

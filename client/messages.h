@@ -102,6 +102,12 @@ struct GenerateReply {
   uint64_t tokens = 0;
   std::string finish;         // newline, max_tokens or cancelled
   std::vector<Chunk> chunks;  // the heaviest first
+  struct Unreadable {
+    uint64_t first = 0;
+    uint64_t last = 0;
+    std::string message;
+  };
+  std::vector<Unreadable> unreadable;  // chunks that damage kept from being read
   std::optional<uint64_t> searchable_through;
   std::optional<uint64_t> seed;
   double took_ms = 0;

@@ -32,7 +32,7 @@ Expected<Json> wait_or_cancel(Client& client, uint64_t request, bool& cancelling
 int run_ask(const Globals& globals, const AskArguments& arguments) {
   const Interrupt interrupt;
   bool cancelling = false;
-  auto client = connect(globals, false, [&cancelling] { return Interrupt::seen() && !cancelling; });
+  auto client = connect(globals, true, [&cancelling] { return Interrupt::seen() && !cancelling; });
   if (!client) return fail_with(client.error(), exit_no_daemon);
   int code = exit_ok;
   std::string told;
@@ -45,7 +45,10 @@ int run_ask(const Globals& globals, const AskArguments& arguments) {
   const auto result = wait_or_cancel(*client, *submitted, cancelling);
   if (!told.empty() && code == exit_ok && !result) code = print("\n");
   if (!result) return fail_with(result.error());
-  if (globals.json) return print_line(*result);
+  if (globals.json) {
+    code = print_line(*result);
+    return code == exit_ok && cancelling ? exit_interrupted : code;
+  }
   const auto reply = decode<GenerateReply>(*result);
   if (!reply) return fail_with(reply.error());
 
@@ -53,6 +56,9 @@ int run_ask(const Globals& globals, const AskArguments& arguments) {
   if (code == exit_ok)
     code = print(printable(std::string_view(reply->text).substr(std::min(told.size(), reply->text.size()))) + "\n");
   if (code == exit_ok && arguments.sources) code = print("\n" + report(*reply, Style::of_standard_output()));
+  for (const auto& lost : reply->unreadable)
+    warn("chunks " + std::to_string(lost.first) + " to " + std::to_string(lost.last) +
+         " are damaged and were not read; run recall verify");
   if (reply->finish == "cancelled")
     return fail_with({ErrorKind::busy, "cancelled: the answer is not complete"}, exit_interrupted);
   if (reply->finish == "max_tokens")

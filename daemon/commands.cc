@@ -66,6 +66,7 @@ void generate(Engine& engine, Json& params, const Asking& asking, Answer answer)
       request.on_text = [notify = asking.client.notify, id = *asking.id](const std::string& text) {
         notify(notification_line("generate.text", R"({"id":)" + id + R"(,"text":)" + json_string(text) + "}"));
       };
+    if (asking.client.set_aside) asking.client.set_aside();
     engine.generate(std::move(request), answering(std::move(to)));
   });
 }

@@ -1,5 +1,7 @@
 #include "daemon/connection.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <array>
 #include <exception>
@@ -106,8 +108,12 @@ asio::awaitable<void> Connection::wait_for_line_room(Self self) {
 asio::awaitable<void> Connection::write_replies(Self self) {
   while (!self->closed_) {
     if (self->replies_.empty()) {
-      if (!self->reading_ && self->requests_in_flight_ == 0) break;
-      self->replies_or_end_.expires_at(asio::steady_timer::time_point::max());
+      if (!self->reading_ && (self->requests_in_flight_ + self->requests_aside_ == 0 || self->hung_up())) break;
+      // A client may say that it sends no more and wait for its replies, or be gone.
+      if (self->reading_)
+        self->replies_or_end_.expires_at(asio::steady_timer::time_point::max());
+      else
+        self->replies_or_end_.expires_after(self->limits_.hang_up_poll_interval);
       co_await sleep_on(self->replies_or_end_);
       continue;
     }
@@ -149,24 +155,49 @@ void Connection::serve(std::string line) {
   ++host_.requests_in_flight;
   request_bytes_in_flight_ += bytes;
   host_.request_bytes_in_flight += bytes;
-  Client client{number_, [self = shared_from_this()](std::string notification) {
-                  asio::post(self->socket_.get_executor(), [self, notification = std::move(notification)]() mutable {
-                    if (!self->closed_) self->send(std::move(notification));
-                  });
-                }};
-  service_.serve(std::move(line), std::move(client), [self = shared_from_this(), bytes](std::string reply) mutable {
-    // Named first: the closure that holds the connection is moved from within the same call.
-    const auto executor = self->socket_.get_executor();
-    asio::post(executor, [self = std::move(self), bytes, reply = std::move(reply)]() mutable {
-      --self->requests_in_flight_;
-      --self->host_.requests_in_flight;
-      self->request_bytes_in_flight_ -= bytes;
-      self->host_.request_bytes_in_flight -= bytes;
-      if (!reply.empty()) self->reply(std::move(reply));
-      self->room_.cancel();
-      self->replies_or_end_.cancel();
-    });
-  });
+  enum class State { in_flight, aside, answered };
+  const auto state = std::make_shared<State>(State::in_flight);  // shared by the calls below; the executor's alone
+  const auto leave = [state](Connection& from, State to) {
+    if (*state == State::in_flight) --from.requests_in_flight_, --from.host_.requests_in_flight;
+    if (*state == State::aside) --from.requests_aside_;
+    if (to == State::aside) ++from.requests_aside_;
+    *state = to;
+  };
+  Client client{.connection = number_,
+                .notify =
+                    [self = shared_from_this()](std::string notification) {
+                      asio::post(self->socket_.get_executor(),
+                                 [self, notification = std::move(notification)]() mutable {
+                                   if (!self->closed_) self->send(std::move(notification));
+                                 });
+                    },
+                .set_aside =
+                    [self = shared_from_this(), state, leave] {
+                      asio::post(self->socket_.get_executor(), [self, state, leave] {
+                        if (*state == State::in_flight) leave(*self, State::aside);
+                        self->room_.cancel();
+                      });
+                    }};
+  service_.serve(std::move(line), std::move(client),
+                 [self = shared_from_this(), leave, bytes](std::string reply) mutable {
+                   // Named first: the closure that holds the connection is moved from within the same call.
+                   const auto executor = self->socket_.get_executor();
+                   asio::post(executor, [self = std::move(self), leave, bytes, reply = std::move(reply)]() mutable {
+                     leave(*self, State::answered);
+                     self->request_bytes_in_flight_ -= bytes;
+                     self->host_.request_bytes_in_flight -= bytes;
+                     if (!reply.empty()) self->reply(std::move(reply));
+                     self->room_.cancel();
+                     self->replies_or_end_.cancel();
+                   });
+                 });
+}
+
+// Whether the client has closed the connection, and not only its half of it.
+bool Connection::hung_up() const {
+  if (closed_) return true;
+  pollfd entry{const_cast<Socket&>(socket_).native_handle(), 0, 0};
+  return ::poll(&entry, 1, 0) > 0 && (entry.revents & (POLLHUP | POLLERR)) != 0;
 }
 
 void Connection::reply(std::string line) {
@@ -193,12 +224,13 @@ std::optional<Connection::Clock::time_point> Connection::line_delayed_since() co
 
 std::optional<Connection::Clock::time_point> Connection::stalled_since() const {
   if (!replies_.empty()) return front_since_;
-  if (awaits_bytes_ && requests_in_flight_ == 0) return line_began_;
+  if (awaits_bytes_ && requests_in_flight_ + requests_aside_ == 0) return line_began_;
   return std::nullopt;
 }
 
 std::optional<Connection::Clock::time_point> Connection::idle_since() const {
-  if (awaits_bytes_ && requests_in_flight_ == 0 && replies_.empty() && !line_began_) return quiet_since_;
+  if (awaits_bytes_ && requests_in_flight_ + requests_aside_ == 0 && replies_.empty() && !line_began_)
+    return quiet_since_;
   return std::nullopt;
 }
 

@@ -27,7 +27,10 @@ using Respond = std::move_only_function<void(std::string)>;
 // client has gone.
 struct Client {
   uint64_t connection = 0;  // its number
-  std::function<void(std::string line)> notify;
+  std::function<void(std::string line)> notify = {};
+  // This line may take long: it counts no more among those in flight that keep further ones from being served. Whoever
+  // calls it has a bound of its own. From any thread.
+  std::function<void()> set_aside = {};
 };
 
 struct ConnectionLimits {
@@ -41,6 +44,7 @@ struct ConnectionLimits {
   std::chrono::milliseconds write_timeout{60'000};    // without the client reading a byte
   std::chrono::milliseconds overload_poll_interval{5};
   std::chrono::milliseconds line_room_poll_interval{20};
+  std::chrono::milliseconds hang_up_poll_interval{200};  // of a client that sends no more
 };
 
 class Connection;
@@ -115,6 +119,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void send(std::string line);
   size_t requests_in_flight_max() const;
   bool crowded() const;
+  bool hung_up() const;
   void end_reading();
   void arm_write_deadline();
 
@@ -132,6 +137,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Clock::time_point line_read_on_since_;  // it began then, or the last pause for want of room ended
   size_t line_bytes_ = 0;
   size_t requests_in_flight_ = 0;
+  size_t requests_aside_ = 0;  // not answered either
   size_t request_bytes_in_flight_ = 0;
   size_t replies_made_ = 0;
   size_t reply_bytes_average_ = 0;  // of the last few

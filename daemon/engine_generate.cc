@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/quote.h"
 #include "daemon/engine_impl.h"
 
 namespace recalld {
@@ -11,8 +12,10 @@ void Engine::Impl::generate(GenerateRequest request, Done<GenerateReply> done) {
     return done(
         fail(ErrorKind::invalid_request,
              "generate: the model has no upper layers and can only search; start recalld with another --model"));
-  if (request.temperature > 0 && !request.seed) request.seed = static_cast<uint64_t>(options_.now_us());
-  generator_->announce(request.caller);
+  if (auto announced = generator_->announce(request.caller); !announced)
+    return done(std::unexpected(std::move(announced).error()));
+  if (request.temperature > 0 && !request.seed)
+    request.seed = static_cast<uint64_t>(options_.now_us()) + seeds_++;  // two in one microsecond differ too
   boost::asio::post(
       tokenisers_, [this, request = std::move(request), done = std::move(done), start = Clock::now()]() mutable {
         const std::optional<uint64_t> seed = request.temperature > 0 ? request.seed : std::nullopt;
@@ -34,7 +37,7 @@ void Engine::Impl::generate(GenerateRequest request, Done<GenerateReply> done) {
       });
 }
 
-// The chunks that weighed most, with their text. What was forgotten since, or is damaged, is left out.
+// The chunks that weighed most, with their text; those whose text is damaged are left out.
 Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
   GenerateReply reply{.text = std::move(generated.text),
                       .tokens = generated.tokens.size(),
@@ -45,10 +48,7 @@ Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
                       .seed = {},
                       .took_ms = 0};
   const MemoryId id = generated.memory.id;
-  const auto now = store_->memory(id);
-  if (!now || now->serving.stream != generated.memory.serving.stream ||
-      now->serving.edition != generated.memory.serving.edition)
-    return reply;  // chunks have other numbers now, or it was cancelled before it began
+  if (id == 0) return reply;  // it was cancelled before it began
   RECALLD_TRY(reply.searchable_through, through(id, generated.end_token));
 
   std::vector<std::pair<uint64_t, double>> attended(generated.attended.begin(), generated.attended.end());
@@ -56,9 +56,18 @@ Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
   for (const auto& [chunk, weight] : attended) {
     if (reply.chunks.size() == generate_sources_max) break;
     auto passage = store_->passage(id, chunk * chunk_tokens, (chunk + 1) * chunk_tokens);
-    if (!passage || passage->turns.empty()) continue;
+    if (!passage && passage.error().kind == ErrorKind::corrupt) continue;  // what the model read was whole
+    if (!passage) return std::unexpected(std::move(passage).error());
     reply.chunks.push_back({chunk, weight, *std::move(passage)});
   }
+  // What was forgotten since it was written must not be told any more.
+  const auto now = store_->memory(id);
+  const MemoryInfo& then = generated.memory;
+  if (!now) return std::unexpected(now.error());
+  if (now->serving.stream != then.serving.stream || now->serving.edition != then.serving.edition ||
+      now->next.has_value() != then.next.has_value())
+    return fail(ErrorKind::busy,
+                "generate from memory " + in_quotes(then.name) + ": turns of it were forgotten meanwhile; ask again");
   return reply;
 }
 

@@ -149,6 +149,7 @@ class Engine::Impl {
 
   std::atomic<uint64_t> searches_ = 0;
   std::atomic<uint64_t> generations_ = 0;
+  std::atomic<uint64_t> seeds_ = 0;  // that were chosen here
   std::atomic<uint64_t> tokens_encoded_ = 0;
   std::atomic<uint64_t> encode_us_ = 0;
   std::atomic<uint64_t> state_bytes_ = 0;

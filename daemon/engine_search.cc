@@ -139,7 +139,7 @@ void Engine::Impl::tell_damage(MemoryId id, const std::vector<Unreadable>& unrea
     const std::string what = "memory " + std::to_string(id) + ", chunk " + std::to_string(lost.first) + " to " +
                              std::to_string(lost.last) + ": " + lost.message;
     if (damage_.empty()) damage_ = what;
-    if (damage_told_.size() < told_max && damage_told_.insert(what).second) spdlog::error("search: {}", what);
+    if (damage_told_.size() < told_max && damage_told_.insert(what).second) spdlog::error("read {}", what);
   }
 }
 

@@ -35,7 +35,8 @@ struct Generator::Generation {
   size_t told_bytes = 0;  // of the text, through on_text
   bool ended = false;     // and answered
 
-  bool writes() const { return read == prompt.size() && !prompt.empty(); }
+  bool begun() const { return !prompt.empty(); }
+  bool writes() const { return begun() && read == prompt.size(); }
   uint64_t end_chunk(size_t landmark_dim) const { return stored_chunks + tail_landmarks.size() / landmark_dim; }
 };
 
@@ -45,9 +46,15 @@ Generator::~Generator() = default;
 
 // ---- From any thread
 
-void Generator::announce(const Caller& caller) {
+Expected<void> Generator::announce(const Caller& caller) {
   const std::lock_guard lock(mutex_);
+  const auto of_connection = std::ranges::count(callers_, caller.connection, &Caller::connection);
+  if (callers_.size() >= open_max || static_cast<size_t>(of_connection) >= open_of_connection_max)
+    return fail(ErrorKind::busy, "generate: " + std::to_string(callers_.size()) +
+                                     " answers are being written or wait, " + std::to_string(of_connection) +
+                                     " of them on this connection; ask again when some are there");
   callers_.insert(caller);
+  return {};
 }
 
 void Generator::start(GenerateRequest request, std::vector<uint32_t> prompt, Done<Generated> done) {
@@ -82,22 +89,42 @@ void Generator::interrupt() {
 bool Generator::step() {
   admit();
   drop_cancelled();
-  write_tokens();
+  const auto writes = std::ranges::find_if(active_, [](const auto& each) { return !each->ended && each->writes(); });
   const auto unread = std::ranges::find_if(active_, [](const auto& each) { return !each->ended && !each->writes(); });
-  if (unread != active_.end()) {
+  if (unread != active_.end() && (reads_next_ || writes == active_.end())) {
     Generation& generation = **unread;
     if (auto read = read_block(generation); !read) give_up(generation, std::move(read).error());
+    reads_next_ = false;
+  } else {
+    write_tokens();
+    reads_next_ = true;
   }
   std::erase_if(active_, [](const auto& each) { return each->ended; });
   const std::lock_guard lock(mutex_);
   return !active_.empty() || !waiting_.empty();
 }
 
+// Cancelled ones are let in at once, to be answered. Of the others that goes first whose connection has the fewest
+// answers under way.
 void Generator::admit() {
   const std::lock_guard lock(mutex_);
-  while (!waiting_.empty() && (interrupted_ || active_.size() < Ramba::streams_max)) {
-    active_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+  const auto active_of = [this](const std::unique_ptr<Generation>& waiting) {
+    return std::ranges::count_if(active_, [&](const auto& each) {
+      return each->request.caller.connection == waiting->request.caller.connection;
+    });
+  };
+  for (auto each = waiting_.begin(); each != waiting_.end();) {
+    if (!interrupted_ && !cancelled_.contains((*each)->request.caller)) {
+      ++each;
+      continue;
+    }
+    active_.push_back(std::move(*each));
+    each = waiting_.erase(each);
+  }
+  while (!waiting_.empty() && active_.size() < Ramba::streams_max) {
+    const auto next = std::ranges::min_element(waiting_, {}, active_of);
+    active_.push_back(std::move(*next));
+    waiting_.erase(next);
   }
 }
 
@@ -113,9 +140,10 @@ void Generator::drop_cancelled() {
   }();
   for (const auto& generation : active_) {
     if (interrupted) {
-      generation->attempts = attempts_max;
-      give_up(*generation, {ErrorKind::busy, "the daemon stops before the answer is written; ask again later"});
+      end_with(*generation, {ErrorKind::busy, "the daemon stops before the answer is written; ask again later"});
     } else if (was_cancelled(*generation)) {
+      // What was written from turns that are forgotten now is not told.
+      if (generation->begun() && !check_unchanged(*generation)) reset(*generation);
       finish(*generation, Finish::cancelled);
     }
   }
@@ -128,10 +156,8 @@ Expected<void> Generator::begin(Generation& generation) {
   const GenerateRequest& request = generation.request;
   RECALLD_TRY(Encoder::Covered covered, encoder_.cover(request.memory));
   MemoryInfo& memory = covered.memory;
+  reset(generation);
   generation.stored_chunks = memory.encoded_chunks;
-  generation.result = {};
-  generation.tail_landmarks.clear();
-  generation.tail_kv.clear();
   if (memory.next) {
     // Chunks from here on know of forgotten turns. The next generation's, which do not, are not served yet.
     generation.stored_chunks = std::min(generation.stored_chunks, memory.next_first_chunk);
@@ -149,27 +175,46 @@ Expected<void> Generator::begin(Generation& generation) {
   const uint64_t first = newest.tokens - std::min(newest.tokens, context_tokens);
   RECALLD_TRY(generation.prompt, store_.tokens(newest, first, newest.tokens - first));
   generation.prompt.insert(generation.prompt.end(), generation.asked.begin(), generation.asked.end());
-  generation.read = 0;
   generation.lower = model_.lower_zero_state();
   generation.upper = model_.upper_zero_state();
-  generation.lost.clear();
-  generation.kv.clear();
   generation.random.seed(request.seed.value_or(0));
   generation.result.memory = std::move(memory);
   return {};
 }
 
-// Of a memory that is not what it was when the generation began, the chunks may be others.
-bool Generator::still_holds(const Generation& generation) const {
+// Fails where the chunks of the memory may not be what they were when the generation began: busy when turns were
+// forgotten, not_found when it was deleted.
+Expected<void> Generator::check_unchanged(const Generation& generation) const {
   const MemoryInfo& then = generation.result.memory;
-  const auto now = store_.memory(then.id);
-  return now && now->serving.stream == then.serving.stream && now->serving.edition == then.serving.edition &&
-         now->next.has_value() == then.next.has_value() &&
-         (!now->next || (now->next->stream == then.next->stream && now->next->edition == then.next->edition));
+  const std::string action = "generate from memory " + in_quotes(generation.request.memory) + ": ";
+  auto now = store_.memory(then.id);
+  if (!now && now.error().kind == ErrorKind::not_found)
+    return fail(ErrorKind::not_found, action + "it was deleted meanwhile");
+  if (!now) return std::unexpected(std::move(now).error());
+  const bool same =
+      now->serving.stream == then.serving.stream && now->serving.edition == then.serving.edition &&
+      now->next.has_value() == then.next.has_value() &&
+      (!now->next || (now->next->stream == then.next->stream && now->next->edition == then.next->edition));
+  if (!same) return fail(ErrorKind::busy, action + "turns of it were forgotten meanwhile; ask again");
+  return {};
+}
+
+// Nothing stays of what it has read and written: it has not begun.
+void Generator::reset(Generation& generation) const {
+  generation.result = {};
+  generation.stored_chunks = 0;
+  generation.tail_landmarks.clear();
+  generation.tail_kv.clear();
+  generation.lost.clear();
+  generation.prompt.clear();
+  generation.read = 0;
+  std::ranges::fill(generation.lower.values, 0.0f);  // they keep their size: a step may be going on
+  std::ranges::fill(generation.upper.values, 0.0f);
+  generation.kv.clear();
 }
 
 Expected<void> Generator::read_block(Generation& generation) {
-  if (generation.prompt.empty()) RECALLD_CHECK(begin(generation));
+  if (!generation.begun()) RECALLD_CHECK(begin(generation));
   const size_t width = model_.config().hidden_size;
   const size_t count = std::min<size_t>(chunk_tokens, generation.prompt.size() - generation.read);
   std::vector<float> hidden(chunk_tokens * width);
@@ -179,7 +224,7 @@ Expected<void> Generator::read_block(Generation& generation) {
     RECALLD_TRY(const auto attended, retrieve(generation, std::span(hidden).first(count * width), count, group));
     model_.upper(group, generation.upper, hidden, attended);
   }
-  if (!still_holds(generation)) return fail(ErrorKind::busy, "");
+  RECALLD_CHECK(check_unchanged(generation));
   if (generation.writes()) {
     const auto last = std::span(hidden).subspan((count - 1) * width, width);
     take_token(generation, model_.logits(model_.final_norm(last)));
@@ -206,7 +251,7 @@ void Generator::write_tokens() {
   for (size_t group = 0; group < model_.groups(); ++group) {
     std::vector<std::vector<AttendedChunk>> attended(writers.size() * heads);
     for (size_t i = 0; i < writers.size(); ++i) {
-      if (writers[i]->ended) continue;
+      if (writers[i]->ended || !writers[i]->begun()) continue;
       auto of_writer = retrieve(*writers[i], std::span(hidden).subspan(i * width, width), 1, group);
       if (of_writer)
         std::ranges::move(*of_writer, attended.begin() + static_cast<ptrdiff_t>(i * heads));
@@ -218,11 +263,11 @@ void Generator::write_tokens() {
   const std::vector<float> logits = model_.logits(model_.final_norm(std::span(hidden).first(writers.size() * width)));
   const size_t vocab_size = model_.config().vocab_size;
   for (size_t i = 0; i < writers.size(); ++i) {
-    if (writers[i]->ended || writers[i]->prompt.empty()) continue;  // or it begins anew
-    if (still_holds(*writers[i]))
+    if (writers[i]->ended || !writers[i]->begun()) continue;  // or it begins anew
+    if (auto same = check_unchanged(*writers[i]); same)
       take_token(*writers[i], std::span(logits).subspan(i * vocab_size, vocab_size));
     else
-      give_up(*writers[i], {ErrorKind::busy, ""});
+      give_up(*writers[i], std::move(same).error());
   }
 }
 
@@ -349,21 +394,18 @@ Expected<void> Generator::fetch(Generation& generation, const std::vector<std::v
 // Where turns were forgotten meanwhile it begins anew, unless a part of the answer has been told.
 void Generator::give_up(Generation& generation, Error error) {
   if (generation.ended) return;
-  const bool begun = !generation.prompt.empty();
-  const bool deleted = begun && !store_.memory(generation.result.memory.id);
-  const bool changed = begun && !deleted && !still_holds(generation);
-  if (deleted) {
-    error = {ErrorKind::not_found,
-             "generate from memory " + in_quotes(generation.request.memory) + ": it was deleted meanwhile"};
-  } else if (changed || error.kind == ErrorKind::busy) {
-    if (generation.told_bytes == 0 && ++generation.attempts < attempts_max) {
-      generation.prompt.clear();
-      return;
-    }
-    if (changed)
-      error = {ErrorKind::busy, "generate from memory " + in_quotes(generation.request.memory) +
-                                    ": turns of it were forgotten meanwhile; ask again"};
-  }
+  if (!generation.begun() && error.kind == ErrorKind::busy)
+    error.message = "generate from memory " + in_quotes(generation.request.memory) +
+                    ": turns of it are being forgotten all the time; ask again";
+  if (generation.begun())
+    if (auto same = check_unchanged(generation); !same) error = std::move(same).error();
+  reset(generation);
+  if (error.kind == ErrorKind::busy && generation.told_bytes == 0 && ++generation.attempts < attempts_max) return;
+  end_with(generation, std::move(error));
+}
+
+void Generator::end_with(Generation& generation, Error error) {
+  if (generation.ended) return;
   generation.ended = true;
   forget_caller(generation.request.caller);
   generation.done(std::unexpected(std::move(error)));

@@ -45,14 +45,17 @@ class Generator {
  public:
   static constexpr uint64_t context_tokens = 192;  // of the memory's end, which are read before the prompt
   static constexpr int attempts_max = 8;           // of one generation, when turns are forgotten meanwhile
+  // Generations that are announced and not answered, in all and on one connection.
+  static constexpr size_t open_max = 256;
+  static constexpr size_t open_of_connection_max = 64;
 
   // Everything is borrowed; the pool belongs to the thread that calls step().
   Generator(Store& store, Ramba& model, const Tokenizer& tokenizer, Encoder& encoder, WorkerPool& pool);
   ~Generator();  // after interrupt() and the step() that follows it, so that all are answered
 
   // ---- Any thread
-  // A generation of this caller is on its way to start(): from here on it can be cancelled.
-  void announce(const Caller& caller);
+  // A generation of this caller is on its way to start(): from here on it can be cancelled. busy: too many are open.
+  Expected<void> announce(const Caller& caller);
   // After announce(). `done` is called on the thread of step(), as is request.on_text.
   // prompt: what is read after the end of the memory, <|recall|> last
   void start(GenerateRequest request, std::vector<uint32_t> prompt, Done<Generated> done);
@@ -64,8 +67,8 @@ class Generator {
   void interrupt();
 
   // ---- The model thread
-  // Reads one block of the oldest prompt that is not read, and writes a token of each answer that is begun. Whether
-  // there is more to do.
+  // Writes a token of each answer that is begun or, in turn with that, reads one block of the oldest prompt that is not
+  // read. Whether there is more to do.
   bool step();
 
   uint64_t tokens_written() const { return tokens_written_; }
@@ -84,8 +87,10 @@ class Generator {
   Expected<void> fetch(Generation& generation, const std::vector<std::vector<ScoredChunk>>& best);
   void take_token(Generation& generation, std::span<const float> logits);
   void tell_text(Generation& generation, bool last);
-  bool still_holds(const Generation& generation) const;
+  Expected<void> check_unchanged(const Generation& generation) const;
+  void reset(Generation& generation) const;
   void give_up(Generation& generation, Error error);
+  void end_with(Generation& generation, Error error);
   void forget_caller(const Caller& caller);
   void finish(Generation& generation, Finish how);
   bool was_cancelled(const Generation& generation) const;
@@ -96,6 +101,7 @@ class Generator {
   Encoder& encoder_;
   WorkerPool& pool_;
   std::list<std::unique_ptr<Generation>> active_;  // the model thread's alone
+  bool reads_next_ = false;                        // likewise: a prompt has its turn
   std::atomic<uint64_t> tokens_written_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows

@@ -197,8 +197,10 @@ TEST(Recall, CtrlCCancelsAnAnswerAndShowsWhatThereIs) {
     EXPECT_EQ(request["params"]["id"], Json::parse(asked)["id"]);
     return {answer(line, {{"cancelled", true}}).bytes + answer(asked, generated("so far", "cancelled")).bytes};
   });
-  const Outcome outcome = shell("timeout -s INT 1 $RECALL " + at(daemon) + "ask m q; echo \" exit $?\"");
-  EXPECT_THAT(outcome.output, AllOf(HasSubstr("so far"), HasSubstr("cancelled: the answer is not complete")));
+  const Outcome outcome =
+      shell("timeout --preserve-status -s INT 1 $RECALL " + at(daemon) + "ask m q; echo \" exit $?\"");
+  EXPECT_THAT(outcome.output,
+              AllOf(HasSubstr("so far"), HasSubstr("cancelled: the answer is not complete"), HasSubstr("exit 130")));
 }
 
 TEST(Recall, AppendReadsStandardInputAndSumsUpInOneLine) {

@@ -179,8 +179,9 @@ TEST_F(GeneratorTest, WhenTurnsAreForgottenAnAnswerBeginsAnewUnlessAPartIsToldAn
     EngineDriver::wait_for("the first words", [&] { return *pieces > 2; });
     return streamed;
   };
-  auto quiet = start(request(question, generate_tokens_max));
+  auto quiet = start(long_request(1));
   auto streamed = telling(2);
+  ASSERT_EQ(quiet.wait_for(std::chrono::seconds(0)), std::future_status::timeout) << "it is to be met amid its answer";
   engine_.forget("m", {{3, 3}}, false);
   const auto broken = streamed.get();
   ASSERT_FALSE(broken);
@@ -195,6 +196,47 @@ TEST_F(GeneratorTest, WhenTurnsAreForgottenAnAnswerBeginsAnewUnlessAPartIsToldAn
   ASSERT_FALSE(gone);
   EXPECT_EQ(gone.error().kind, ErrorKind::not_found);
   EXPECT_THAT(gone.error().message, HasSubstr("deleted meanwhile"));
+}
+
+TEST_F(GeneratorTest, WhoCancelsAfterAForgetIsNotToldWhatWasWrittenFromIt) {
+  append_log(200, 50);
+  for (const bool remove : {false, true}) {
+    auto pieces = std::make_shared<std::atomic<size_t>>(0);  // shared with the request
+    GenerateRequest endless = long_request(2);
+    endless.on_text = [pieces](const std::string&) { ++*pieces; };
+    auto streamed = start(std::move(endless));
+    EngineDriver::wait_for("the first words", [&] { return *pieces > 2; });
+    if (remove)
+      engine_.remove("m", false);
+    else
+      engine_.forget("m", {{3, 3}}, false);
+    engine_->cancel({1, "2"});
+    const auto reply = streamed.get();
+    EXPECT_EQ(reply ? reply->text : "", "");
+    if (!remove) engine_.settle();
+  }
+}
+
+TEST_F(GeneratorTest, CancelledOnesThatWaitAreAnsweredAtOnceAndTooManyAreRefused) {
+  append_log(40, 3);
+  std::vector<std::future<Expected<GenerateReply>>> open;
+  for (uint64_t i = 0; i < Generator::open_of_connection_max; ++i) open.push_back(start(long_request(i)));
+  const auto refused = start(long_request(1000)).get();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::busy);
+  EXPECT_THAT(refused.error().message, HasSubstr("64 of them on this connection"));
+  GenerateRequest other = request(question);
+  other.caller = {2, "1"};
+  EXPECT_TRUE(start(std::move(other)).get()) << "another connection's has its turn";
+  EXPECT_TRUE(engine_->cancel({1, std::to_string(open.size() - 1)}).cancelled);
+  EXPECT_EQ(must(open.back().get()).finish, Finish::cancelled);
+  const auto waits = [](const auto& each) {
+    return each.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
+  };
+  EXPECT_GT(std::ranges::count_if(open, waits), 20) << "it did not wait for those before it";
+  engine_->connection_closed(1);
+  open.pop_back();
+  for (auto& each : open) must(each.get());
 }
 
 TEST_F(GeneratorTest, AnUnknownMemoryIsNotFoundAndOneWithoutChunksIsAnsweredFromItsLastTokens) {

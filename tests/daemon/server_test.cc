@@ -70,7 +70,8 @@ class ServerTest : public ::testing::Test {
                       client.notify("second");
                     }).join();
                     respond("told");
-                  } else if (line == "later") {
+                  } else if (line == "later" || line == "long") {
+                    if (line == "long") client.set_aside();
                     const std::lock_guard lock(mutex_);
                     kept_.push_back(std::move(respond));
                   } else if (line.starts_with("big ")) {
@@ -176,6 +177,30 @@ TEST_F(ServerTest, NotificationsArriveInTheirOrderBeforeTheReply) {
   EXPECT_EQ(client.line(), "first");
   EXPECT_EQ(client.line(), "second");
   EXPECT_EQ(client.line(), "told");
+}
+
+TEST_F(ServerTest, WhatTakesLongKeepsNoFurtherLineFromBeingServed) {
+  start();
+  RawClient client(socket());
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(client.send("long\n"));  // more than a new connection may have in flight
+  wait_until_kept(20);
+  ASSERT_TRUE(client.send("quick\n"));
+  EXPECT_EQ(client.line(), "quick");
+  answer_kept("at last");
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(client.line(), "at last");
+  expect_served();
+}
+
+TEST_F(ServerTest, AClientThatIsGoneIsNoticedWhileItsRequestsAreUnderWay) {
+  start();
+  for (const char* line : {"long\n", "later\n", "long\nlater\nlater\n"}) {
+    const uint64_t before = closed_;
+    { RawClient(socket()).send(line); }
+    for (int i = 0; i < 2000 && closed_ == before; ++i) std::this_thread::sleep_for(5ms);
+    EXPECT_EQ(closed_, before + 1) << line;
+  }
+  answer_kept("nobody is there");
+  expect_served();
 }
 
 TEST_F(ServerTest, TheServiceLearnsWhichConnectionHasClosed) {
