@@ -198,7 +198,7 @@ TEST(Recall, CtrlCCancelsAnAnswerAndShowsWhatThereIs) {
     return {answer(line, {{"cancelled", true}}).bytes + answer(asked, generated("so far", "cancelled")).bytes};
   });
   const Outcome outcome =
-      shell("timeout --preserve-status -s INT 1 $RECALL " + at(daemon) + "ask m q; echo \" exit $?\"");
+      shell("timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + "ask m q; echo \" exit $?\"");
   EXPECT_THAT(outcome.output,
               AllOf(HasSubstr("so far"), HasSubstr("cancelled: the answer is not complete"), HasSubstr("exit 130")));
 }

@@ -230,12 +230,12 @@ TEST_F(GeneratorTest, CancelledOnesThatWaitAreAnsweredAtOnceAndTooManyAreRefused
   EXPECT_TRUE(start(std::move(other)).get()) << "another connection's has its turn";
   EXPECT_TRUE(engine_->cancel({1, std::to_string(open.size() - 1)}).cancelled);
   EXPECT_EQ(must(open.back().get()).finish, Finish::cancelled);
+  open.pop_back();
   const auto waits = [](const auto& each) {
     return each.wait_for(std::chrono::seconds(0)) != std::future_status::ready;
   };
   EXPECT_GT(std::ranges::count_if(open, waits), 20) << "it did not wait for those before it";
   engine_->connection_closed(1);
-  open.pop_back();
   for (auto& each : open) must(each.get());
 }
 
