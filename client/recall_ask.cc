@@ -47,7 +47,7 @@ int run_ask(const Globals& globals, const AskArguments& arguments) {
   if (!result) return fail_with(result.error());
   if (globals.json) {
     code = print_line(*result);
-    return code == exit_ok && cancelling ? exit_interrupted : code;
+    return code == exit_ok && result->value("finish", "") == "cancelled" ? exit_interrupted : code;
   }
   const auto reply = decode<GenerateReply>(*result);
   if (!reply) return fail_with(reply.error());

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "base/quote.h"
 #include "daemon/engine_impl.h"
 
 namespace recalld {
@@ -37,7 +36,7 @@ void Engine::Impl::generate(GenerateRequest request, Done<GenerateReply> done) {
       });
 }
 
-// The chunks that weighed most, with their text; those whose text is damaged are left out.
+// The answer and the chunks that weighed most in it, with their text; those whose text is damaged are left out.
 Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
   GenerateReply reply{.text = std::move(generated.text),
                       .tokens = generated.tokens.size(),
@@ -47,10 +46,17 @@ Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
                       .searchable_through = {},
                       .seed = {},
                       .took_ms = 0};
-  const MemoryId id = generated.memory.id;
-  if (id == 0) return reply;  // it was cancelled before it began
-  RECALLD_TRY(reply.searchable_through, through(id, generated.end_token));
+  if (generated.memory.id == 0) return reply;  // it was cancelled before it began
+  const auto read = read_sources(generated, reply);
+  // What was forgotten since it was written must not be told any more.
+  RECALLD_CHECK(generator_->check_unchanged(generated.memory));
+  RECALLD_CHECK(read);
+  return reply;
+}
 
+Expected<void> Engine::Impl::read_sources(const Generated& generated, GenerateReply& reply) const {
+  const MemoryId id = generated.memory.id;
+  RECALLD_TRY(reply.searchable_through, through(id, generated.end_token));
   std::vector<std::pair<uint64_t, double>> attended(generated.attended.begin(), generated.attended.end());
   std::ranges::stable_sort(attended, std::ranges::greater{}, &std::pair<uint64_t, double>::second);
   for (const auto& [chunk, weight] : attended) {
@@ -60,15 +66,7 @@ Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
     if (!passage) return std::unexpected(std::move(passage).error());
     reply.chunks.push_back({chunk, weight, *std::move(passage)});
   }
-  // What was forgotten since it was written must not be told any more.
-  const auto now = store_->memory(id);
-  const MemoryInfo& then = generated.memory;
-  if (!now) return std::unexpected(now.error());
-  if (now->serving.stream != then.serving.stream || now->serving.edition != then.serving.edition ||
-      now->next.has_value() != then.next.has_value())
-    return fail(ErrorKind::busy,
-                "generate from memory " + in_quotes(then.name) + ": turns of it were forgotten meanwhile; ask again");
-  return reply;
+  return {};
 }
 
 }  // namespace recalld

@@ -128,6 +128,7 @@ class Engine::Impl {
   bool still_holds(const Ranking& ranking) const;
   Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking);
   Expected<GenerateReply> collect(Generated generated) const;
+  Expected<void> read_sources(const Generated& generated, GenerateReply& reply) const;
   void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
   Expected<SearchReply::Why> explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const;
   Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;

@@ -1,9 +1,6 @@
 #include "daemon/generator.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
-#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -143,7 +140,7 @@ void Generator::drop_cancelled() {
       end_with(*generation, {ErrorKind::busy, "the daemon stops before the answer is written; ask again later"});
     } else if (was_cancelled(*generation)) {
       // What was written from turns that are forgotten now is not told.
-      if (generation->begun() && !check_unchanged(*generation)) reset(*generation);
+      if (generation->begun() && !check_unchanged(generation->result.memory)) reset(*generation);
       finish(*generation, Finish::cancelled);
     }
   }
@@ -182,11 +179,8 @@ Expected<void> Generator::begin(Generation& generation) {
   return {};
 }
 
-// Fails where the chunks of the memory may not be what they were when the generation began: busy when turns were
-// forgotten, not_found when it was deleted.
-Expected<void> Generator::check_unchanged(const Generation& generation) const {
-  const MemoryInfo& then = generation.result.memory;
-  const std::string action = "generate from memory " + in_quotes(generation.request.memory) + ": ";
+Expected<void> Generator::check_unchanged(const MemoryInfo& then) const {
+  const std::string action = "generate from memory " + in_quotes(then.name) + ": ";
   auto now = store_.memory(then.id);
   if (!now && now.error().kind == ErrorKind::not_found)
     return fail(ErrorKind::not_found, action + "it was deleted meanwhile");
@@ -224,7 +218,7 @@ Expected<void> Generator::read_block(Generation& generation) {
     RECALLD_TRY(const auto attended, retrieve(generation, std::span(hidden).first(count * width), count, group));
     model_.upper(group, generation.upper, hidden, attended);
   }
-  RECALLD_CHECK(check_unchanged(generation));
+  RECALLD_CHECK(check_unchanged(generation.result.memory));
   if (generation.writes()) {
     const auto last = std::span(hidden).subspan((count - 1) * width, width);
     take_token(generation, model_.logits(model_.final_norm(last)));
@@ -264,7 +258,7 @@ void Generator::write_tokens() {
   const size_t vocab_size = model_.config().vocab_size;
   for (size_t i = 0; i < writers.size(); ++i) {
     if (writers[i]->ended || !writers[i]->begun()) continue;  // or it begins anew
-    if (auto same = check_unchanged(*writers[i]); same)
+    if (auto same = check_unchanged(writers[i]->result.memory); same)
       take_token(*writers[i], std::span(logits).subspan(i * vocab_size, vocab_size));
     else
       give_up(*writers[i], std::move(same).error());
@@ -398,7 +392,7 @@ void Generator::give_up(Generation& generation, Error error) {
     error.message = "generate from memory " + in_quotes(generation.request.memory) +
                     ": turns of it are being forgotten all the time; ask again";
   if (generation.begun())
-    if (auto same = check_unchanged(generation); !same) error = std::move(same).error();
+    if (auto same = check_unchanged(generation.result.memory); !same) error = std::move(same).error();
   reset(generation);
   if (error.kind == ErrorKind::busy && generation.told_bytes == 0 && ++generation.attempts < attempts_max) return;
   end_with(generation, std::move(error));

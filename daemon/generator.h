@@ -73,6 +73,11 @@ class Generator {
 
   uint64_t tokens_written() const { return tokens_written_; }
 
+  // ---- Any thread
+  // Fails where the chunks of a memory may not be what they were `then`: busy when turns were forgotten since,
+  // not_found when it was deleted. The message says so of a generation.
+  Expected<void> check_unchanged(const MemoryInfo& then) const;
+
  private:
   struct Generation;
 
@@ -87,7 +92,6 @@ class Generator {
   Expected<void> fetch(Generation& generation, const std::vector<std::vector<ScoredChunk>>& best);
   void take_token(Generation& generation, std::span<const float> logits);
   void tell_text(Generation& generation, bool last);
-  Expected<void> check_unchanged(const Generation& generation) const;
   void reset(Generation& generation) const;
   void give_up(Generation& generation, Error error);
   void end_with(Generation& generation, Error error);
