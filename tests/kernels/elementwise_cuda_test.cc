@@ -43,11 +43,6 @@ void expect_near(const std::vector<T>& found, const std::vector<T>& expected) {
         << "place " << i;
 }
 
-template <class T>
-bool same_bits(std::span<const T> a, std::span<const T> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
-}
-
 // Rows of `width` that are `stride` apart, without the gaps.
 std::vector<float> dense(const std::vector<float>& values, size_t rows, size_t width, size_t stride) {
   std::vector<float> result;
@@ -60,12 +55,7 @@ std::string shape_name(size_t rows, size_t heads, size_t width) {
   return "rows " + std::to_string(rows) + " heads " + std::to_string(heads) + " width " + std::to_string(width);
 }
 
-class ElementwiseCuda : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "no GPU";
-  }
-};
+using ElementwiseCuda = GpuTest;
 
 // x at different sizes, row by row, so that a wrong scale shows.
 std::vector<float> rows_of_sizes(size_t rows, size_t stride, uint32_t seed) {

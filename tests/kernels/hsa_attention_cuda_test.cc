@@ -158,13 +158,7 @@ struct Problem {
   }
 };
 
-class HsaAttentionCuda : public ::testing::Test {
- protected:
-  void SetUp() override {
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "there is no NVIDIA GPU";
-  }
-};
+using HsaAttentionCuda = GpuTest;
 
 TEST_F(HsaAttentionCuda, AgreesWithTheCpuForAnyNumberOfChunks) {
   for (const bool softmax : {false, true})

@@ -3,37 +3,22 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
-#include <limits>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "kernels/landmark_topk.h"
 #include "kernels/landmark_topk_cuda.h"
+#include "tests/kernels/landmark_parity.h"
 #include "tests/support/device_array.h"
 #include "tests/support/random_floats.h"
 
 namespace recalld {
 namespace {
 
-class LandmarkTopKBatchCuda : public ::testing::Test {
+class LandmarkTopKBatchCuda : public GpuTest {
  protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "there is no NVIDIA GPU";
-  }
-
-  static std::vector<ScoredChunk> on_cpu(std::span<const Bf16> query, const std::vector<Bf16>& landmarks, size_t k) {
-    const size_t n = landmarks.size() / query.size();
-    std::vector<float> dots(n);
-    landmark_dots_cpu(query, landmarks.data(), n, dots.data());
-    TopK best(k);
-    for (size_t i = 0; i < n; ++i) best.offer({i, dots[i]});
-    return best.take();
-  }
-
   // Twice with one workspace, of any contents at first.
   static void expect_parity(const std::vector<Bf16>& queries, size_t dim, const std::vector<Bf16>& landmarks,
                             uint32_t k) {
@@ -64,18 +49,9 @@ class LandmarkTopKBatchCuda : public ::testing::Test {
       const auto found_dots = dots.host();
       const auto found_chunks = chunks.host();
       for (size_t q = 0; q < count; ++q) {
-        for (size_t i = 0; i < expected[q].size(); ++i) {
-          ASSERT_EQ(found_chunks[q * k + i], expected[q][i].chunk) << "query " << q << " place " << i;
-          const float dot = found_dots[q * k + i];
-          if (std::isnan(expected[q][i].dot)) {
-            ASSERT_TRUE(std::isnan(dot)) << "query " << q << " place " << i;
-          } else {
-            ASSERT_EQ(std::bit_cast<uint32_t>(dot + 0.0f), std::bit_cast<uint32_t>(expected[q][i].dot + 0.0f))
-                << "query " << q << " place " << i;
-          }
-        }
-        for (size_t i = expected[q].size(); i < k; ++i)
-          ASSERT_EQ(found_chunks[q * k + i], ~uint64_t{0}) << "query " << q << ": nothing is written beyond n";
+        expect_found(expected[q], std::span(found_dots).subspan(q * k, k), std::span(found_chunks).subspan(q * k, k),
+                     "query " + std::to_string(q));
+        if (HasFatalFailure()) return;
       }
     }
   }
@@ -175,16 +151,6 @@ TEST_F(LandmarkTopKBatchCuda, TiesGoToTheLowerChunkHoweverMany) {
 TEST_F(LandmarkTopKBatchCuda, ExtremeNumbersKeepTheirOrder) {
   std::mt19937 random(5);
   const size_t dim = 32;
-  const std::vector<float> extremes{0.0f,
-                                    -0.0f,
-                                    1e-38f,
-                                    -1e-38f,
-                                    std::ldexp(1.0f, -130),
-                                    3e38f,
-                                    -3e38f,
-                                    std::numeric_limits<float>::infinity(),
-                                    -std::numeric_limits<float>::infinity(),
-                                    std::numeric_limits<float>::quiet_NaN()};
   for (const size_t kinds : {5, 7, 10}) {
     for (const size_t n : {400, 30'000}) {
       std::vector<Bf16> queries(dim * 9, to_bf16(1.0f)), landmarks(dim * n);

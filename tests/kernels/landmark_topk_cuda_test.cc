@@ -3,36 +3,21 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
-#include <limits>
 #include <random>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "kernels/landmark_topk.h"
+#include "tests/kernels/landmark_parity.h"
 #include "tests/support/device_array.h"
 #include "tests/support/random_floats.h"
 
 namespace recalld {
 namespace {
 
-class LandmarkTopKCuda : public ::testing::Test {
+class LandmarkTopKCuda : public GpuTest {
  protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "there is no NVIDIA GPU";
-  }
-
-  static std::vector<ScoredChunk> on_cpu(std::span<const Bf16> query, const std::vector<Bf16>& landmarks, size_t k) {
-    const size_t n = landmarks.size() / query.size();
-    std::vector<float> dots(n);
-    landmark_dots_cpu(query, landmarks.data(), n, dots.data());
-    TopK best(k);
-    for (size_t i = 0; i < n; ++i) best.offer({i, dots[i]});
-    return best.take();
-  }
-
   // Twice with one workspace, which a call leaves as it needs it.
   static void expect_parity(const std::vector<Bf16>& query, const std::vector<Bf16>& landmarks, uint32_t k) {
     const size_t n = landmarks.size() / query.size();
@@ -45,6 +30,7 @@ class LandmarkTopKCuda : public ::testing::Test {
     workspace.fill(0);
     for (int call = 0; call < 2; ++call) {
       dots.fill(0xff);
+      chunks.fill(0xff);
       must(cuda::landmark_topk({.query = device_query.data(),
                                 .landmarks = device_landmarks.data(),
                                 .n = n,
@@ -54,17 +40,7 @@ class LandmarkTopKCuda : public ::testing::Test {
                                 .chunks = chunks.data(),
                                 .workspace = workspace.data()},
                                nullptr));
-      const auto found_dots = dots.host();
-      const auto found_chunks = chunks.host();
-      for (size_t i = 0; i < expected.size(); ++i) {
-        ASSERT_EQ(found_chunks[i], expected[i].chunk) << "place " << i;
-        if (std::isnan(expected[i].dot)) {
-          ASSERT_TRUE(std::isnan(found_dots[i])) << "place " << i;
-        } else {
-          ASSERT_EQ(std::bit_cast<uint32_t>(found_dots[i] + 0.0f), std::bit_cast<uint32_t>(expected[i].dot + 0.0f))
-              << "place " << i;
-        }
-      }
+      expect_found(expected, dots.host(), chunks.host(), "");
     }
   }
 };
@@ -91,16 +67,6 @@ TEST_F(LandmarkTopKCuda, TiesGoToTheLowerChunk) {
 TEST_F(LandmarkTopKCuda, ExtremeNumbersKeepTheirOrder) {
   std::mt19937 random(5);
   const size_t dim = 32;
-  const std::vector<float> extremes{0.0f,
-                                    -0.0f,
-                                    1e-38f,
-                                    -1e-38f,
-                                    std::ldexp(1.0f, -130),
-                                    3e38f,
-                                    -3e38f,
-                                    std::numeric_limits<float>::infinity(),
-                                    -std::numeric_limits<float>::infinity(),
-                                    std::numeric_limits<float>::quiet_NaN()};
   std::vector<Bf16> query(dim, to_bf16(1.0f)), landmarks(dim * 400);
   for (size_t row = 0; row < 400; ++row)
     for (size_t i = 0; i < 2; ++i) landmarks[row * dim + i * 7] = to_bf16(extremes[random() % extremes.size()]);

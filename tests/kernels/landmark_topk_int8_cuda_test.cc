@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/landmark_topk.h"
 #include "kernels/landmark_topk_cuda.h"
+#include "tests/kernels/landmark_parity.h"
 #include "tests/support/device_array.h"
 #include "tests/support/random_floats.h"
 
@@ -23,12 +22,8 @@ namespace {
 
 enum class Where { device, host };
 
-class LandmarkTopKInt8Cuda : public ::testing::Test {
+class LandmarkTopKInt8Cuda : public GpuTest {
  protected:
-  void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "there is no NVIDIA GPU";
-  }
-
   // The codes of one landmark; returns its scale.
   static float to_int8(std::span<const Bf16> landmark, std::span<int8_t> codes) {
     float most = 0;
@@ -42,15 +37,6 @@ class LandmarkTopKInt8Cuda : public ::testing::Test {
     for (size_t i = 0; i < landmark.size(); ++i)
       codes[i] = static_cast<int8_t>(fits && most != 0 ? std::nearbyint(to_float(landmark[i]) / scale) : 0);
     return scale;
-  }
-
-  static std::vector<ScoredChunk> on_cpu(std::span<const Bf16> query, const std::vector<Bf16>& landmarks, size_t k) {
-    const size_t n = landmarks.size() / query.size();
-    std::vector<float> dots(n);
-    landmark_dots_cpu(query, landmarks.data(), n, dots.data());
-    TopK best(k);
-    for (size_t i = 0; i < n; ++i) best.offer({i, dots[i]});
-    return best.take();
   }
 
   // Twice with one workspace, of any contents at first.
@@ -93,18 +79,8 @@ class LandmarkTopKInt8Cuda : public ::testing::Test {
                                      .chunks = chunks.data(),
                                      .workspace = workspace.data()},
                                     nullptr));
-      const auto found_dots = dots.host();
-      const auto found_chunks = chunks.host();
-      for (size_t i = 0; i < expected.size(); ++i) {
-        ASSERT_EQ(found_chunks[i], expected[i].chunk) << "place " << i;
-        if (std::isnan(expected[i].dot)) {
-          ASSERT_TRUE(std::isnan(found_dots[i])) << "place " << i;
-        } else {
-          ASSERT_EQ(std::bit_cast<uint32_t>(found_dots[i] + 0.0f), std::bit_cast<uint32_t>(expected[i].dot + 0.0f))
-              << "place " << i;
-        }
-      }
-      for (size_t i = expected.size(); i < k; ++i) ASSERT_EQ(found_chunks[i], ~uint64_t{0}) << "nothing beyond n";
+      expect_found(expected, dots.host(), chunks.host(), "");
+      if (HasFatalFailure()) break;
     }
     if (mapped != nullptr) must(cudaFreeHost(mapped));
   }
@@ -163,16 +139,6 @@ TEST_F(LandmarkTopKInt8Cuda, TiesGoToTheLowerChunkHoweverMany) {
 TEST_F(LandmarkTopKInt8Cuda, ExtremeNumbersKeepTheirOrder) {
   std::mt19937 random(5);
   const size_t dim = 32;
-  const std::vector<float> extremes{0.0f,
-                                    -0.0f,
-                                    1e-38f,
-                                    -1e-38f,
-                                    std::ldexp(1.0f, -130),
-                                    3e38f,
-                                    -3e38f,
-                                    std::numeric_limits<float>::infinity(),
-                                    -std::numeric_limits<float>::infinity(),
-                                    std::numeric_limits<float>::quiet_NaN()};
   for (const size_t kinds : {5, 7, 10}) {
     for (const size_t n : {400, 150'000}) {
       std::vector<Bf16> query(dim, to_bf16(1.0f)), landmarks(dim * n);

@@ -29,7 +29,7 @@ const Shape starter_shapes[] = {{384, 1676}, {768, 384}, {1024, 384}, {384, 2048
 class MatmulCuda : public testing::Test {
  protected:
   void SetUp() override {
-    if (!have_gpu()) GTEST_SKIP() << "no GPU";
+    if (!have_gpu()) GTEST_SKIP() << "there is no NVIDIA GPU";
     must(cuda::Matmul::open(matmul));
   }
   cuda::MatmulPlan plan_of(const Shape& shape) const {

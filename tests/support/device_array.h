@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -19,6 +21,14 @@ inline bool have_gpu() {
   int devices = 0;
   return cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0;
 }
+
+// Tests that are skipped where there is no GPU.
+class GpuTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!have_gpu()) GTEST_SKIP() << "there is no NVIDIA GPU";
+  }
+};
 
 template <class T>
 class DeviceArray {
@@ -49,5 +59,27 @@ class DeviceArray {
   size_t count_;
   void* data_ = nullptr;
 };
+
+template <class T>
+bool same_bits(std::span<const T> a, std::span<const T> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+// The greatest difference is at most `tolerance` of the greatest value, and the root mean square of the differences at
+// most a third of `tolerance` of that of the values.
+inline void expect_near(std::span<const float> found, std::span<const float> expected, float tolerance) {
+  ASSERT_EQ(found.size(), expected.size());
+  double worst = 0, greatest = 0, error = 0, size = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    ASSERT_TRUE(std::isfinite(found[i])) << "place " << i;
+    const double difference = std::abs(double{found[i]} - expected[i]);
+    worst = std::max(worst, difference);
+    greatest = std::max(greatest, std::abs(double{expected[i]}));
+    error += difference * difference;
+    size += double{expected[i]} * expected[i];
+  }
+  EXPECT_LE(worst, tolerance * greatest);
+  EXPECT_LE(std::sqrt(error), tolerance / 3 * std::sqrt(size));
+}
 
 }  // namespace recalld

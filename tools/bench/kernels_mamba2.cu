@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/conv1d_silu.h"
+#include "kernels/conv1d_silu_cuda.h"
 #include "kernels/ssd_scan.h"
 #include "kernels/ssd_scan_cuda.h"
 #include "tools/bench/gpu_timing.cuh"
