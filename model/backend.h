@@ -1,0 +1,70 @@
+// The model as appending and searching use it, on the CPU or on a GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "kernels/bf16.h"
+
+namespace recalld {
+
+// A state in the memory of a GPU. Never changed, so that copies of a RecurrentState may share it.
+class DeviceState {
+ public:
+  virtual ~DeviceState() = default;
+};
+
+// The recurrent state of the lower (or of the upper) half of one stream: for each Mamba-2 layer the last
+// conv_kernel - 1 inputs of the convolution and the SSM state, in f32. It lies where the backend that made it computes.
+struct RecurrentState {
+  std::vector<float> values;                  // on the CPU; empty on a GPU
+  std::shared_ptr<const DeviceState> device;  // on a GPU; null on the CPU
+};
+
+// What a search asks with.
+struct SearchQuery {
+  // [landmark_dim] The retrieval embedding with the landmarks' gain folded in, rounded to bf16.
+  std::vector<Bf16> landmark;
+  // [heads, head_dim] Queries of the first HSA layer; empty without upper layers.
+  std::vector<float> heads;
+};
+
+// One thread at a time calls these functions. `device`: the GPU failed or is full (of its share); nothing has changed
+// then. A CPU does not fail.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "NVIDIA H100, bf16 products" or "bf16 products (AMX), 2 threads": for logs and stats.
+  virtual std::string describe() const = 0;
+
+  // States as bytes: little-endian f32, of the same layout on every backend. state_from() wants exactly state_bytes().
+  virtual size_t state_bytes() const = 0;
+  virtual Expected<RecurrentState> zero_state() = 0;
+  virtual Expected<RecurrentState> state_from(ByteView bytes) = 0;
+  virtual Expected<std::string> bytes_of(const RecurrentState& state) = 0;
+
+  // Some chunks of one memory. Borrows.
+  struct Segment {
+    RecurrentState* state = nullptr;   // in and out; on failure as before
+    std::span<const uint32_t> tokens;  // whole chunks, at most segment_chunks() of them
+    std::span<Bf16> landmarks;         // [chunks, landmark_dim] what is stored; empty: the state alone is wanted
+    ByteSpan kv;                       // [chunks, kv_bytes] likewise: K then V, each [64, kv_heads, head_dim] bf16
+  };
+  virtual uint64_t segment_chunks() const = 0;  // of one segment, that are worth encoding at once
+  virtual size_t segments_max() const = 0;      // that are worth encoding at once; 1 on the CPU
+  // Lower half and chunk encoder over up to segments_max() segments of different streams. A segment's bits do not
+  // depend on how the stream was cut, nor on the other segments.
+  virtual Expected<void> encode(std::span<const Segment> segments) = 0;
+
+  // The last of `tokens` (newline, question, <|recall|>; not empty) as a query, read from a zero state.
+  virtual Expected<SearchQuery> query(std::span<const uint32_t> tokens) = 0;
+};
+
+}  // namespace recalld

@@ -1,0 +1,125 @@
+// The model on an NVIDIA GPU, and the memory of the GPU: landmarks and cached chunks of the memories that generate.
+// No CUDA in this header: the library behind it is opened at run time (open_gpu() in daemon/gpu_library.h), so that the
+// same daemon starts where there is no driver.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "kernels/bf16.h"
+#include "model/backend.h"
+
+namespace recalld {
+
+// Bytes of the budget, by what they are for.
+struct GpuUsage {
+  uint64_t budget_bytes = 0;
+  uint64_t weights_bytes = 0;
+  uint64_t states_bytes = 0;     // room for recurrent states
+  uint64_t landmarks_bytes = 0;  // in use, with page tables
+  uint64_t cache_bytes = 0;      // slots for chunks
+  uint64_t workspace_bytes = 0;
+  uint64_t host_landmarks_bytes = 0;  // of landmarks that lie in host memory, outside the budget
+};
+
+// Where the landmarks of a memory lie. Answers do not depend on it.
+enum class Placement : uint8_t {
+  device,       // bf16 on the device
+  device_int8,  // 8 bits on the device, bf16 in host memory for those that are scored again
+  host,         // bf16 in host memory, read over the bus
+};
+
+// The landmarks of one memory, and which of its chunks lie in which slots of the cache.
+class GpuMemory {
+ public:
+  virtual ~GpuMemory() = default;  // overwrites what it held
+  virtual uint64_t chunks() const = 0;
+  virtual Placement placement() const = 0;
+};
+
+// One thread at a time calls its functions, but usage() and describe() any. `device`: the GPU failed.
+class Gpu : public Backend {
+ public:
+  virtual std::string name() const = 0;  // "NVIDIA H100 80GB HBM3"
+  virtual GpuUsage usage() const = 0;
+
+  // ---- Landmarks
+  virtual Expected<std::unique_ptr<GpuMemory>> open_memory() = 0;
+  // Bytes that are free for landmarks of `chunks` more chunks on the device, or not: whether these would lie there
+  // wholly. The caller may close other memories first.
+  virtual bool has_room(const GpuMemory& memory, uint64_t chunks) const = 0;
+  // Writes the landmarks of chunks first, first + 1, ..., first at most memory.chunks(). The memory grows by them, and
+  // moves to a cheaper placement where there is no room.
+  virtual Expected<void> write_landmarks(GpuMemory& memory, uint64_t first, std::span<const Bf16> landmarks) = 0;
+  // No token attends to this chunk any more.
+  virtual Expected<void> hide(GpuMemory& memory, uint64_t chunk) = 0;
+
+  // ---- The cache of chunks
+  static constexpr uint32_t no_slot = 0xffffffff;
+  virtual uint32_t slots() const = 0;
+  // Pinned memory of [staging_records(lane) * kv_bytes], at a multiple of 4 KiB. What a fill() reads from it must stay
+  // until the next step() of the lane has returned.
+  virtual ByteSpan staging(uint32_t lane) = 0;
+  struct Fill {
+    uint64_t chunk = 0;
+    uint32_t slot = 0;
+    ByteView record;  // [kv_bytes]; best in staging()
+  };
+  // Copies records into slots and tells the memory so.
+  virtual Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) = 0;
+  // The memory has these chunks no longer in the cache.
+  virtual Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) = 0;
+  // Overwrites slots, and all staging memory; on return it has happened.
+  virtual Expected<void> erase(std::span<const uint32_t> slots) = 0;
+
+  // ---- Generating: lanes, each a stream of its own
+  static constexpr uint32_t lanes_max = 8;
+  static constexpr uint32_t block_tokens = 64;
+  static constexpr uint32_t no_chunk = 0xffffffff;
+
+  // The states of the lane become zero, and what it was waiting for is dropped.
+  virtual Expected<void> reset(uint32_t lane) = 0;
+
+  struct LaneWork {
+    uint32_t lane = 0;
+    const GpuMemory* memory = nullptr;
+    uint64_t chunks = 0;               // the first ones of the memory, which tokens may attend to
+    std::span<const uint32_t> tokens;  // to be read now; empty: the lane goes on where chunks were missing
+  };
+  // What the tokens of a lane chose in one group: [tokens, retrieval_heads, k] newest first, no_chunk at the end where
+  // there are fewer.
+  struct Selection {
+    uint32_t group = 0;
+    bool cached = false;  // all of them; then the group has been computed
+    std::vector<uint32_t> chunks;
+    std::vector<float> scores;
+  };
+  struct LaneResult {
+    std::vector<Selection> selections;  // of the groups that were reached in this call
+    bool done = false;                  // all groups are computed; otherwise chunks of the last selection are missing
+    std::vector<float> logits;          // [vocab_size] after the last token; empty unless done
+  };
+  // One token of each of several lanes, or up to 64 tokens of a single one. A lane whose chunks are all cached is done
+  // without a round trip to the host in between (a block of tokens: with one a group). A lane's bits do not depend on
+  // the others, nor on which chunks were cached before.
+  virtual Expected<std::vector<LaneResult>> step(std::span<const LaneWork> lanes) = 0;
+};
+
+struct GpuOptions {
+  std::filesystem::path model;  // directory of the checkpoint
+  uint64_t budget_bytes = 0;    // 0: half of what is free on the device, at most 8 GiB
+  size_t encode_states = 0;     // recurrent states that the encoder may hold at a time
+};
+
+// The library exports this function with C linkage, under the name "recalld_open_gpu". `device`: no driver, no device
+// (of the architecture that it was built for), too little memory; invalid_request: the budget is too small (the message
+// says what it takes) or the model has a shape that the kernels do not take.
+using OpenGpu = Expected<std::unique_ptr<Gpu>> (*)(const GpuOptions& options);
+
+}  // namespace recalld
