@@ -44,7 +44,8 @@ class Decoder {
     std::vector<Unreadable> unreadable;   // damage that was found; it is left out, and told once a stream
   };
 
-  // Up to 64 tokens of a prompt, all of them a multiple of 64 but the last call's. `last`: logits and shares are wanted.
+  // Up to 64 tokens of a prompt, all of them a multiple of 64 but the last call's. `last`: logits and shares are
+  // wanted.
   virtual Expected<Read> read(Stream& stream, std::span<const uint32_t> tokens, bool last) = 0;
 
   // One token of each of up to streams_max() streams. Nothing for a stream that still waits for chunks: it goes on with

@@ -48,6 +48,8 @@ class Gpu : public Backend {
  public:
   virtual std::string name() const = 0;  // "NVIDIA H100 80GB HBM3"
   virtual GpuUsage usage() const = 0;
+  // Recurrent states of the lower half that there is room for, those of the segments being encoded among them.
+  virtual size_t states_max() const = 0;
 
   // ---- Landmarks
   virtual Expected<std::unique_ptr<GpuMemory>> open_memory() = 0;
@@ -63,20 +65,23 @@ class Gpu : public Backend {
   // ---- The cache of chunks
   static constexpr uint32_t no_slot = 0xffffffff;
   virtual uint32_t slots() const = 0;
-  // Pinned memory of [staging_records(lane) * kv_bytes], at a multiple of 4 KiB. What a fill() reads from it must stay
-  // until the next step() of the lane has returned.
+  // Pinned memory for records on their way, at a multiple of 4 KiB: for all that one token of the lane attends to in
+  // one group, or for all that a block of tokens does. What a fill() reads from it must stay until the next step() has
+  // returned.
   virtual ByteSpan staging(uint32_t lane) = 0;
+  virtual ByteSpan block_staging() = 0;
   struct Fill {
     uint64_t chunk = 0;
     uint32_t slot = 0;
-    ByteView record;  // [kv_bytes]; best in staging()
+    ByteView record;  // [kv_bytes] in staging() or block_staging()
   };
   // Copies records into slots and tells the memory so.
   virtual Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) = 0;
   // The memory has these chunks no longer in the cache.
   virtual Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) = 0;
-  // Overwrites slots, and all staging memory; on return it has happened.
+  // Overwrite slots, and all staging memory, of which nothing may be on its way. On return it has happened.
   virtual Expected<void> erase(std::span<const uint32_t> slots) = 0;
+  virtual Expected<void> erase_staging() = 0;
 
   // ---- Generating: lanes, each a stream of its own
   static constexpr uint32_t lanes_max = 8;
@@ -105,9 +110,9 @@ class Gpu : public Backend {
     bool done = false;                  // all groups are computed; otherwise chunks of the last selection are missing
     std::vector<float> logits;          // [vocab_size] after the last token; empty unless done
   };
-  // One token of each of several lanes, or up to 64 tokens of a single one. A lane whose chunks are all cached is done
-  // without a round trip to the host in between (a block of tokens: with one a group). A lane's bits do not depend on
-  // the others, nor on which chunks were cached before.
+  // One token of each of several lanes, or up to 64 tokens of a single one, which no other lane may have begun and not
+  // ended. A lane whose chunks are all cached is done without a round trip to the host in between (a block of tokens:
+  // with one a group). A lane's bits do not depend on the others, nor on which chunks were cached before.
   virtual Expected<std::vector<LaneResult>> step(std::span<const LaneWork> lanes) = 0;
 };
 

@@ -1,0 +1,448 @@
+#include "daemon/gpu_decoder.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <future>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include <spdlog/spdlog.h>
+#include <boost/asio/post.hpp>
+
+#include "base/quote.h"
+
+namespace recalld {
+namespace {
+
+const char* name_of(Placement placement) {
+  switch (placement) {
+    case Placement::device:
+      return "in the GPU's memory";
+    case Placement::device_int8:
+      return "in the GPU's memory with 8 bits, and whole in the host's";
+    case Placement::host:
+      return "in the host's memory";
+  }
+  return "";
+}
+
+// The chunks of a selection, each once.
+std::vector<uint64_t> distinct(const Gpu::Selection& selection) {
+  std::vector<uint64_t> chunks;
+  for (const uint32_t chunk : selection.chunks)
+    if (chunk != Gpu::no_chunk) chunks.push_back(chunk);
+  std::ranges::sort(chunks);
+  chunks.erase(std::ranges::unique(chunks).begin(), chunks.end());
+  return chunks;
+}
+
+}  // namespace
+
+// One generation of a memory on the GPU.
+struct GpuDecoder::Memory {
+  ChunkCache::Owner owner = 0;
+  MemoryInfo info;                     // as it was when it was loaded last
+  std::unique_ptr<GpuMemory> on_gpu;   // null: it was forgotten
+  uint64_t stored_chunks = 0;          // whose landmarks came from the store
+  std::vector<Unreadable> damage;      // that was found
+  size_t streams = 0;                  // that read it
+  Placement told = Placement::device;  // in the log
+
+  bool is(const MemoryInfo& other) const {
+    return info.id == other.id && info.serving.stream == other.serving.stream &&
+           info.serving.edition == other.serving.edition;
+  }
+};
+
+struct GpuDecoder::GpuStream final : Stream {
+  GpuStream(GpuDecoder& of, Source from, std::shared_ptr<Memory> of_memory, uint32_t on_lane, uint64_t end)
+      : decoder(of), source(std::move(from)), memory(std::move(of_memory)), lane(on_lane), end_chunk(end) {}
+  ~GpuStream() override { decoder.close(*this); }
+
+  GpuDecoder& decoder;
+  const Source source;
+  const std::shared_ptr<Memory> memory;
+  const uint32_t lane;
+  const uint64_t end_chunk;
+  size_t damage_told = 0;               // of the memory's
+  std::map<uint64_t, double> attended;  // by the token under way
+
+  // A chunk on its way to its slot.
+  struct Coming {
+    uint64_t chunk = 0;
+    uint32_t slot = 0;
+    ByteSpan record;  // in staging memory
+  };
+  bool waits = false;           // for chunks
+  std::vector<uint32_t> held;   // slots
+  std::vector<Coming> coming;   // those that are read, and then those from the tail
+  std::vector<uint64_t> reads;  // the chunks of the former
+  std::future<Expected<void>> reading;
+};
+
+GpuDecoder::GpuDecoder(const Store& store, const Ramba& model, Gpu& gpu)
+    : store_(store), model_(model), gpu_(gpu), cache_(gpu.slots()), loading_(gpu.slots()), lanes_(Gpu::lanes_max) {}
+
+GpuDecoder::~GpuDecoder() {
+  readers_.join();
+}
+
+// ---- Streams and the landmarks of their memories
+
+Expected<std::unique_ptr<Decoder::Stream>> GpuDecoder::open(Source source) {
+  const auto free = std::ranges::find(lanes_, nullptr);
+  if (free == lanes_.end()) return fail(ErrorKind::busy, "generate: all lanes of the GPU are in use; ask again");
+  const auto lane = static_cast<uint32_t>(free - lanes_.begin());
+  std::shared_ptr<Memory> memory = memory_of(source.memory);
+  if (!memory->on_gpu) {
+    RECALLD_TRY(memory->on_gpu, gpu_.open_memory());
+  }
+  if (auto loaded = load(*memory, source); !loaded) {
+    if (memory->streams == 0) drop(memory);
+    return std::unexpected(std::move(loaded).error());
+  }
+  RECALLD_CHECK(gpu_.reset(lane));
+  const uint64_t tail_chunks = source.tail_landmarks.size() / model_.landmark_dim();
+  const uint64_t end_chunk = source.stored_chunks + tail_chunks;
+  auto stream = std::make_unique<GpuStream>(*this, std::move(source), std::move(memory), lane, end_chunk);
+  ++stream->memory->streams;
+  *free = stream.get();
+  return stream;
+}
+
+void GpuDecoder::close(GpuStream& stream) {
+  if (stream.reading.valid()) static_cast<void>(stream.reading.get());  // into memory that the next one reads into
+  if (!stream.coming.empty()) drop_unread(stream);
+  let_go(stream);
+  lanes_[stream.lane] = nullptr;
+  // What is damaged now may be mended when the memory is asked again.
+  if (--stream.memory->streams == 0 && !stream.memory->damage.empty()) drop(stream.memory);
+}
+
+std::shared_ptr<GpuDecoder::Memory> GpuDecoder::memory_of(const MemoryInfo& info) {
+  const auto found = std::ranges::find_if(memories_, [&](const auto& each) { return each->is(info); });
+  if (found != memories_.end()) {
+    memories_.splice(memories_.begin(), memories_, found);
+  } else {
+    forget(info.id);  // other generations of it
+    memories_.push_front(std::make_shared<Memory>());
+    memories_.front()->owner = ++owners_;
+  }
+  memories_.front()->info = info;
+  return memories_.front();
+}
+
+// Brings the landmarks that the source speaks of to the GPU: those from the store that are not there yet, and the tail.
+Expected<void> GpuDecoder::load(Memory& memory, const Source& source) {
+  constexpr uint64_t chunks_at_once = 16 << 10;
+  const size_t dim = model_.landmark_dim();
+  std::vector<Bf16> landmarks;
+  while (memory.stored_chunks < source.stored_chunks) {
+    const uint64_t count = std::min(chunks_at_once, source.stored_chunks - memory.stored_chunks);
+    landmarks.resize(count * dim);
+    RECALLD_CHECK(store_.landmarks(source.memory.id, memory.stored_chunks, landmarks, &memory.damage));
+    RECALLD_CHECK(write_landmarks(memory, memory.stored_chunks, landmarks));
+    memory.stored_chunks += count;
+  }
+  if (source.tail_landmarks.empty()) return {};
+  return write_landmarks(memory, source.stored_chunks, source.tail_landmarks);
+}
+
+Expected<void> GpuDecoder::write_landmarks(Memory& memory, uint64_t first, std::span<const Bf16> landmarks) {
+  const uint64_t end = first + landmarks.size() / model_.landmark_dim();
+  if (end > memory.on_gpu->chunks()) make_room(memory, end - memory.on_gpu->chunks());
+  RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, first, landmarks));
+  if (const Placement placement = memory.on_gpu->placement(); placement != memory.told) {
+    memory.told = placement;
+    spdlog::info("landmarks of memory {}: {} chunks lie {} now; more --gpu-budget would make answers faster",
+                 in_quotes(memory.info.name), end, name_of(placement));
+  }
+  return {};
+}
+
+// Memories that nobody reads now make way, those used longest ago first.
+void GpuDecoder::make_room(const Memory& memory, uint64_t chunks) {
+  while (!gpu_.has_room(*memory.on_gpu, chunks)) {
+    const auto idle = std::find_if(memories_.rbegin(), memories_.rend(), [&](const auto& each) {
+      return each->streams == 0 && each.get() != &memory && each->on_gpu;
+    });
+    if (idle == memories_.rend()) return;
+    drop(*idle);
+  }
+}
+
+// Nothing of it stays on the GPU.
+void GpuDecoder::drop(std::shared_ptr<Memory> memory) {
+  erase(cache_.forget(memory->owner));
+  memory->on_gpu.reset();
+  std::erase(memories_, memory);
+}
+
+void GpuDecoder::erase(std::span<const uint32_t> slots) {
+  if (const auto erased = gpu_.erase(slots); !erased) spdlog::error("{}", erased.error().message);
+}
+
+void GpuDecoder::forget(MemoryId id) {
+  std::vector<std::shared_ptr<Memory>> forgotten;
+  for (const auto& memory : memories_)
+    if (memory->info.id == id) forgotten.push_back(memory);
+  if (forgotten.empty()) return;
+  settle_all();
+  for (auto& memory : forgotten) drop(std::move(memory));
+  if (const auto erased = gpu_.erase_staging(); !erased) spdlog::error("{}", erased.error().message);
+}
+
+// ---- Reading and writing
+
+Gpu::LaneWork GpuDecoder::work_of(const GpuStream& stream, std::span<const uint32_t> tokens) const {
+  return {.lane = stream.lane, .memory = stream.memory->on_gpu.get(), .chunks = stream.end_chunk, .tokens = tokens};
+}
+
+Expected<Decoder::Read> GpuDecoder::read(Stream& of, std::span<const uint32_t> tokens, bool) {
+  auto& stream = static_cast<GpuStream&>(of);
+  while (true) {
+    if (!stream.memory->on_gpu) return fail(ErrorKind::busy, "generate: turns were forgotten meanwhile; ask again");
+    RECALLD_TRY(auto results,
+                gpu_.step(std::array{work_of(stream, stream.waits ? std::span<const uint32_t>() : tokens)}));
+    Gpu::LaneResult& result = results.front();
+    RECALLD_TRY(const bool done, take(stream, result, gpu_.block_staging(), true));
+    if (done) return outcome(stream, result);
+    if (waits_for_others(stream)) settle_all();
+    RECALLD_CHECK(finish_reading(stream));
+  }
+}
+
+std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<const Written> tokens) {
+  std::vector<std::optional<Expected<Read>>> reads(tokens.size());
+  const bool alone = tokens.size() == 1;
+  for (bool ended = tokens.empty(); !ended;) {
+    // Those that begin their token, and those whose chunks have come.
+    std::vector<Gpu::LaneWork> work;
+    std::vector<size_t> of_work;
+    GpuStream* waiting = nullptr;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if (reads[i]) continue;
+      auto& stream = static_cast<GpuStream&>(*tokens[i].stream);
+      if (!stream.memory->on_gpu) {
+        reads[i] = fail(ErrorKind::busy, "generate: turns were forgotten meanwhile; ask again");
+      } else if (!stream.waits) {
+        work.push_back(work_of(stream, std::span(&tokens[i].token, 1)));
+        of_work.push_back(i);
+      } else if (!has_read(stream) || waits_for_others(stream)) {
+        waiting = waiting && waiting->reading.valid() ? waiting : &stream;
+      } else if (auto finished = finish_reading(stream); !finished) {
+        reads[i] = std::unexpected(std::move(finished).error());
+      } else {
+        work.push_back(work_of(stream, {}));
+        of_work.push_back(i);
+      }
+    }
+    if (work.empty() && waiting) {
+      if (waiting->reading.valid() && !waits_for_others(*waiting))
+        waiting->reading.wait();
+      else
+        settle_all();
+      continue;
+    }
+    auto results = gpu_.step(work);
+    for (size_t w = 0; w < work.size(); ++w) {
+      auto& stream = static_cast<GpuStream&>(*tokens[of_work[w]].stream);
+      std::optional<Expected<Read>>& read = reads[of_work[w]];
+      if (!results) {
+        read = std::unexpected(results.error());
+        continue;
+      }
+      const auto done = take(stream, (*results)[w], gpu_.staging(stream.lane), alone);
+      if (!done)
+        read = std::unexpected(done.error());
+      else if (*done)
+        read = outcome(stream, (*results)[w]);
+    }
+    ended = std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); });
+  }
+  return reads;
+}
+
+// What a step made of a stream. Whether its tokens are done; otherwise the chunks that it misses are being read.
+Expected<bool> GpuDecoder::take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone) {
+  for (const Gpu::Selection& selection : result.selections) {
+    const std::vector<uint64_t> chosen = distinct(selection);
+    if (selection.cached) {
+      note_attention(stream, selection);
+      for (const uint64_t chunk : chosen) cache_.find(stream.memory->owner, chunk);  // they were used
+      if (!stream.waits) hits_ += chosen.size();
+      let_go(stream);
+      stream.waits = false;
+    } else {
+      let_go(stream);
+      RECALLD_CHECK(plan(stream, chosen, staging, alone));
+      stream.waits = true;
+    }
+  }
+  return result.done;
+}
+
+// What the last token attended to in one group.
+void GpuDecoder::note_attention(GpuStream& stream, const Gpu::Selection& selection) const {
+  const Config& config = model_.config();
+  const size_t heads = config.retrieval_heads(), k = config.chunk_topk;
+  const size_t first = selection.chunks.size() - heads * k;
+  for (size_t head = 0; head < heads; ++head) {
+    const auto chunks = std::span(selection.chunks).subspan(first + head * k, k);
+    const auto found = static_cast<size_t>(std::ranges::find(chunks, Gpu::no_chunk) - chunks.begin());
+    const std::vector<float> weights =
+        model_.chunk_weights(std::span(selection.scores).subspan(first + head * k, found));
+    for (size_t i = 0; i < found; ++i)
+      stream.attended[chunks[i]] +=
+          static_cast<double>(weights[i]) / static_cast<double>(heads * config.num_upper_groups);
+  }
+}
+
+Decoder::Read GpuDecoder::outcome(GpuStream& stream, Gpu::LaneResult& result) {
+  const auto& damage = stream.memory->damage;
+  Read read{.logits = std::move(result.logits),
+            .attended = std::exchange(stream.attended, {}),
+            .unreadable = {damage.begin() + static_cast<ptrdiff_t>(stream.damage_told), damage.end()}};
+  stream.damage_told = damage.size();
+  return read;
+}
+
+// ---- Chunks on their way
+
+// Holds the slots of all chunks that the stream's tokens chose, and begins to read those that have none.
+Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& chosen, ByteSpan staging, bool alone) {
+  const size_t bytes = model_.kv_bytes();
+  const ChunkCache::Owner owner = stream.memory->owner;
+  std::vector<uint64_t> missing;
+  for (const uint64_t chunk : chosen) {
+    if (const auto slot = cache_.find(owner, chunk)) {
+      cache_.hold(*slot);
+      stream.held.push_back(*slot);
+    } else {
+      missing.push_back(chunk);
+    }
+  }
+  if (!stream.waits) hits_ += chosen.size() - missing.size();
+  misses_ += missing.size();
+
+  // Chunks that are read come first: the store writes them one after another.
+  std::ranges::stable_partition(missing, [&](uint64_t chunk) { return chunk < stream.source.stored_chunks; });
+  std::map<ChunkCache::Owner, std::vector<uint64_t>> evicted;
+  for (const uint64_t chunk : missing) {
+    const auto taken = cache_.take(owner, chunk);
+    if (!taken) return fail(ErrorKind::internal, "generate: the GPU's cache has no slot left for a chunk");
+    if (taken->evicted) evicted[taken->evicted->first].push_back(taken->evicted->second);
+    const ByteSpan record = staging.subspan(stream.coming.size() * bytes, bytes);
+    stream.held.push_back(taken->slot);
+    loading_[taken->slot] = true;
+    stream.coming.push_back({chunk, taken->slot, record});
+    if (chunk < stream.source.stored_chunks)
+      stream.reads.push_back(chunk);
+    else
+      std::memcpy(record.data(), stream.source.tail_kv.data() + (chunk - stream.source.stored_chunks) * bytes, bytes);
+  }
+  for (const auto& memory : memories_)
+    if (const auto of = evicted.find(memory->owner); of != evicted.end())
+      RECALLD_CHECK(gpu_.unmap(*memory->on_gpu, of->second));
+  start_reading(stream, staging.first(stream.reads.size() * bytes), alone);
+  return {};
+}
+
+// On another thread where other streams have something to compute meanwhile, else when it is waited for.
+void GpuDecoder::start_reading(GpuStream& stream, ByteSpan into, bool alone) {
+  auto fetch = [this, id = stream.source.memory.id, reads = stream.reads, into]() -> Expected<void> {
+    return reads.empty() ? Expected<void>() : store_.fetch(id, reads, into);
+  };
+  if (alone || stream.reads.empty()) {
+    stream.reading = std::async(std::launch::deferred, std::move(fetch));
+    return;
+  }
+  std::packaged_task<Expected<void>()> task(std::move(fetch));
+  stream.reading = task.get_future();
+  boost::asio::post(readers_, std::move(task));
+}
+
+bool GpuDecoder::has_read(const GpuStream& stream) const {
+  return !stream.reading.valid() || stream.reading.wait_for(std::chrono::seconds(0)) != std::future_status::timeout;
+}
+
+// Puts what was read into the slots. Damaged chunks are hidden: others take their places.
+Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
+  if (!stream.reading.valid()) return {};
+  Expected<void> fetched = stream.reading.get();
+  if (fetched)
+    read_bytes_ += stream.reads.size() * model_.kv_bytes();
+  else if (fetched.error().kind == ErrorKind::corrupt)
+    fetched = leave_out_damaged(stream, fetched.error());
+  if (fetched) {
+    std::vector<Gpu::Fill> fills;
+    for (const GpuStream::Coming& each : stream.coming) fills.push_back({each.chunk, each.slot, each.record});
+    fetched = gpu_.fill(*stream.memory->on_gpu, fills);
+  }
+  if (!fetched) {
+    drop_unread(stream);
+    return fetched;
+  }
+  for (const GpuStream::Coming& each : stream.coming) loading_[each.slot] = false;
+  stream.coming.clear();
+  stream.reads.clear();
+  return {};
+}
+
+// A batch failed as a whole: reads its chunks one by one, and hides those that cannot be read.
+Expected<void> GpuDecoder::leave_out_damaged(GpuStream& stream, const Error& error) {
+  std::vector<GpuStream::Coming> whole, damaged;
+  std::vector<Unreadable> damage;
+  for (const GpuStream::Coming& each : stream.coming) {
+    Expected<void> alone;
+    if (each.chunk < stream.source.stored_chunks)
+      alone = store_.fetch(stream.source.memory.id, std::array{each.chunk}, each.record);
+    if (!alone && alone.error().kind != ErrorKind::corrupt) return alone;
+    (alone ? whole : damaged).push_back(each);
+    if (!alone) damage.push_back({each.chunk, each.chunk, alone.error().message});
+  }
+  if (damaged.empty()) return std::unexpected(error);  // not of these chunks
+  read_bytes_ += whole.size() * model_.kv_bytes();
+  for (const GpuStream::Coming& each : damaged) RECALLD_CHECK(gpu_.hide(*stream.memory->on_gpu, each.chunk));
+  stream.coming = std::move(damaged);
+  drop_unread(stream);
+  stream.coming = std::move(whole);
+  std::ranges::move(damage, std::back_inserter(stream.memory->damage));
+  return {};
+}
+
+// The chunks that were on their way do not come.
+void GpuDecoder::drop_unread(GpuStream& stream) {
+  std::vector<uint32_t> slots;
+  for (const GpuStream::Coming& each : stream.coming) {
+    cache_.drop(stream.memory->owner, each.chunk);
+    loading_[each.slot] = false;
+    slots.push_back(each.slot);
+  }
+  erase(slots);
+  stream.coming.clear();
+  stream.reads.clear();
+}
+
+// Ends all reads that are under way. Where one fails, its stream asks again.
+void GpuDecoder::settle_all() {
+  for (GpuStream* const stream : lanes_)
+    if (stream) static_cast<void>(finish_reading(*stream));
+}
+
+// Whether chunks of it are being read for another stream.
+bool GpuDecoder::waits_for_others(const GpuStream& stream) const {
+  return std::ranges::any_of(stream.held, [&](uint32_t slot) {
+    return loading_[slot] && std::ranges::find(stream.coming, slot, &GpuStream::Coming::slot) == stream.coming.end();
+  });
+}
+
+void GpuDecoder::let_go(GpuStream& stream) {
+  for (const uint32_t slot : stream.held) cache_.let_go(slot);
+  stream.held.clear();
+}
+
+}  // namespace recalld

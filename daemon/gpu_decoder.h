@@ -1,0 +1,81 @@
+// Generating on a GPU, with the chunks of a memory paged from the store into the GPU's cache (HSA, arXiv 2504.16795,
+// section 3). The landmarks of the memories that generate stay on the GPU; a token whose chunks are all cached does not
+// come back to the host before it is computed, and what a token misses is read in one batch, while others compute.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <boost/asio/thread_pool.hpp>
+
+#include "daemon/decoder.h"
+#include "memstore/chunk_cache.h"
+#include "memstore/store.h"
+#include "model/gpu.h"
+#include "model/ramba.h"
+
+namespace recalld {
+
+class GpuDecoder final : public Decoder {
+ public:
+  // Everything is borrowed. `model` is the same one on the CPU, for its shapes.
+  GpuDecoder(const Store& store, const Ramba& model, Gpu& gpu);
+  ~GpuDecoder() override;
+
+  size_t streams_max() const override { return Gpu::lanes_max; }
+  Expected<std::unique_ptr<Stream>> open(Source source) override;
+  Expected<Read> read(Stream& stream, std::span<const uint32_t> tokens, bool last) override;
+  std::vector<std::optional<Expected<Read>>> write(std::span<const Written> tokens) override;
+  void forget(MemoryId memory) override;
+
+  // Since the start; any thread may ask.
+  struct Counts {
+    uint64_t hits = 0;    // chunks that a token (or a block of tokens) chose and found in the cache
+    uint64_t misses = 0;  // and those that it did not
+    uint64_t read_bytes = 0;
+  };
+  Counts counts() const { return {hits_, misses_, read_bytes_}; }
+
+ private:
+  struct Memory;
+  struct GpuStream;
+
+  std::shared_ptr<Memory> memory_of(const MemoryInfo& info);
+  Expected<void> load(Memory& memory, const Source& source);
+  Expected<void> write_landmarks(Memory& memory, uint64_t first, std::span<const Bf16> landmarks);
+  void make_room(const Memory& memory, uint64_t chunks);
+  void close(GpuStream& stream);
+  void drop(std::shared_ptr<Memory> memory);
+  void erase(std::span<const uint32_t> slots);
+
+  Gpu::LaneWork work_of(const GpuStream& stream, std::span<const uint32_t> tokens) const;
+  Expected<bool> take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone);
+  void note_attention(GpuStream& stream, const Gpu::Selection& selection) const;
+  Expected<void> plan(GpuStream& stream, const std::vector<uint64_t>& chosen, ByteSpan staging, bool alone);
+  void start_reading(GpuStream& stream, ByteSpan into, bool alone);
+  bool has_read(const GpuStream& stream) const;
+  Expected<void> finish_reading(GpuStream& stream);
+  Expected<void> leave_out_damaged(GpuStream& stream, const Error& error);
+  void drop_unread(GpuStream& stream);
+  void settle_all();
+  bool waits_for_others(const GpuStream& stream) const;
+  void let_go(GpuStream& stream);
+  Read outcome(GpuStream& stream, Gpu::LaneResult& result);
+
+  const Store& store_;
+  const Ramba& model_;
+  Gpu& gpu_;
+  ChunkCache cache_;
+  std::vector<char> loading_;                    // [slots] a read into it is under way
+  std::list<std::shared_ptr<Memory>> memories_;  // used most recently first; shared with the streams that read them
+  std::vector<GpuStream*> lanes_;                // [lanes_max] null: free
+  uint64_t owners_ = 0;
+  std::atomic<uint64_t> hits_ = 0, misses_ = 0, read_bytes_ = 0;
+  boost::asio::thread_pool readers_{2};
+};
+
+}  // namespace recalld

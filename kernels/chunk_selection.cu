@@ -1,0 +1,118 @@
+// Small kernels, of one block a lane or a record: what counts is that they are few and that none needs the host.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/chunk_selection_cuda.h"
+
+namespace recalld::cuda {
+namespace {
+
+constexpr int warp = 32;
+constexpr int selection_threads = 256;
+
+// A warp has the k chunks of one token and head: each goes to the place that the number of newer ones says.
+__global__ void __launch_bounds__(selection_threads) select_kernel(ChunkSelection all) {
+  const SelectionLane& lane = all.lanes[blockIdx.x];
+  const uint32_t lists = max(lane.tokens, 1u) * all.heads;
+  const size_t first = static_cast<size_t>(lane.row) * all.heads * all.k;
+  bool missing = false;
+  for (uint32_t list = threadIdx.x / warp; list < lists; list += selection_threads / warp) {
+    const size_t from = static_cast<size_t>(list) * all.k, to = first + from;
+    const uint32_t found = lane.tokens > 0 ? lane.found : 0;
+    uint32_t readable = 0;
+    for (uint32_t i = threadIdx.x % warp; i < all.k; i += warp) {
+      const bool there = i < found && !isnan(lane.dots[from + i]);
+      if (there) {
+        const uint64_t chunk = lane.chunks[from + i];
+        uint32_t place = 0;
+        for (uint32_t j = 0; j < found; ++j)
+          place += lane.chunks[from + j] > chunk && !isnan(lane.dots[from + j]) ? 1 : 0;
+        const uint32_t slot = lane.page_table[chunk];
+        missing |= slot == no_chunk;
+        all.slots[to + place] = slot;
+        all.ids[to + place] = static_cast<uint32_t>(chunk);
+        all.scores[to + place] = lane.dots[from + i] * all.scale;
+      }
+    }
+    for (uint32_t j = 0; j < found; ++j) readable += isnan(lane.dots[from + j]) ? 0 : 1;
+    for (uint32_t i = readable + threadIdx.x % warp; i < all.k; i += warp) {
+      all.slots[to + i] = all.ids[to + i] = no_chunk;
+      all.scores[to + i] = 0;
+    }
+  }
+  const bool here = lane.tokens > 0 && (lane.enters || (all.ready_before && all.ready_before[blockIdx.x] != 0));
+  const bool ready = !__syncthreads_or(missing || !here);
+  if (threadIdx.x == 0) all.ready[blockIdx.x] = ready;
+  if (ready) return;
+  for (size_t i = threadIdx.x; i < static_cast<size_t>(lists) * all.k; i += selection_threads)
+    all.slots[first + i] = no_chunk;
+}
+
+__global__ void point_kernel(LaneStates lanes) {
+  const uint32_t lane = threadIdx.x, layer = blockIdx.x;
+  float* const state = lanes.ready[lane] != 0 ? lanes.states + lane * lanes.lane_floats + layer * lanes.layer_floats
+                                              : lanes.unwanted + lane * lanes.layer_floats;
+  lanes.conv[layer * lanes_max + lane] = state;
+  lanes.ssm[layer * lanes_max + lane] = state + lanes.conv_floats;
+}
+
+__global__ void copy_rows_kernel(const float4* x, const uint32_t* ready, uint32_t pieces, float4* y) {
+  if (ready[blockIdx.x] == 0) return;
+  for (uint32_t i = threadIdx.x; i < pieces; i += blockDim.x) y[blockIdx.x * pieces + i] = x[blockIdx.x * pieces + i];
+}
+
+struct Fills {
+  SlotFill items[fills_of_launch_max];
+};
+static_assert(sizeof(Fills) + 64 <= 4096, "a kernel's arguments");
+
+__global__ void __launch_bounds__(256) fill_kernel(Fills fills, uint32_t pieces, uint4* cache) {
+  const SlotFill& fill = fills.items[blockIdx.x];
+  if (fill.record) {
+    const auto* const from = static_cast<const uint4*>(fill.record);
+    uint4* const to = cache + static_cast<size_t>(fill.slot) * pieces;
+    for (uint32_t i = threadIdx.x; i < pieces; i += blockDim.x) to[i] = from[i];
+  }
+  if (threadIdx.x == 0) fill.page_table[fill.chunk] = fill.slot;
+}
+
+}  // namespace
+
+cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream) {
+  if (selection.lane_count > lanes_max || selection.k == 0 || selection.k > selection_k_max || selection.heads == 0)
+    return cudaErrorInvalidValue;
+  for (uint32_t i = 0; i < selection.lane_count; ++i)
+    if (selection.lanes[i].found > selection.k) return cudaErrorInvalidValue;
+  if (selection.lane_count == 0) return cudaSuccess;
+  select_kernel<<<selection.lane_count, selection_threads, 0, stream>>>(selection);
+  return cudaGetLastError();
+}
+
+cudaError_t point_states(const LaneStates& lanes, cudaStream_t stream) {
+  if (lanes.layers == 0) return cudaSuccess;
+  point_kernel<<<lanes.layers, lanes_max, 0, stream>>>(lanes);
+  return cudaGetLastError();
+}
+
+cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, float* y, cudaStream_t stream) {
+  if (width == 0 || width % 4 != 0) return cudaErrorInvalidValue;
+  copy_rows_kernel<<<lanes_max, 128, 0, stream>>>(reinterpret_cast<const float4*>(x), ready, width / 4,
+                                                  reinterpret_cast<float4*>(y));
+  return cudaGetLastError();
+}
+
+cudaError_t fill_slots(const SlotFill* fills, size_t count, uint32_t kv_bytes, void* cache, cudaStream_t stream) {
+  if (kv_bytes == 0 || kv_bytes % 16 != 0) return cudaErrorInvalidValue;
+  for (size_t done = 0; done < count; done += fills_of_launch_max) {
+    const size_t part = std::min<size_t>(fills_of_launch_max, count - done);
+    Fills of_launch{};
+    std::copy_n(fills + done, part, of_launch.items);
+    fill_kernel<<<static_cast<unsigned>(part), 256, 0, stream>>>(of_launch, kv_bytes / 16, static_cast<uint4*>(cache));
+    if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace recalld::cuda

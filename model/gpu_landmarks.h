@@ -1,0 +1,72 @@
+// The landmarks of one memory on an NVIDIA GPU and its page table, within a share of the budget (gpu.h, Placement).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <span>
+
+#include "base/error.h"
+#include "kernels/device_memory.h"
+#include "model/gpu.h"
+
+namespace recalld {
+
+// Bytes that may be taken, and are. Taken by one thread, read by any.
+class GpuShare {
+ public:
+  void allow(uint64_t bytes_max) { bytes_max_ = bytes_max; }
+  bool has(uint64_t bytes) const { return bytes <= bytes_max_ - bytes_; }
+  void take(uint64_t bytes) { bytes_ += bytes; }
+  void give_back(uint64_t bytes) { bytes_ -= bytes; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  uint64_t bytes_max_ = 0;
+  std::atomic<uint64_t> bytes_ = 0;
+};
+
+class GpuLandmarks final : public GpuMemory {
+ public:
+  // Everything is borrowed. `device`: bytes on the GPU, `host`: in pinned host memory, which has no bound.
+  GpuLandmarks(uint32_t dim, GpuShare& device, GpuShare& host, cudaStream_t stream)
+      : dim_(dim), device_(device), host_(host), stream_(stream) {}
+  ~GpuLandmarks() override;
+
+  uint64_t chunks() const override { return chunks_; }
+  Placement placement() const override { return placement_; }
+
+  bool has_room(uint64_t chunks) const;
+  Expected<void> write(uint64_t first, std::span<const Bf16> landmarks);
+  Expected<void> hide(uint64_t chunk);
+
+  const Bf16* landmarks() const { return placement_ == Placement::device ? bf16_.as<Bf16>() : host_bf16_.as<Bf16>(); }
+  const int8_t* codes() const { return codes_.as<int8_t>(); }
+  const float* scales() const { return scales_.as<float>(); }
+  uint32_t* page_table() const {
+    return placement_ == Placement::host ? host_pages_.as<uint32_t>() : pages_.as<uint32_t>();
+  }
+
+ private:
+  struct Room {
+    Placement placement;
+    uint64_t capacity;
+  };
+  static uint64_t device_bytes(Placement placement, uint64_t capacity, uint32_t dim);
+  static uint64_t host_bytes(Placement placement, uint64_t capacity, uint32_t dim);
+  Expected<void> make_room(uint64_t chunks);
+  cudaError_t move_to(Room room);
+  cudaError_t encode(uint64_t first, uint64_t count);
+  void overwrite();
+
+  const uint32_t dim_;
+  GpuShare& device_;
+  GpuShare& host_;
+  const cudaStream_t stream_;
+  uint64_t chunks_ = 0;
+  uint64_t capacity_ = 0;
+  Placement placement_ = Placement::device;
+  cuda::DeviceBuffer bf16_, codes_, scales_, pages_;  // those of the placement
+  cuda::PinnedBuffer host_bf16_, host_pages_;
+};
+
+}  // namespace recalld
