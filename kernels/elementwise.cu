@@ -1,38 +1,15 @@
 // All of these are bound by memory. A norm has one warp per row or head, so that its sum has one order whatever else is
 // in the call; it reads the row twice, the second time from the L1 cache, which holds rows of any width in use. The
 // others have one thread per four elements. Blocks of eight warps everywhere.
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include "kernels/elementwise_cuda.h"
+#include "kernels/elementwise_device.cuh"
 
 namespace recalld::cuda {
 namespace {
 
-constexpr unsigned everyone = 0xffffffff;
-constexpr int warp = 32, block_warps = 8, threads = block_warps * warp;
-
-__device__ __forceinline__ float4 load(const float* from) {
-  return *reinterpret_cast<const float4*>(from);
-}
-__device__ __forceinline__ float4 load(const Bf16* from) {
-  const uint2 pairs = *reinterpret_cast<const uint2*>(from);
-  return {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u), __uint_as_float(pairs.y << 16),
-          __uint_as_float(pairs.y & 0xffff0000u)};
-}
-
-__device__ __forceinline__ void store(float4 value, float* to) {
-  *reinterpret_cast<float4*>(to) = value;
-}
-__device__ __forceinline__ void store(float4 value, Bf16* to) {
-  __nv_bfloat162* const pairs = reinterpret_cast<__nv_bfloat162*>(to);
-  pairs[0] = __floats2bfloat162_rn(value.x, value.y);
-  pairs[1] = __floats2bfloat162_rn(value.z, value.w);
-}
-
-__device__ __forceinline__ float4 product(float4 a, float4 b) {
-  return {a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w};
-}
+using namespace elementwise;
 
 __device__ __forceinline__ float silu(float x) {
   return x / (1.0f + expf(-x));
@@ -45,25 +22,9 @@ __device__ __forceinline__ float4 silu(float4 x) {
 // after its last look at them: out may be the row.
 template <class Row, class Out>
 __device__ __forceinline__ void norm_row(const Row& row, const float* weight, uint32_t width, float eps, Out* out) {
-  const uint32_t first = threadIdx.x % warp * 4;
-  float squares = 0;
-  for (uint32_t i = first; i < width; i += warp * 4) {
-    const float4 v = row(i);
-    squares = fmaf(v.x, v.x, squares);
-    squares = fmaf(v.y, v.y, squares);
-    squares = fmaf(v.z, v.z, squares);
-    squares = fmaf(v.w, v.w, squares);
-  }
-  // Each lane ends with the same bits: both sides of a pair add the same two numbers.
-#pragma unroll
-  for (int other = warp / 2; other > 0; other /= 2) squares += __shfl_xor_sync(everyone, squares, other);
-  const float scale = 1.0f / sqrtf(squares / static_cast<float>(width) + eps);
-  for (uint32_t i = first; i < width; i += warp * 4)
-    store(product(product(row(i), {scale, scale, scale, scale}), load(weight + i)), out + i);
-}
-
-__device__ __forceinline__ uint32_t warp_of_grid() {
-  return blockIdx.x * block_warps + threadIdx.x / warp;
+  const float scale = norm_scale(row, width, eps);
+  for (uint32_t i = threadIdx.x % warp * 4; i < width; i += warp * 4)
+    store(product(product(row(i), scale), load(weight + i)), out + i);
 }
 
 template <class Out>
@@ -86,11 +47,6 @@ __global__ void __launch_bounds__(threads) gated_rmsnorm_kernel(const GatedRmsNo
            norm.eps, out + static_cast<size_t>(index) * norm.width);
 }
 
-// The first of this thread's four elements of [rows, width].
-__device__ __forceinline__ size_t element_of_grid() {
-  return (static_cast<size_t>(blockIdx.x) * threads + threadIdx.x) * 4;
-}
-
 __global__ void __launch_bounds__(threads)
     swiglu_kernel(const float* gate_up, size_t count, uint32_t width, Bf16* out) {
   const size_t i = element_of_grid();
@@ -109,26 +65,14 @@ __global__ void __launch_bounds__(threads)
 __global__ void __launch_bounds__(threads) add_kernel(const float* x, size_t count, float* y) {
   const size_t i = element_of_grid();
   if (i >= count) return;
-  const float4 a = load(y + i), b = load(x + i);
-  store({a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}, y + i);
+  store(sum(load(y + i), load(x + i)), y + i);
 }
 
-bool in_bounds(uint64_t rows, uint32_t width) {
-  return rows <= elementwise_rows_max && width > 0 && width <= elementwise_width_max && width % 16 == 0;
+__global__ void __launch_bounds__(threads) to_bf16_kernel(const float* x, size_t count, Bf16* y) {
+  const size_t i = element_of_grid();
+  if (i >= count) return;
+  store(load(x + i), y + i);
 }
-bool is_stride(uint32_t stride, uint64_t width) {
-  return stride % 4 == 0 && stride >= width;
-}
-
-// Blocks for one warp each of `rows`, and for one thread for every four of `count` elements.
-unsigned blocks_of_rows(uint64_t rows) {
-  return static_cast<unsigned>((rows + block_warps - 1) / block_warps);
-}
-unsigned blocks_of_elements(uint64_t count) {
-  return static_cast<unsigned>((count + 4 * threads - 1) / (4 * threads));
-}
-static_assert(uint64_t{elementwise_rows_max} * elementwise_width_max / (4 * threads) < uint64_t{1} << 31,
-              "a grid has fewer than 2^31 blocks");
 
 template <class Out>
 cudaError_t launch_rmsnorm(const RmsNorm& norm, Out* y, cudaStream_t stream) {
@@ -186,6 +130,14 @@ cudaError_t add(const float* x, uint32_t rows, uint32_t width, float* y, cudaStr
   if (rows == 0) return cudaSuccess;
   const uint64_t count = uint64_t{rows} * width;
   add_kernel<<<blocks_of_elements(count), threads, 0, stream>>>(x, count, y);
+  return cudaGetLastError();
+}
+
+cudaError_t to_bf16(const float* x, uint32_t rows, uint32_t width, Bf16* y, cudaStream_t stream) {
+  if (!in_bounds(rows, width)) return cudaErrorInvalidValue;
+  if (rows == 0) return cudaSuccess;
+  const uint64_t count = uint64_t{rows} * width;
+  to_bf16_kernel<<<blocks_of_elements(count), threads, 0, stream>>>(x, count, y);
   return cudaGetLastError();
 }
 

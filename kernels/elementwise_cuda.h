@@ -57,4 +57,7 @@ cudaError_t embedding_lookup(const Bf16* table, const uint32_t* tokens, uint32_t
 // y += x. x, y: [rows, width]
 cudaError_t add(const float* x, uint32_t rows, uint32_t width, float* y, cudaStream_t stream);
 
+// y = x, rounded to nearest, ties to even. x, y: [rows, width]
+cudaError_t to_bf16(const float* x, uint32_t rows, uint32_t width, Bf16* y, cudaStream_t stream);
+
 }  // namespace recalld::cuda

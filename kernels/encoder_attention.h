@@ -27,6 +27,10 @@ struct EncoderAttentionWeights {
   float eps = 0;
 };
 
+// What q and k are rotated by at the positions 0, 1, ..., rows - 1: the cos and sin of position / theta^(2 pair /
+// head_dim), each [rows, head_dim / 2].
+void rope_table(size_t rows, size_t head_dim, float theta, std::vector<float>& cos, std::vector<float>& sin);
+
 // Const functions may run on several threads at once; each call runs on its thread alone.
 class EncoderAttention {
  public:

@@ -169,19 +169,25 @@ struct Scratch {
 
 }  // namespace
 
+void rope_table(size_t rows, size_t head_dim, float theta, std::vector<float>& cos, std::vector<float>& sin) {
+  cos.clear();
+  sin.clear();
+  for (size_t row = 0; row < rows; ++row) {
+    for (size_t pair = 0; pair < head_dim / 2; ++pair) {
+      const float angle = rope_angle(row, pair, head_dim, theta);
+      cos.push_back(std::cos(angle));
+      sin.push_back(std::sin(angle));
+    }
+  }
+}
+
 EncoderAttention::EncoderAttention(ProductType type, EncoderAttentionShape shape, float rope_theta)
     : type_(type),
       shape_(shape),
       keys_(padded(shape.rows)),
       scores_(Product::make(type, shape.heads, shape.rows, keys_, shape.head_dim, true)),
       values_(Product::make(type, shape.heads, shape.rows, shape.head_dim, keys_, false)) {
-  for (size_t row = 0; row < shape.rows; ++row) {
-    for (size_t pair = 0; pair < shape.head_dim / 2; ++pair) {
-      const float angle = rope_angle(row, pair, shape.head_dim, rope_theta);
-      cos_.push_back(std::cos(angle));
-      sin_.push_back(std::sin(angle));
-    }
-  }
+  rope_table(shape.rows, shape.head_dim, rope_theta, cos_, sin_);
 }
 
 EncoderAttention EncoderAttention::make(ProductType type, EncoderAttentionShape shape, float rope_theta) {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <span>
@@ -17,31 +18,12 @@
 #include "kernels/swiglu.h"
 #include "tests/support/device_array.h"
 #include "tests/support/random_floats.h"
+#include "tests/support/values_near.h"
 
 namespace recalld {
 namespace {
 
 constexpr float eps = 1e-5f;
-
-// Of each value: the twin's sums have another order, and its silu has an error of some units in the last place. A
-// rounding to bf16 may then fall to the other side, one unit of bf16 away.
-constexpr float f32_tolerance = 4e-6f, bf16_tolerance = 8e-3f;
-
-float as_float(float value) {
-  return value;
-}
-float as_float(Bf16 value) {
-  return to_float(value);
-}
-
-template <class T>
-void expect_near(const std::vector<T>& found, const std::vector<T>& expected) {
-  const float tolerance = sizeof(T) == sizeof(float) ? f32_tolerance : bf16_tolerance;
-  ASSERT_EQ(found.size(), expected.size());
-  for (size_t i = 0; i < found.size(); ++i)
-    ASSERT_NEAR(as_float(found[i]), as_float(expected[i]), tolerance * std::abs(as_float(expected[i])) + 1e-30f)
-        << "place " << i;
-}
 
 // Rows of `width` that are `stride` apart, without the gaps.
 std::vector<float> dense(const std::vector<float>& values, size_t rows, size_t width, size_t stride) {
@@ -87,7 +69,7 @@ void expect_norm_parity(size_t rows, size_t heads, size_t width) {
   const auto x = rows_of_sizes(rows, stride, 1), weight = random_floats(width, 2);
   std::vector<T> expected(rows * heads * width);
   rmsnorm_cpu(dense(x, rows, heads * width, stride).data(), weight.data(), rows * heads, width, eps, expected.data());
-  expect_near(norm_on_gpu<T>(x, stride, weight, rows, heads), expected);
+  expect_each_near(norm_on_gpu<T>(x, stride, weight, rows, heads), expected);
 }
 
 TEST_F(ElementwiseCuda, RmsNormIsNearItsTwin) {
@@ -161,7 +143,7 @@ TEST_F(ElementwiseCuda, GatedRmsNormIsNearItsTwin) {
       std::vector<Bf16> expected(rows * width);
       gated_rmsnorm_cpu(y_by_head.data(), z.data(), stride, weight.data(), rows, heads, 64, eps, expected.data());
       const std::vector<Bf16> found = gated_on_gpu(y, z, stride, weight, rows);
-      expect_near(found, expected);
+      expect_each_near(found, expected);
       EXPECT_TRUE(same_bits<Bf16>(gated_on_gpu(y_floats, z, stride, weight, rows), found));
     }
 }
@@ -189,7 +171,7 @@ TEST_F(ElementwiseCuda, SwigluIsNearItsTwin) {
       must(cuda::swiglu(device.data(), static_cast<uint32_t>(rows), static_cast<uint32_t>(width), out.data(), nullptr));
       std::vector<Bf16> expected(rows * width);
       swiglu_cpu(gate_up.data(), rows, width, expected.data());
-      expect_near(out.host(), expected);
+      expect_each_near(out.host(), expected);
     }
 }
 
@@ -236,6 +218,24 @@ TEST_F(ElementwiseCuda, SumsAreExactlyTheTwins) {
     }
 }
 
+TEST_F(ElementwiseCuda, RoundsExactlyAsItsTwin) {
+  for (const size_t width : {16, 384, 1040})
+    for (const size_t rows : {1, 3, 1000}) {
+      SCOPED_TRACE(shape_name(rows, 1, width));
+      std::vector<float> x = rows_of_sizes(rows, width, 51);
+      // Ties to either side, what rounds up to the next power of two, the ends of the range.
+      const float special[] = {0.0f,    -0.0f,  1.00390625f, 1.01171875f, -1.00390625f, 1.99609375f,
+                               FLT_MIN, 1e-40f, FLT_MAX,     -FLT_MAX,    INFINITY,     -INFINITY};
+      std::ranges::copy(special, x.begin() + 2);
+      const DeviceArray<float> device(x);
+      const DeviceArray<Bf16> y(x.size());
+      must(cuda::to_bf16(device.data(), static_cast<uint32_t>(rows), static_cast<uint32_t>(width), y.data(), nullptr));
+      std::vector<Bf16> expected(x.size());
+      to_bf16_cpu(x.data(), x.size(), expected.data());
+      EXPECT_TRUE(same_bits<Bf16>(y.host(), expected));
+    }
+}
+
 TEST_F(ElementwiseCuda, ShapesThatAreOutOfBoundsAreRefused) {
   float* const floats = nullptr;
   Bf16* const halves = nullptr;
@@ -260,6 +260,9 @@ TEST_F(ElementwiseCuda, ShapesThatAreOutOfBoundsAreRefused) {
   EXPECT_EQ(cuda::embedding_lookup(halves, nullptr, 0, 16, floats, nullptr), cudaSuccess);
   EXPECT_EQ(cuda::add(floats, 1, 8, floats, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::add(floats, 0, 16, floats, nullptr), cudaSuccess);
+  EXPECT_EQ(cuda::to_bf16(floats, 1, 8, halves, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::to_bf16(floats, cuda::elementwise_rows_max + 1, 16, halves, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::to_bf16(floats, 0, 16, halves, nullptr), cudaSuccess);
 }
 
 }  // namespace
