@@ -8,6 +8,8 @@
 namespace recalld {
 namespace {
 
+constexpr size_t chunk_tokens = 64;  // what the kernels take
+
 uint32_t rows_of(const Config& config) {
   return static_cast<uint32_t>(config.chunk_size + (config.enable_enc_cls ? 1 : 0));
 }
@@ -142,7 +144,7 @@ cudaError_t GpuChunkEncoder::run(const GpuContext& gpu, const Scratch& scratch, 
                                  .kv_heads = kv_heads_,
                                  .head_dim = head_dim_,
                                  .eps = eps_,
-                                 .record_stride = size_t{2} * cuda::chunk_tokens * kv_heads_ * head_dim_},
+                                 .record_stride = 2 * chunk_tokens * kv_heads_ * head_dim_},
                                 records, gpu.stream));
   RECALLD_CUDA(cuda::landmark_rows(scratch.x, chunks, rows_, hidden_size_, scratch.summaries, gpu.stream));
   RECALLD_CUDA(gpu.multiply(landmark_proj_, scratch.summaries, chunks, scratch.landmarks));
