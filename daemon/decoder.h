@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "kernels/bf16.h"
 #include "memstore/store.h"
 
 namespace recalld {

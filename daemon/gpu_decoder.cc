@@ -117,6 +117,7 @@ void GpuDecoder::close(GpuStream& stream) {
   if (stream.reading.valid()) static_cast<void>(stream.reading.get());  // into memory that the next one reads into
   if (!stream.coming.empty()) drop_unread(stream);
   let_go(stream);
+  static_cast<void>(gpu_.reset(stream.lane));
   lanes_[stream.lane] = nullptr;
   // What is damaged now may be mended when the memory is asked again.
   if (--stream.memory->streams == 0 && !stream.memory->damage.empty()) drop(stream.memory);
@@ -140,25 +141,24 @@ Expected<void> GpuDecoder::load(Memory& memory, const Source& source) {
   constexpr uint64_t chunks_at_once = 16 << 10;
   const size_t dim = model_.landmark_dim();
   std::vector<Bf16> landmarks;
+  const uint64_t end_chunk = source.stored_chunks + source.tail_landmarks.size() / dim;
+  if (end_chunk > memory.on_gpu->chunks()) {
+    make_room(memory, end_chunk - memory.on_gpu->chunks());
+    RECALLD_CHECK(gpu_.reserve(*memory.on_gpu, end_chunk));
+  }
   while (memory.stored_chunks < source.stored_chunks) {
     const uint64_t count = std::min(chunks_at_once, source.stored_chunks - memory.stored_chunks);
     landmarks.resize(count * dim);
     RECALLD_CHECK(store_.landmarks(source.memory.id, memory.stored_chunks, landmarks, &memory.damage));
-    RECALLD_CHECK(write_landmarks(memory, memory.stored_chunks, landmarks));
+    RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, memory.stored_chunks, landmarks));
     memory.stored_chunks += count;
   }
-  if (source.tail_landmarks.empty()) return {};
-  return write_landmarks(memory, source.stored_chunks, source.tail_landmarks);
-}
-
-Expected<void> GpuDecoder::write_landmarks(Memory& memory, uint64_t first, std::span<const Bf16> landmarks) {
-  const uint64_t end = first + landmarks.size() / model_.landmark_dim();
-  if (end > memory.on_gpu->chunks()) make_room(memory, end - memory.on_gpu->chunks());
-  RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, first, landmarks));
+  if (!source.tail_landmarks.empty())
+    RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, source.stored_chunks, source.tail_landmarks));
   if (const Placement placement = memory.on_gpu->placement(); placement != memory.told) {
     memory.told = placement;
-    spdlog::info("landmarks of memory {}: {} chunks lie {} now; more --gpu-budget would make answers faster",
-                 in_quotes(memory.info.name), end, name_of(placement));
+    spdlog::info("landmarks of memory {}: {} chunks lie {} now; with a larger --gpu-budget answers would be faster",
+                 in_quotes(memory.info.name), end_chunk, name_of(placement));
   }
   return {};
 }
@@ -192,7 +192,7 @@ void GpuDecoder::forget(MemoryId id) {
   if (forgotten.empty()) return;
   settle_all();
   for (auto& memory : forgotten) drop(std::move(memory));
-  if (const auto erased = gpu_.erase_staging(); !erased) spdlog::error("{}", erased.error().message);
+  if (const auto erased = gpu_.erase_scratch(); !erased) spdlog::error("{}", erased.error().message);
 }
 
 // ---- Reading and writing

@@ -46,7 +46,6 @@ class GpuDecoder final : public Decoder {
 
   std::shared_ptr<Memory> memory_of(const MemoryInfo& info);
   Expected<void> load(Memory& memory, const Source& source);
-  Expected<void> write_landmarks(Memory& memory, uint64_t first, std::span<const Bf16> landmarks);
   void make_room(const Memory& memory, uint64_t chunks);
   void close(GpuStream& stream);
   void drop(std::shared_ptr<Memory> memory);

@@ -18,7 +18,8 @@ inline constexpr uint32_t no_chunk = 0xffffffff;     // where there are fewer th
 inline constexpr uint32_t fills_of_launch_max = 96;  // records
 inline constexpr uint32_t selection_k_max = 128;
 
-// The tokens of one stream. The struct is read on the host, when the call is made; pointers are to device memory.
+// The tokens of one stream. The struct is read on the host, when the call is made; pointers are to device memory; a
+// page table may be in host memory mapped into it.
 struct SelectionLane {
   const float* dots = nullptr;           // [tokens, heads, k] of landmark_topk() and its kin
   const uint64_t* chunks = nullptr;      // [tokens, heads, k]

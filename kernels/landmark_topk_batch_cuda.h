@@ -13,7 +13,7 @@ namespace recalld::cuda {
 
 inline constexpr uint32_t landmark_topk_batch_max = 64;  // queries
 
-// Everything is in device memory.
+// Everything is in device memory; the landmarks may be in host memory mapped into it.
 struct LandmarkTopKBatch {
   const Bf16* queries = nullptr;    // [count, dim], at a multiple of 16 bytes
   uint32_t count = 0;               // 0 to landmark_topk_batch_max

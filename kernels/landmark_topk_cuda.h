@@ -13,7 +13,7 @@ namespace recalld::cuda {
 
 inline constexpr uint32_t landmark_topk_max = 128;
 
-// Everything is in device memory.
+// Everything is in device memory; the landmarks may be in host memory mapped into it.
 struct LandmarkTopK {
   const Bf16* query = nullptr;      // [dim]
   const Bf16* landmarks = nullptr;  // [n, dim], at a multiple of 16 bytes

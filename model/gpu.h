@@ -43,7 +43,8 @@ class GpuMemory {
   virtual Placement placement() const = 0;
 };
 
-// One thread at a time calls its functions, but usage() and describe() any. `device`: the GPU failed.
+// One thread at a time calls its functions, but usage(), name() and describe() any. `device`: the GPU failed. States
+// may outlive it, memories may not.
 class Gpu : public Backend {
  public:
   virtual std::string name() const = 0;  // "NVIDIA H100 80GB HBM3"
@@ -53,11 +54,13 @@ class Gpu : public Backend {
 
   // ---- Landmarks
   virtual Expected<std::unique_ptr<GpuMemory>> open_memory() = 0;
-  // Bytes that are free for landmarks of `chunks` more chunks on the device, or not: whether these would lie there
-  // wholly. The caller may close other memories first.
+  // Whether `chunks` more chunks would leave the landmarks in the placement that they have. Where not, the caller may
+  // close other memories first: a memory that has gone a step down stays there.
   virtual bool has_room(const GpuMemory& memory, uint64_t chunks) const = 0;
-  // Writes the landmarks of chunks first, first + 1, ..., first at most memory.chunks(). The memory grows by them, and
-  // moves to a cheaper placement where there is no room.
+  // Makes room for landmarks of so many chunks in all, at once, in a cheaper placement where there is none.
+  virtual Expected<void> reserve(GpuMemory& memory, uint64_t chunks) = 0;
+  // Writes the landmarks of chunks first, first + 1, ..., first at most memory.chunks(). The memory grows by them as by
+  // reserve().
   virtual Expected<void> write_landmarks(GpuMemory& memory, uint64_t first, std::span<const Bf16> landmarks) = 0;
   // No token attends to this chunk any more.
   virtual Expected<void> hide(GpuMemory& memory, uint64_t chunk) = 0;
@@ -79,9 +82,11 @@ class Gpu : public Backend {
   virtual Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) = 0;
   // The memory has these chunks no longer in the cache.
   virtual Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) = 0;
-  // Overwrite slots, and all staging memory, of which nothing may be on its way. On return it has happened.
+  // Overwrites slots; on return it has happened.
   virtual Expected<void> erase(std::span<const uint32_t> slots) = 0;
-  virtual Expected<void> erase_staging() = 0;
+  // Overwrites what was left behind by work that is done: staging memory, of which nothing may be on its way, hidden
+  // states, encoded chunks, states that were given back. Lanes keep theirs until they are reset.
+  virtual Expected<void> erase_scratch() = 0;
 
   // ---- Generating: lanes, each a stream of its own
   static constexpr uint32_t lanes_max = 8;
@@ -93,9 +98,9 @@ class Gpu : public Backend {
 
   struct LaneWork {
     uint32_t lane = 0;
-    const GpuMemory* memory = nullptr;
-    uint64_t chunks = 0;               // the first ones of the memory, which tokens may attend to
-    std::span<const uint32_t> tokens;  // to be read now; empty: the lane goes on where chunks were missing
+    const GpuMemory* memory = nullptr;  // not null
+    uint64_t chunks = 0;                // the first ones of the memory, which tokens may attend to
+    std::span<const uint32_t> tokens;   // to be read now; empty: the lane waits, and goes on where chunks were missing
   };
   // What the tokens of a lane chose in one group: [tokens, retrieval_heads, k] newest first, no_chunk at the end where
   // there are fewer.

@@ -9,6 +9,14 @@
 #include "model/gpu_weights.h"
 
 namespace recalld {
+namespace {
+
+uint64_t rounded(uint64_t chunks) {
+  constexpr uint64_t step = 256;
+  return (chunks + step - 1) / step * step;
+}
+
+}  // namespace
 
 uint64_t GpuLandmarks::device_bytes(Placement placement, uint64_t capacity, uint32_t dim) {
   switch (placement) {
@@ -34,14 +42,18 @@ uint64_t GpuLandmarks::host_bytes(Placement placement, uint64_t capacity, uint32
   return 0;
 }
 
-// The share takes what moves in before it gives back what moves out.
+bool GpuLandmarks::fits(Placement placement, uint64_t capacity) const {
+  const uint64_t now = device_bytes(placement_, capacity_, dim_), then = device_bytes(placement, capacity, dim_);
+  return then <= now || device_.has(then - now);
+}
+
 bool GpuLandmarks::has_room(uint64_t chunks) const {
-  return chunks_ + chunks <= capacity_ || device_.has(device_bytes(Placement::device, chunks_ + chunks, dim_));
+  return chunks_ + chunks <= capacity_ || fits(placement_, rounded(chunks_ + chunks));
 }
 
 Expected<void> GpuLandmarks::write(uint64_t first, std::span<const Bf16> landmarks) {
   const uint64_t count = landmarks.size() / dim_;
-  RECALLD_CHECK(make_room(first + count));
+  RECALLD_CHECK(reserve(first + count));
   const auto write_rows = [&]() -> cudaError_t {
     if (placement_ == Placement::device) {
       RECALLD_CUDA(cudaMemcpyAsync(bf16_.as<Bf16>() + first * dim_, landmarks.data(), landmarks.size_bytes(),
@@ -79,17 +91,20 @@ cudaError_t GpuLandmarks::encode(uint64_t first, uint64_t count) {
 }
 
 // Grows by half at a time where that fits, else by what is needed; and where not even that does, one step down.
-Expected<void> GpuLandmarks::make_room(uint64_t chunks) {
+Expected<void> GpuLandmarks::reserve(uint64_t chunks) {
   if (chunks <= capacity_) return {};
-  constexpr uint64_t step = 1024;
-  const uint64_t needed = (chunks + step - 1) / step * step;
-  const uint64_t roomy = std::max(needed, capacity_ + capacity_ / 2 / step * step);
+  const uint64_t needed = rounded(chunks), roomy = std::max(needed, rounded(capacity_ + capacity_ / 2));
+  const Placement before = placement_;
   cudaError_t status = cudaErrorMemoryAllocation;
   for (const Placement placement : {Placement::device, Placement::device_int8, Placement::host}) {
-    if (placement < placement_) continue;
+    if (placement < before) continue;
     for (const uint64_t capacity : {roomy, needed}) {
-      if (!device_.has(device_bytes(placement, capacity, dim_))) continue;
-      status = move_to({placement, capacity});
+      if (!fits(placement, capacity)) continue;
+      status = cudaSuccess;
+      // Where the old and the new do not fit side by side, what is there goes by way of the host.
+      if (!device_.has(device_bytes(placement, capacity, dim_))) status = move_to({Placement::host, needed});
+      if (status == cudaSuccess && (placement_ != placement || capacity_ != capacity))
+        status = move_to({placement, capacity});
       if (status != cudaErrorMemoryAllocation) return gpu_done("make room for landmarks on the GPU", status);
     }
   }

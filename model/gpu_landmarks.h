@@ -36,6 +36,7 @@ class GpuLandmarks final : public GpuMemory {
   Placement placement() const override { return placement_; }
 
   bool has_room(uint64_t chunks) const;
+  Expected<void> reserve(uint64_t chunks);
   Expected<void> write(uint64_t first, std::span<const Bf16> landmarks);
   Expected<void> hide(uint64_t chunk);
 
@@ -53,7 +54,7 @@ class GpuLandmarks final : public GpuMemory {
   };
   static uint64_t device_bytes(Placement placement, uint64_t capacity, uint32_t dim);
   static uint64_t host_bytes(Placement placement, uint64_t capacity, uint32_t dim);
-  Expected<void> make_room(uint64_t chunks);
+  bool fits(Placement placement, uint64_t capacity) const;
   cudaError_t move_to(Room room);
   cudaError_t encode(uint64_t first, uint64_t count);
   void overwrite();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -9,6 +10,8 @@
 
 #include "kernels/chunk_selection_cuda.h"
 #include "kernels/elementwise_cuda.h"
+#include "kernels/encoder_attention_cuda.h"
+#include "kernels/hsa_attention_cuda.h"
 #include "kernels/landmark_topk_batch_cuda.h"
 #include "kernels/landmark_topk_cuda.h"
 #include "kernels/landmark_topk_int8_cuda.h"
@@ -25,7 +28,9 @@ namespace {
 
 constexpr uint32_t lanes = Gpu::lanes_max;
 constexpr uint32_t block = Gpu::block_tokens;
+constexpr uint32_t segments_most = 16;  // of one call of encode()
 static_assert(lanes == cuda::lanes_max && Gpu::no_slot == cuda::no_chunk && Gpu::no_chunk == cuda::no_chunk);
+static_assert(cuda::landmark_topk_max == cuda::hsa_k_max && cuda::landmark_topk_max == cuda::selection_k_max);
 
 std::string layer_name(size_t index) {
   return "backbone.layers." + std::to_string(index);
@@ -41,15 +46,29 @@ Expected<void> check_shape(const Config& c) {
     return fail(ErrorKind::invalid_request, "open the model on the GPU: " + key + " is " + std::to_string(value) +
                                                 ", and its kernels take " + wanted + "; use --device cpu");
   };
-  if (c.chunk_size != 64) return refuse("chunk_size", c.chunk_size, "64");
+  const auto at_most = [&](const std::string& key, size_t value, size_t most) -> Expected<void> {
+    if (value > most) return refuse(key, value, "at most " + std::to_string(most));
+    return {};
+  };
+  if (c.chunk_size != block) return refuse("chunk_size", c.chunk_size, "64");
   if (c.head_dim != 64) return refuse("head_dim", c.head_dim, "64");
   if (c.state_size != 64 && c.state_size != 128) return refuse("state_size", c.state_size, "64 or 128");
   if (c.conv_kernel < 2 || c.conv_kernel > 4) return refuse("conv_kernel", c.conv_kernel, "2 to 4");
-  if (c.attention_head_dim != 64) return refuse("attention_head_dim", c.attention_head_dim, "64");
-  if (c.chunk_topk > cuda::landmark_topk_max)
-    return refuse("chunk_topk", c.chunk_topk, "at most " + std::to_string(cuda::landmark_topk_max));
+  if (c.attention_head_dim != cuda::hsa_head_dim) return refuse("attention_head_dim", c.attention_head_dim, "64");
   if (c.retrieval_dim % 32 != 0) return refuse("retrieval_dim", c.retrieval_dim, "multiples of 32");
   if (c.hidden_size % 16 != 0) return refuse("hidden_size", c.hidden_size, "multiples of 16");
+  RECALLD_CHECK(at_most("retrieval_dim", c.retrieval_dim, 8192));
+  RECALLD_CHECK(at_most("vocab_size", c.vocab_size, cuda::matmul_width_max));
+  RECALLD_CHECK(at_most("num_heads", c.num_heads, cuda::elementwise_width_max / c.head_dim));
+  RECALLD_CHECK(at_most("chunk_topk", c.chunk_topk, cuda::landmark_topk_max));
+  // A block of tokens attends at once: tokens x KV heads x tiles of 16 query heads.
+  const size_t group = c.num_attention_heads / c.num_kv_heads, tiles = c.num_kv_heads * ((group + 15) / 16);
+  if (group > cuda::hsa_group_heads_max || tiles * block > cuda::hsa_decode_tiles_max)
+    return refuse("num_attention_heads", c.num_attention_heads,
+                  "at most 32 for a KV head, and 16 KV heads (or 8 of more than 16 heads)");
+  if (c.encoder_layers > 0)
+    RECALLD_CHECK(at_most("hidden_size / num_attention_heads", c.hidden_size / c.num_attention_heads,
+                          cuda::encoder_head_dim_max));
   return {};
 }
 
@@ -123,6 +142,7 @@ class GpuRamba final : public Gpu {
 
   Expected<std::unique_ptr<GpuMemory>> open_memory() override;
   bool has_room(const GpuMemory& memory, uint64_t chunks) const override;
+  Expected<void> reserve(GpuMemory& memory, uint64_t chunks) override;
   Expected<void> write_landmarks(GpuMemory& memory, uint64_t first, std::span<const Bf16> landmarks) override;
   Expected<void> hide(GpuMemory& memory, uint64_t chunk) override;
 
@@ -132,7 +152,7 @@ class GpuRamba final : public Gpu {
   Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) override;
   Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) override;
   Expected<void> erase(std::span<const uint32_t> slots) override;
-  Expected<void> erase_staging() override;
+  Expected<void> erase_scratch() override;
 
   Expected<void> reset(uint32_t lane) override;
   Expected<std::vector<LaneResult>> step(std::span<const LaneWork> work) override;
@@ -183,10 +203,12 @@ class GpuRamba final : public Gpu {
 
   const Config config_;
   std::string name_;
+  size_t free_bytes_ = 0;  // of the device, when it was opened
   uint64_t budget_bytes_ = 0, weights_bytes_ = 0, states_bytes_ = 0, workspace_bytes_ = 0;
   GpuShare landmarks_share_, host_share_;
   size_t segments_max_ = 1;
   uint32_t encode_tokens_ = 0;  // of one pass
+  size_t encoding_bytes_ = 0;   // of the part of workspace_ that encode() has
   uint32_t slots_ = 0;
 
   // In this order they are made, and freed in the other.
@@ -252,9 +274,11 @@ Expected<void> GpuRamba::open(const GpuOptions& options) {
   const auto begin = [&]() -> cudaError_t {
     int device = 0;
     cudaDeviceProp properties{};
+    size_t all_bytes = 0;
     RECALLD_CUDA(cudaGetDevice(&device));
     RECALLD_CUDA(cudaGetDeviceProperties(&properties, device));
     name_ = properties.name;
+    RECALLD_CUDA(cudaMemGetInfo(&free_bytes_, &all_bytes));
     RECALLD_CUDA(cuda::Stream::open(stream_));
     return cuda::Matmul::open(matmul_);
   };
@@ -275,20 +299,24 @@ Expected<void> GpuRamba::load(const std::filesystem::path& directory) {
     return {};
   };
   const char* const embeddings = "backbone.embeddings.weight";
-  RECALLD_TRY(head_, weights.linear({{config_.tie_word_embeddings ? embeddings : "lm_head.weight", config_.vocab_size}},
-                                    config_.hidden_size));
-  embeddings_ = head_.w;
-  if (!config_.tie_word_embeddings) {
+  const bool generates = config_.num_upper_layers > 0;
+  if (generates) {
+    const char* const head = config_.tie_word_embeddings ? embeddings : "lm_head.weight";
+    RECALLD_TRY(head_, weights.linear({{head, config_.vocab_size}}, config_.hidden_size));
+    RECALLD_TRY(final_norm_, weights.floats("backbone.norm_f.weight", {config_.hidden_size}));
+    embeddings_ = head_.w;
+  }
+  if (!generates || !config_.tie_word_embeddings) {
     RECALLD_TRY(const auto values, on_disk.bf16(embeddings, {config_.vocab_size, config_.hidden_size}));
     RECALLD_TRY(embeddings_, weights.upload(values));
   }
   RECALLD_CHECK(load_blocks(0, config_.num_lower_layers, lower_));
   size_t layer = config_.num_lower_layers;
   RECALLD_TRY(encoder_, GpuChunkEncoder::load(weights, layer_name(layer++), config_));
-  if (config_.num_upper_layers == 0) {
+  if (!generates) {
     RECALLD_TRY(only_retrieval_, GpuRetrieval::load(weights, layer_name(layer), config_));
   }
-  for (size_t group = 0; config_.num_upper_layers > 0 && group < config_.num_upper_groups; ++group) {
+  for (size_t group = 0; generates && group < config_.num_upper_groups; ++group) {
     RECALLD_TRY(GpuRetrieval retrieval, GpuRetrieval::load(weights, layer_name(layer++), config_));
     UpperGroup upper{.retrieval = std::move(retrieval), .stages = {}};
     for (size_t stage = 0; stage < config_.hsa_layers() / config_.num_upper_groups; ++stage) {
@@ -300,10 +328,9 @@ Expected<void> GpuRamba::load(const std::filesystem::path& directory) {
     }
     groups_.push_back(std::move(upper));
   }
-  RECALLD_TRY(final_norm_, weights.floats("backbone.norm_f.weight", {config_.hidden_size}));
   weights_bytes_ = weights.bytes();
   weights_ = weights.take();
-  return {};
+  return gpu_done("copy weights to the GPU", cudaDeviceSynchronize());
 }
 
 // What encode() and query() work with. Returns the bytes; with a null base it only counts.
@@ -317,7 +344,7 @@ size_t GpuRamba::carve_encoding(uint32_t tokens, void* base) {
   // The lower half is done when the encoder begins.
   char* const shared = carver.take<char>(0);
   Carver lower(shared), encoder(shared);
-  encode_scratch_ = GpuMamba2::scratch(config_, tokens, cuda::lanes_max * 2, lower);
+  encode_scratch_ = GpuMamba2::scratch(config_, tokens, segments_most, lower);
   encoder_scratch_ = GpuChunkEncoder::scratch(config_, chunks, encoder);
   return carver.used() + std::max(lower.used(), encoder.used());
 }
@@ -354,9 +381,7 @@ size_t GpuRamba::carve_generating(void* base) {
 // their chunks a half each of the rest.
 Expected<void> GpuRamba::divide(const GpuOptions& options) {
   constexpr uint64_t automatic_max = uint64_t{8} << 30;
-  size_t free_bytes = 0, all_bytes = 0;
-  RECALLD_CHECK(gpu_done("ask how much memory the GPU has", cudaMemGetInfo(&free_bytes, &all_bytes)));
-  budget_bytes_ = options.budget_bytes != 0 ? options.budget_bytes : std::min<uint64_t>(free_bytes / 2, automatic_max);
+  budget_bytes_ = options.budget_bytes != 0 ? options.budget_bytes : std::min<uint64_t>(free_bytes_ / 2, automatic_max);
 
   const size_t record = kv_bytes(), lane_bytes = (lower_floats() + upper_floats() + layer_floats()) * sizeof(float);
   const size_t records_of_block = block * list_places(), records_of_lane = list_places();
@@ -364,17 +389,24 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
   const uint64_t half_min = slots_min * (record + sizeof(uint32_t));
   const size_t generating = carve_generating(nullptr);
 
+  // As many tokens in a pass and as many states as a part of the budget allows, and less where it must be.
   constexpr uint32_t tokens_best = 16 << 10, tokens_min = 1 << 10;
   constexpr size_t states_min = 8;
+  size_t states = std::clamp<size_t>(budget_bytes_ / 8 / std::max<size_t>(1, state_bytes()), states_min,
+                                     std::max(states_min, options.encode_states));
+  const auto fixed_bytes = [&] {
+    workspace_bytes_ = generating + carve_encoding(encode_tokens_, nullptr);
+    states_bytes_ = states * state_bytes() + lanes * lane_bytes;
+    return weights_bytes_ + workspace_bytes_ + states_bytes_;
+  };
+  const auto is_too_much = [&](uint64_t part) {
+    return fixed_bytes() + 2 * half_min > budget_bytes_ || workspace_bytes_ > part;
+  };
   encode_tokens_ = tokens_best;
-  while (encode_tokens_ > tokens_min && carve_encoding(encode_tokens_, nullptr) > budget_bytes_ / 4)
-    encode_tokens_ /= 2;
-  const size_t states = std::clamp<size_t>(budget_bytes_ / 8 / std::max<size_t>(1, state_bytes()), states_min,
-                                           std::max(states_min, options.encode_states));
-  segments_max_ = std::clamp<size_t>(states / 4, 1, 16);
-  workspace_bytes_ = generating + carve_encoding(encode_tokens_, nullptr);
-  states_bytes_ = states * state_bytes() + lanes * lane_bytes;
-  const uint64_t fixed = weights_bytes_ + workspace_bytes_ + states_bytes_;
+  while (encode_tokens_ > tokens_min && is_too_much(budget_bytes_ / 4)) encode_tokens_ /= 2;
+  while (states > states_min && is_too_much(UINT64_MAX)) --states;
+  segments_max_ = std::clamp<size_t>(states / 4, 1, segments_most);
+  const uint64_t fixed = fixed_bytes();
   if (budget_bytes_ < fixed + 2 * half_min)
     return fail(ErrorKind::invalid_request,
                 "open the GPU: a budget of " + std::to_string(budget_bytes_ >> 20) +
@@ -399,12 +431,13 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
     const size_t chunks = encode_tokens_ / block;
     RECALLD_CUDA(cuda::PinnedBuffer::allocate(
         encode_tokens_ * sizeof(uint32_t) + chunks * (record + config_.retrieval_dim * sizeof(Bf16)), encoded_));
+    std::memset(results_.as<void>(), 0, results_.bytes());  // tokens that are read when steps are captured
     RECALLD_CUDA(cudaMemsetAsync(workspace_.data(), 0, workspace_bytes_, stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(lane_states_.data(), 0, lane_states_.bytes(), stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(cache_.data(), 0, cache_.bytes(), stream_.get()));
     std::memset(staging_.as<void>(), 0, staging_.bytes());
     carve_generating(workspace_.data());
-    carve_encoding(encode_tokens_, workspace_.as<char>(generating));
+    encoding_bytes_ = carve_encoding(encode_tokens_, workspace_.as<char>(generating));
     lower_states_ = lane_states_.as<float>();
     upper_states_ = lower_states_ + lanes * lower_floats();
     unwanted_states_ = upper_states_ + lanes * upper_floats();
@@ -416,7 +449,7 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
     return cudaStreamSynchronize(stream_.get());
   };
   RECALLD_CHECK(gpu_done("take " + std::to_string(mib(budget_bytes_)) + " MiB of the GPU's " +
-                             std::to_string(mib(free_bytes)) + " MiB that are free",
+                             std::to_string(mib(free_bytes_)) + " MiB that are free",
                          allocate()));
   RECALLD_TRY(states_, GpuStatePool::open(states, state_bytes()));
   gpu_.matmul = &matmul_;
@@ -493,6 +526,8 @@ std::vector<std::vector<GpuRamba::Piece>> GpuRamba::passes(std::span<const Segme
 }
 
 Expected<void> GpuRamba::encode(std::span<const Segment> segments) {
+  assert(segments.size() <= segments_max_);
+  assert(std::ranges::all_of(segments, [](const Segment& each) { return each.tokens.size() % block == 0; }));
   RECALLD_TRY(NewStates states, copies_of(segments));
   for (std::vector<Piece>& pieces : passes(segments))
     RECALLD_CHECK(gpu_done("encode on the GPU", run_pass(segments, states, pieces)));
@@ -599,6 +634,10 @@ bool GpuRamba::has_room(const GpuMemory& memory, uint64_t chunks) const {
   return static_cast<const GpuLandmarks&>(memory).has_room(chunks);
 }
 
+Expected<void> GpuRamba::reserve(GpuMemory& memory, uint64_t chunks) {
+  return static_cast<GpuLandmarks&>(memory).reserve(chunks);
+}
+
 Expected<void> GpuRamba::write_landmarks(GpuMemory& memory, uint64_t first, std::span<const Bf16> landmarks) {
   return static_cast<GpuLandmarks&>(memory).write(first, landmarks);
 }
@@ -649,9 +688,18 @@ Expected<void> GpuRamba::erase(std::span<const uint32_t> slots) {
   return gpu_done("overwrite chunks on the GPU", overwrite());
 }
 
-Expected<void> GpuRamba::erase_staging() {
-  RECALLD_CHECK(gpu_done("overwrite chunks on their way to the GPU", cudaStreamSynchronize(stream_.get())));
-  std::memset(staging_.as<void>(), 0, staging_.bytes());
+Expected<void> GpuRamba::erase_scratch() {
+  const size_t width = config_.hidden_size;
+  const auto overwrite = [&]() -> cudaError_t {
+    RECALLD_CUDA(states_->erase_free(stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(encode_tokens_in_, 0, encoding_bytes_, stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(block_hidden_, 0, block * width * sizeof(float), stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(hidden_, 0, lanes * width * sizeof(float), stream_.get()));
+    return cudaStreamSynchronize(stream_.get());
+  };
+  RECALLD_CHECK(gpu_done("overwrite what is left of chunks on the GPU", overwrite()));
+  for (const cuda::PinnedBuffer* buffer : {&staging_, &encoded_, &results_})
+    std::memset(buffer->as<void>(), 0, buffer->bytes());
   return {};
 }
 
@@ -848,7 +896,9 @@ Expected<std::vector<Gpu::LaneResult>> GpuRamba::step(std::span<const LaneWork> 
   if (work.empty()) return results;
   const LaneWork& first = work.front();
   const bool of_block = first.tokens.size() > 1 || lanes_[first.lane].tokens > 1;
+  assert(!of_block || work.size() == 1);
   const cudaError_t status = of_block ? step_block(first, results.front()) : step_lanes(work, results);
+  if (status != cudaSuccess) static_cast<void>(cudaStreamSynchronize(stream_.get()));  // it may read pinned memory
   RECALLD_CHECK(gpu_done("generate on the GPU", status));
   return results;
 }

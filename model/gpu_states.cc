@@ -26,6 +26,13 @@ Expected<std::shared_ptr<GpuStatePool::State>> GpuStatePool::take() {
   return std::make_shared<State>(shared_from_this(), place);
 }
 
+cudaError_t GpuStatePool::erase_free(cudaStream_t stream) {
+  const std::lock_guard lock(mutex_);
+  for (const size_t place : free_)
+    RECALLD_CUDA(cudaMemsetAsync(buffer_.as<char>(place * state_bytes_), 0, state_bytes_, stream));
+  return cudaSuccess;
+}
+
 void GpuStatePool::give_back(size_t place) {
   const std::lock_guard lock(mutex_);
   free_.push_back(place);

@@ -37,6 +37,8 @@ class GpuStatePool : public std::enable_shared_from_this<GpuStatePool> {
     const size_t place_;
   };
   Expected<std::shared_ptr<State>> take();
+  // Overwrites what was left in places that are free.
+  cudaError_t erase_free(cudaStream_t stream);
 
  private:
   void give_back(size_t place);

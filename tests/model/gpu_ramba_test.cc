@@ -1,0 +1,511 @@
+// The model on a GPU against its twin on the CPU, and against itself: the same bits however a stream is cut, whatever
+// else is computed beside it, and wherever landmarks and chunks lie. Skipped where there is no GPU.
+#include "model/gpu_ramba.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <set>
+
+#include "kernels/landmark_topk.h"
+#include "model/ramba.h"
+#include "model/weights.h"
+#include "tests/support/device_array.h"
+
+namespace recalld {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr size_t chunk_size = 64;
+constexpr float tolerance = 2e-2f;  // across devices
+
+template <class T>
+T must_have(Expected<T> value) {
+  if (!value) throw std::runtime_error(value.error().message);
+  if constexpr (!std::is_void_v<T>) return *std::move(value);
+}
+
+std::filesystem::path default_model() {
+  return std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
+}
+
+// What a stream leaves behind, as stored.
+struct Encoding {
+  std::vector<Bf16> landmarks;
+  std::vector<std::byte> kv;
+  std::string state;
+
+  bool operator==(const Encoding& other) const {
+    return same_bits(std::span<const Bf16>(landmarks), std::span<const Bf16>(other.landmarks)) && kv == other.kv &&
+           state == other.state;
+  }
+};
+
+class GpuRambaTest : public GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped()) return;
+    cpu_ = must_have(Ramba::open(default_model(), Precision::f32, Parts::all, pool_));
+  }
+
+  std::unique_ptr<Gpu> open(uint64_t budget_bytes) const {
+    return must_have(open_gpu_ramba({.model = default_model(), .budget_bytes = budget_bytes, .encode_states = 32}));
+  }
+
+  // Words that the model knows, beginning at this one.
+  static std::vector<uint32_t> text_tokens(size_t count, size_t first) {
+    const auto golden =
+        must_have(Weights::open(std::filesystem::path(RECALLD_SOURCE_DIR) / "tests/golden/starter/golden.safetensors"));
+    const auto ids = must_have(golden.all_ints("input_ids"));
+    std::vector<uint32_t> tokens(count);
+    for (size_t i = 0; i < count; ++i) tokens[i] = static_cast<uint32_t>(ids[(first + i) % ids.size()]);
+    return tokens;
+  }
+  static std::vector<uint32_t> random_tokens(size_t count, uint32_t seed) {
+    std::mt19937 random(seed);
+    std::vector<uint32_t> tokens(count);
+    for (uint32_t& token : tokens) token = static_cast<uint32_t>(random() % 8192);
+    return tokens;
+  }
+
+  Encoding room_for(size_t chunks) const {
+    return {std::vector<Bf16>(chunks * cpu_->landmark_dim()), std::vector<std::byte>(chunks * cpu_->kv_bytes()), {}};
+  }
+
+  Gpu::Segment segment(Encoding& into, RecurrentState& state, std::span<const uint32_t> tokens, size_t first,
+                       size_t count) const {
+    return {.state = &state,
+            .tokens = tokens.subspan(first * chunk_size, count * chunk_size),
+            .landmarks = std::span(into.landmarks).subspan(first * cpu_->landmark_dim(), count * cpu_->landmark_dim()),
+            .kv = std::span(into.kv).subspan(first * cpu_->kv_bytes(), count * cpu_->kv_bytes())};
+  }
+
+  // One stream alone, in segments of these many chunks, the last number again and again.
+  Encoding encode(Gpu& gpu, std::span<const uint32_t> tokens, const std::vector<size_t>& cuts) const {
+    const size_t chunks = tokens.size() / chunk_size;
+    Encoding out = room_for(chunks);
+    RecurrentState state = must_have(gpu.zero_state());
+    for (size_t first = 0, call = 0; first < chunks; ++call) {
+      const size_t count = std::min(chunks - first, cuts[std::min(call, cuts.size() - 1)]);
+      must_have(gpu.encode(std::array{segment(out, state, tokens, first, count)}));
+      first += count;
+    }
+    out.state = must_have(gpu.bytes_of(state));
+    return out;
+  }
+
+  WorkerPool pool_{2};
+  std::unique_ptr<Ramba> cpu_;
+};
+
+constexpr uint64_t roomy = uint64_t{1} << 30;
+
+std::vector<float> floats(std::span<const Bf16> values) {
+  std::vector<float> result(values.size());
+  std::ranges::transform(values, result.begin(), to_float);
+  return result;
+}
+std::vector<float> floats(const std::vector<std::byte>& values) {
+  return floats(std::span(reinterpret_cast<const Bf16*>(values.data()), values.size() / sizeof(Bf16)));
+}
+
+// ---- Appending and searching
+
+TEST_F(GpuRambaTest, EncodesAsTheCpuDoes) {
+  const auto gpu = open(roomy);
+  constexpr size_t chunks = 37;
+  const auto tokens = text_tokens(chunks * chunk_size, 0);
+  const Encoding found = encode(*gpu, tokens, {chunks});
+
+  RecurrentState state = cpu_->lower_zero_state();
+  std::vector<float> hidden(tokens.size() * cpu_->config().hidden_size);
+  cpu_->lower(state, tokens, hidden);
+  Encoding expected = room_for(chunks);
+  const auto encoded = cpu_->encode_chunks(hidden);
+  for (size_t i = 0; i < chunks; ++i) {
+    const auto landmark = cpu_->pack_landmark(encoded[i]);
+    std::ranges::copy(landmark, expected.landmarks.begin() + static_cast<ptrdiff_t>(i * cpu_->landmark_dim()));
+    cpu_->pack_kv(encoded[i], std::span(expected.kv).subspan(i * cpu_->kv_bytes(), cpu_->kv_bytes()));
+  }
+  expect_near(floats(found.landmarks), floats(expected.landmarks), tolerance);
+  expect_near(floats(found.kv), floats(expected.kv), tolerance);
+  std::vector<float> found_state(state.values.size());
+  ASSERT_EQ(found.state.size(), found_state.size() * sizeof(float));
+  std::memcpy(found_state.data(), found.state.data(), found.state.size());
+  expect_near(found_state, state.values, tolerance);
+}
+
+TEST_F(GpuRambaTest, GivesTheSameBitsHoweverTheStreamWasCutAndWhateverElseIsEncoded) {
+  const auto gpu = open(roomy);
+  constexpr size_t chunks = 150, others = 3;
+  const auto tokens = random_tokens(chunks * chunk_size, 2);
+  const Encoding whole = encode(*gpu, tokens, {chunks});
+  for (const auto& cuts : std::vector<std::vector<size_t>>{{1}, {16}, {3, 64, 1, 7}})
+    EXPECT_TRUE(encode(*gpu, tokens, cuts) == whole) << "first cut " << cuts[0];
+
+  // Beside other streams, more tokens at once than go through in one pass.
+  std::vector<std::vector<uint32_t>> of_others;
+  std::vector<Encoding> found(others + 1, room_for(chunks));
+  std::vector<RecurrentState> states;
+  for (uint32_t i = 0; i <= others; ++i) {
+    of_others.push_back(i == 2 ? tokens : random_tokens(chunks * chunk_size, 100 + i));
+    states.push_back(must_have(gpu->zero_state()));
+  }
+  std::vector<Gpu::Segment> segments;
+  for (uint32_t i = 0; i <= others; ++i) segments.push_back(segment(found[i], states[i], of_others[i], 0, chunks));
+  must_have(gpu->encode(segments));
+  found[2].state = must_have(gpu->bytes_of(states[2]));
+  EXPECT_TRUE(found[2] == whole);
+  EXPECT_FALSE(found[1].kv == whole.kv);
+}
+
+TEST_F(GpuRambaTest, KeepsAStateThatWasCopiedAndTakesBackItsBytes) {
+  const auto gpu = open(roomy);
+  const auto tokens = random_tokens(8 * chunk_size, 3);
+  RecurrentState state = must_have(gpu->zero_state());
+  Encoding into = room_for(8);
+  must_have(gpu->encode(std::array{segment(into, state, tokens, 0, 4)}));
+  const RecurrentState copy = state;
+  const std::string bytes = must_have(gpu->bytes_of(copy));
+  Gpu::Segment alone = segment(into, state, tokens, 4, 4);
+  const Encoding first = into;
+  alone.landmarks = {};
+  alone.kv = {};
+  must_have(gpu->encode(std::array{alone}));  // the state alone
+  EXPECT_TRUE(into == first);
+  EXPECT_EQ(must_have(gpu->bytes_of(copy)), bytes);
+  EXPECT_NE(must_have(gpu->bytes_of(state)), bytes);
+  RecurrentState again = must_have(gpu->state_from(as_bytes(bytes)));
+  must_have(gpu->encode(std::array{segment(into, again, tokens, 4, 4)}));
+  EXPECT_EQ(must_have(gpu->bytes_of(again)), must_have(gpu->bytes_of(state)));
+}
+
+TEST_F(GpuRambaTest, SaysWhenNoStateIsFreeAndGoesOnWhenOneIs) {
+  const auto gpu = open(roomy);
+  std::vector<RecurrentState> states;
+  for (size_t i = 0; i < gpu->states_max(); ++i) states.push_back(must_have(gpu->zero_state()));
+  const auto refused = gpu->zero_state();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::device);
+  states.pop_back();
+  EXPECT_TRUE(gpu->zero_state());
+}
+
+TEST_F(GpuRambaTest, ReadsQueriesAsTheCpuDoes) {
+  const auto gpu = open(roomy);
+  for (const size_t count : {1, 2, 63, 64, 65, 200}) {
+    const auto tokens = text_tokens(count, 100);
+    const auto found = must_have(gpu->query(tokens));
+    const auto expected = cpu_->query(tokens);
+    SCOPED_TRACE(count);
+    expect_near(floats(found.landmark), floats(expected.landmark), tolerance);
+    expect_near(found.heads, expected.heads, tolerance);
+  }
+}
+
+// ---- Generating
+
+// Does what a decoder does, over chunks in RAM: pages what a lane misses into slots, in the order in which it comes.
+class Pager {
+ public:
+  Pager(Gpu& gpu, const Encoding& from, size_t landmark_dim, size_t kv_bytes)
+      : gpu_(gpu), from_(from), kv_bytes_(kv_bytes), memory_(must_have(gpu.open_memory())), in_slot_(gpu.slots()) {
+    const size_t chunks = from.kv.size() / kv_bytes;
+    for (size_t first = 0; first < chunks; first += 700) {  // it grows
+      const size_t count = std::min<size_t>(700, chunks - first);
+      must_have(gpu.write_landmarks(*memory_, first,
+                                    std::span(from.landmarks).subspan(first * landmark_dim, count * landmark_dim)));
+    }
+  }
+
+  GpuMemory& memory() { return *memory_; }
+  size_t misses() const { return misses_; }
+
+  // Makes the chunks of a selection cached.
+  void page(const Gpu::Selection& selection, ByteSpan staging) {
+    const std::set<uint64_t> wanted = [&] {
+      std::set<uint64_t> chunks(selection.chunks.begin(), selection.chunks.end());
+      chunks.erase(Gpu::no_chunk);
+      return chunks;
+    }();
+    std::vector<Gpu::Fill> fills;
+    std::vector<uint64_t> evicted;
+    for (const uint64_t chunk : wanted) {
+      if (slot_of_.contains(chunk)) continue;
+      while (in_slot_[next_] && wanted.contains(*in_slot_[next_])) next_ = (next_ + 1) % gpu_.slots();
+      if (in_slot_[next_]) {
+        evicted.push_back(*in_slot_[next_]);
+        slot_of_.erase(*in_slot_[next_]);
+      }
+      in_slot_[next_] = chunk;
+      slot_of_[chunk] = next_;
+      const ByteSpan record = staging.subspan(fills.size() * kv_bytes_, kv_bytes_);
+      std::memcpy(record.data(), from_.kv.data() + chunk * kv_bytes_, kv_bytes_);
+      fills.push_back({chunk, next_, record});
+      next_ = (next_ + 1) % gpu_.slots();
+    }
+    misses_ += fills.size();
+    must_have(gpu_.unmap(*memory_, evicted));
+    must_have(gpu_.fill(*memory_, fills));
+  }
+
+ private:
+  Gpu& gpu_;
+  const Encoding& from_;
+  const size_t kv_bytes_;
+  std::unique_ptr<GpuMemory> memory_;
+  std::vector<std::optional<uint64_t>> in_slot_;
+  std::map<uint64_t, uint32_t> slot_of_;
+  uint32_t next_ = 0;
+  size_t misses_ = 0;
+};
+
+class GpuGenerateTest : public GpuRambaTest {
+ protected:
+  void SetUp() override {
+    GpuRambaTest::SetUp();
+    if (IsSkipped()) return;
+    const auto gpu = open(roomy);
+    memory_ = encode(*gpu, random_tokens(chunks * chunk_size, 5), {64});
+  }
+
+  // Reads tokens in blocks of 64 and then some one by one; all logits.
+  std::vector<std::vector<float>> run(Gpu& gpu, Pager& pager, uint32_t lane, std::span<const uint32_t> tokens,
+                                      size_t singles, uint64_t visible = chunks) const {
+    std::vector<std::vector<float>> logits;
+    must_have(gpu.reset(lane));
+    for (size_t done = 0; done < tokens.size();) {
+      const size_t left = tokens.size() - done;
+      const size_t count = left > singles ? std::min(left - singles, chunk_size) : 1;
+      logits.push_back(run_one(gpu, pager, lane, tokens.subspan(done, count), visible));
+      done += count;
+    }
+    return logits;
+  }
+
+  static std::vector<float> run_one(Gpu& gpu, Pager& pager, uint32_t lane, std::span<const uint32_t> tokens,
+                                    uint64_t visible) {
+    Gpu::LaneWork work{.lane = lane, .memory = &pager.memory(), .chunks = visible, .tokens = tokens};
+    while (true) {
+      auto result = std::move(must_have(gpu.step(std::array{work})).front());
+      if (result.done) return std::move(result.logits);
+      pager.page(result.selections.back(), tokens.size() > 1 ? gpu.block_staging() : gpu.staging(lane));
+      work.tokens = {};
+    }
+  }
+
+  static constexpr size_t chunks = 1500;
+  Encoding memory_;
+};
+
+// The same on the CPU, from the same chunks.
+std::vector<std::vector<float>> run_on_cpu(Ramba& cpu, const Encoding& memory, std::span<const uint32_t> tokens,
+                                           size_t singles) {
+  const size_t dim = cpu.landmark_dim(), width = cpu.config().hidden_size, chunks = memory.landmarks.size() / dim;
+  RecurrentState lower = cpu.lower_zero_state(), upper = cpu.upper_zero_state();
+  std::vector<std::vector<float>> logits;
+  for (size_t done = 0; done < tokens.size();) {
+    const size_t left = tokens.size() - done;
+    const size_t count = left > singles ? std::min(left - singles, chunk_size) : 1;
+    std::vector<float> hidden(chunk_size * width);
+    cpu.lower(lower, tokens.subspan(done, count), hidden);
+    const auto queries = cpu.landmark_queries(std::span(hidden).first(count * width), 0);
+    std::vector<std::vector<AttendedChunk>> attended(count);
+    for (size_t i = 0; i < count; ++i) {
+      std::vector<float> dots(chunks);
+      landmark_dots_cpu(std::span(queries).subspan(i * dim, dim), memory.landmarks.data(), chunks, dots.data());
+      TopK top(cpu.config().chunk_topk);
+      for (size_t c = 0; c < chunks; ++c) top.offer({c, dots[c]});
+      auto best = top.take();
+      std::ranges::sort(best, std::ranges::greater{}, &ScoredChunk::chunk);
+      std::vector<float> scores;
+      for (const ScoredChunk& each : best) scores.push_back(each.dot * cpu.score_scale());
+      const auto weights = cpu.chunk_weights(scores);
+      for (size_t c = 0; c < best.size(); ++c)
+        attended[i].push_back(
+            {reinterpret_cast<const Bf16*>(memory.kv.data() + best[c].chunk * cpu.kv_bytes()), weights[c]});
+    }
+    cpu.upper(0, upper, hidden, attended);
+    logits.push_back(cpu.logits(cpu.final_norm(std::span(hidden).subspan((count - 1) * width, width))));
+    done += count;
+  }
+  return logits;
+}
+
+TEST_F(GpuGenerateTest, GivesTheLogitsOfTheCpu) {
+  const auto gpu = open(roomy);
+  Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  const auto tokens = random_tokens(150, 6);
+  const auto found = run(*gpu, pager, 0, tokens, 10), expected = run_on_cpu(*cpu_, memory_, tokens, 10);
+  ASSERT_EQ(found.size(), expected.size());
+  // Chunks whose scores are nearly equal may change places: not in most tokens.
+  size_t near = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    double difference = 0, size = 0;
+    for (size_t v = 0; v < found[i].size(); ++v) {
+      difference = std::max<double>(difference, std::abs(found[i][v] - expected[i][v]));
+      size = std::max<double>(size, std::abs(expected[i][v]));
+    }
+    std::printf("block or token %zu: logits differ by at most %.2e of the largest\n", i, difference / size);
+    near += difference <= 0.03 * size ? 1 : 0;
+  }
+  EXPECT_GE(near, found.size() - 3);
+}
+
+TEST_F(GpuGenerateTest, PagedLogitsHaveTheBitsOfResidentOnes) {
+  const auto tokens = random_tokens(300, 7);
+  std::vector<std::vector<float>> resident;
+  {
+    const auto gpu = open(roomy);
+    ASSERT_GT(gpu->slots(), chunks);
+    Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+    for (uint64_t first = 0; first < chunks; first += 8) {  // all chunks
+      Gpu::Selection some;
+      for (uint64_t chunk = first; chunk < std::min(chunks, first + 8); ++chunk)
+        some.chunks.push_back(static_cast<uint32_t>(chunk));
+      pager.page(some, gpu->block_staging());
+      must_have(gpu->reset(0));
+      must_have(gpu->erase_scratch());
+    }
+    const size_t before = pager.misses();
+    resident = run(*gpu, pager, 0, tokens, 40);
+    EXPECT_EQ(pager.misses(), before) << "all is there";
+  }
+  // As little as goes, at another lane: every token pages.
+  const auto refused = open_gpu_ramba({.model = default_model(), .budget_bytes = 1 << 20, .encode_states = 8});
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message, HasSubstr("raise --gpu-budget to "));
+  const std::string& message = refused.error().message;
+  const uint64_t least = std::stoull(message.substr(message.find("raise --gpu-budget to ") + 22)) << 20;
+  const auto gpu = open(least);
+  ASSERT_LT(gpu->slots(), chunks / 2);
+  EXPECT_LE(gpu->usage().weights_bytes + gpu->usage().states_bytes + gpu->usage().cache_bytes +
+                gpu->usage().workspace_bytes + gpu->usage().landmarks_bytes,
+            least);
+  Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  const auto paged = run(*gpu, pager, 3, tokens, 40);
+  EXPECT_GT(pager.misses(), gpu->slots());
+  EXPECT_TRUE(paged == resident);
+}
+
+TEST_F(GpuGenerateTest, AnswersDoNotDependOnWhereTheLandmarksLie) {
+  const auto tokens = random_tokens(200, 8);
+  const auto gpu = open(roomy);
+  std::map<Placement, std::vector<std::vector<float>>> logits;
+  {
+    Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+    ASSERT_EQ(pager.memory().placement(), Placement::device);
+    logits[Placement::device] = run(*gpu, pager, 0, tokens, 20);
+  }
+  // Another memory takes all room but some: enough for 8 bits a number, and for nothing.
+  const uint64_t row_bytes = cpu_->landmark_dim() * sizeof(Bf16) + sizeof(uint32_t);
+  for (const uint64_t left : {uint64_t{chunks} * row_bytes * 6 / 10, row_bytes}) {
+    const auto filler = must_have(gpu->open_memory());
+    constexpr uint64_t step = 256;
+    uint64_t filled = (gpu->usage().cache_bytes - left) / row_bytes / step * step;
+    while (!gpu->has_room(*filler, filled)) filled -= step;
+    must_have(gpu->reserve(*filler, filled));
+    Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+    const Placement placement = pager.memory().placement();
+    EXPECT_NE(placement, Placement::device);
+    EXPECT_GT(gpu->usage().host_landmarks_bytes, 0u);
+    logits[placement] = run(*gpu, pager, 0, tokens, 20);
+    EXPECT_TRUE(logits[placement] == logits[Placement::device]) << "placement " << static_cast<int>(placement);
+  }
+  EXPECT_TRUE(logits.contains(Placement::device_int8));
+  EXPECT_TRUE(logits.contains(Placement::host));
+  EXPECT_EQ(gpu->usage().host_landmarks_bytes, 0u) << "given back";
+}
+
+TEST_F(GpuGenerateTest, ALaneDoesNotDependOnTheOthers) {
+  const auto gpu = open(roomy);
+  Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  constexpr uint32_t used = 5;
+  constexpr size_t read = 64, singles = 12;
+  std::vector<std::vector<uint32_t>> tokens;
+  std::vector<std::vector<std::vector<float>>> alone;
+  for (uint32_t lane = 0; lane < used; ++lane) {
+    tokens.push_back(random_tokens(read + singles, 20 + lane));
+    alone.push_back(run(*gpu, pager, lane, tokens[lane], singles, chunks - lane));
+  }
+  // All of them side by side from an empty cache: some wait for chunks while others go on.
+  Pager fresh(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  for (uint32_t lane = 0; lane < used; ++lane) {
+    must_have(gpu->reset(lane));
+    EXPECT_TRUE(run_one(*gpu, fresh, lane, std::span(tokens[lane]).first(read), chunks - lane) == alone[lane][0]);
+  }
+  std::vector<size_t> done(used);
+  std::vector<std::optional<Gpu::Selection>> missing(used);
+  std::mt19937 random(9);
+  size_t waited = 0;
+  while (std::ranges::min(done) < singles) {
+    std::vector<Gpu::LaneWork> work;
+    for (uint32_t lane = 0; lane < used; ++lane) {
+      if (done[lane] == singles) continue;
+      if (missing[lane] && random() % 2 == 0) continue;  // its read takes longer
+      const bool resumes = missing[lane].has_value();
+      if (resumes) fresh.page(*missing[lane], gpu->staging(lane));
+      missing[lane].reset();
+      work.push_back({.lane = lane,
+                      .memory = &fresh.memory(),
+                      .chunks = chunks - lane,
+                      .tokens = resumes ? std::span<const uint32_t>()
+                                        : std::span<const uint32_t>(tokens[lane]).subspan(read + done[lane], 1)});
+    }
+    if (work.empty()) continue;
+    auto results = must_have(gpu->step(work));
+    for (size_t i = 0; i < work.size(); ++i) {
+      const uint32_t lane = work[i].lane;
+      if (!results[i].done) {
+        missing[lane] = results[i].selections.back();
+        ++waited;
+        continue;
+      }
+      ++done[lane];
+      EXPECT_TRUE(results[i].logits == alone[lane][done[lane]]) << "lane " << lane << " token " << done[lane];
+    }
+  }
+  EXPECT_GT(waited, 0u);
+}
+
+TEST_F(GpuGenerateTest, NothingAttendsToAHiddenChunk) {
+  const auto gpu = open(roomy);
+  Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  const auto tokens = random_tokens(1, 10);
+  const auto select = [&] {
+    must_have(gpu->reset(0));
+    const Gpu::LaneWork work{.lane = 0, .memory = &pager.memory(), .chunks = chunks, .tokens = tokens};
+    return must_have(gpu->step(std::array{work})).front().selections.back();
+  };
+  const auto before = select();
+  ASSERT_TRUE(std::ranges::is_sorted(before.chunks, std::ranges::greater{}));
+  const uint32_t gone = before.chunks[3];
+  must_have(gpu->hide(pager.memory(), gone));
+  const auto after = select();
+  EXPECT_EQ(std::ranges::count(after.chunks, gone), 0);
+  EXPECT_EQ(std::ranges::count(after.chunks, Gpu::no_chunk), 0) << "another one takes its place";
+  for (size_t i = 0; i < before.chunks.size(); ++i)
+    EXPECT_EQ(std::ranges::count(after.chunks, before.chunks[i]), before.chunks[i] == gone ? 0 : 1);
+}
+
+TEST_F(GpuGenerateTest, AMemoryWithFewChunksOrNoneIsReadToo) {
+  const auto gpu = open(roomy);
+  const auto tokens = random_tokens(70, 11);
+  for (const uint64_t visible : {0, 1, 3}) {
+    Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+    const auto logits = run(*gpu, pager, 2, tokens, 6, visible);
+    for (const auto& each : logits)
+      EXPECT_TRUE(std::ranges::all_of(each, [](float logit) { return std::isfinite(logit); })) << visible;
+    EXPECT_LE(pager.misses(), visible);
+  }
+}
+
+}  // namespace
+}  // namespace recalld
