@@ -185,7 +185,7 @@ size_t Ramba::lower_state_bytes() const {
 }
 
 RecurrentState Ramba::lower_zero_state() const {
-  return {std::vector<float>(impl_->state_floats(impl_->lower))};
+  return {.values = std::vector<float>(impl_->state_floats(impl_->lower)), .device = {}};
 }
 
 void Ramba::lower(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden) {
@@ -273,7 +273,7 @@ size_t Ramba::groups() const {
 }
 
 RecurrentState Ramba::upper_zero_state() const {
-  return {std::vector<float>(impl_->config.num_upper_layers * impl_->lower[0].state_floats())};
+  return {.values = std::vector<float>(impl_->config.num_upper_layers * impl_->lower[0].state_floats()), .device = {}};
 }
 
 std::vector<float> Ramba::retrieval_embedding(std::span<const float> hidden, size_t group) const {

@@ -18,6 +18,7 @@
 #include "base/hash.h"
 #include "kernels/bf16.h"
 #include "kernels/worker_pool.h"
+#include "model/backend.h"
 #include "model/chunk_encoder.h"
 #include "model/config.h"
 #include "model/hsa.h"
@@ -28,12 +29,6 @@ enum class Precision {
   automatic,  // bf16 where the CPU multiplies it (AVX-512 BF16 or AMX), f32 elsewhere
   f32,
   bf16,  // inputs of the matrix products rounded to bf16, sums in f32
-};
-
-// The recurrent state of the lower (or of the upper) half of one stream: for each Mamba-2 layer the last
-// conv_kernel - 1 inputs of the convolution and the SSM state, in f32.
-struct RecurrentState {
-  std::vector<float> values;
 };
 
 // Which parts of a checkpoint are made ready to run.
