@@ -36,6 +36,11 @@ Expected<fs::path> find_library(const Environment& environment) {
                                         ": this recalld was built or installed without CUDA; build it where nvcc is");
 }
 
+std::string loader_error() {
+  const char* const cause = dlerror();
+  return cause != nullptr ? cause : "unknown cause";
+}
+
 template <class Function>
 Expected<Function> symbol(void* library, const fs::path& file, const char* name) {
   if (void* const address = dlsym(library, name)) return reinterpret_cast<Function>(address);
@@ -52,14 +57,14 @@ std::vector<fs::path> gpu_library_places(const Environment& environment) {
   return {directory / file_name, (directory / RECALLD_LIBRARY_DIRECTORY / file_name).lexically_normal()};
 }
 
-Expected<std::unique_ptr<Gpu>> open_gpu(const Environment& environment, const GpuOptions& options) {
+Expected<std::unique_ptr<Gpu>> open_gpu(const Environment& environment, const GpuOptions& options, const char* driver) {
   RECALLD_TRY(const fs::path file, find_library(environment));
+  if (dlopen(driver, RTLD_NOW | RTLD_LOCAL) == nullptr)
+    return fail(ErrorKind::not_found, "open the GPU: there is no NVIDIA driver (" + loader_error() + "); install one");
   void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    const char* const cause = dlerror();
-    return fail(ErrorKind::device, "load " + file.string() + ": " + (cause != nullptr ? cause : "unknown cause") +
+  if (library == nullptr)
+    return fail(ErrorKind::device, "load " + file.string() + ": " + loader_error() +
                                        "; install CUDA's libraries (cuBLASLt), and this one anew");
-  }
   RECALLD_TRY(const auto build, symbol<GpuBuild>(library, file, "recalld_gpu_build"));
   if (const std::string_view of_library = build(); of_library != gpu_build)
     return fail(ErrorKind::device, "load " + file.string() + ": it is of build \"" + std::string(of_library) +

@@ -61,6 +61,8 @@ extern "C" {
   return recalld::gpu_build;
 }
 
+// No C program calls it: recalld_gpu_build() is asked first.
+// NOLINTNEXTLINE(clang-diagnostic-return-type-c-linkage)
 [[gnu::visibility("default")]] recalld::Expected<std::unique_ptr<recalld::Gpu>> recalld_open_gpu(
     const recalld::GpuOptions&) {
   RECALLD_CHECK(recalld::check_device());

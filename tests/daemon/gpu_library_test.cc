@@ -25,18 +25,22 @@ class GpuLibrary : public ::testing::Test {
     return {.variable = [this](const char* name) { return std::string(name) == "RECALLD_CUDA_LIBRARY" ? named_ : ""; },
             .executable = directory_.path() / "prefix/bin/recalld"};
   }
+  Expected<std::unique_ptr<Gpu>> open(const GpuOptions& options = {}) const {
+    return open_gpu(environment(), options, driver_.c_str());
+  }
   Error refusal(const GpuOptions& options = {}) const {
-    const auto gpu = open_gpu(environment(), options);
+    const auto gpu = open(options);
     return gpu ? Error{ErrorKind::internal, "opened"} : gpu.error();
   }
 
   TempDir directory_;
-  std::string named_;  // RECALLD_CUDA_LIBRARY
+  std::string named_;                       // RECALLD_CUDA_LIBRARY
+  std::string driver_ = FAKE_GPU_STRANGER;  // any library
 };
 
 TEST_F(GpuLibrary, OpensTheGpuWithWhatItIsTold) {
   named_ = FAKE_GPU_GOOD;
-  const auto gpu = open_gpu(environment(), {.model = "/m", .budget_bytes = 2000});
+  const auto gpu = open({.model = "/m", .budget_bytes = 2000});
   ASSERT_TRUE(gpu) << gpu.error().message;
   EXPECT_EQ((*gpu)->name(), "fake for /m");
   EXPECT_EQ((*gpu)->usage().budget_bytes, 1000u);
@@ -44,7 +48,7 @@ TEST_F(GpuLibrary, OpensTheGpuWithWhatItIsTold) {
 
 TEST_F(GpuLibrary, MayBeOpenedAgainOnceItsGpuIsGone) {
   named_ = FAKE_GPU_GOOD;
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(open_gpu(environment(), {}));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(open());
 }
 
 TEST_F(GpuLibrary, LiesBesideTheExecutableOrInTheFolderOfLibraries) {
@@ -57,7 +61,7 @@ TEST_F(GpuLibrary, LiesBesideTheExecutableOrInTheFolderOfLibraries) {
 
   fs::create_directories(places[1].parent_path());
   fs::copy(FAKE_GPU_GOOD, places[1]);
-  EXPECT_TRUE(open_gpu(environment(), {}));
+  EXPECT_TRUE(open());
   fs::copy(FAKE_GPU_OTHER_BUILD, places[0]);
   EXPECT_THAT(refusal().message, HasSubstr(places[0].string()));
 }
@@ -75,6 +79,14 @@ TEST_F(GpuLibrary, OneThatTheVariableNamesMustBeThere) {
   named_ = (directory_.path() / "none.so").string();
   EXPECT_EQ(refusal().kind, ErrorKind::device);
   EXPECT_THAT(refusal().message, HasSubstr("RECALLD_CUDA_LIBRARY names " + named_ + ", which is not there"));
+}
+
+TEST_F(GpuLibrary, WithoutADriverTheLibraryIsNotLoaded) {
+  named_ = (directory_.path() / "text.so").string();
+  std::ofstream(named_) << "This would be refused.";
+  driver_ = "libno-such-driver.so.1";
+  EXPECT_EQ(refusal().kind, ErrorKind::not_found);
+  EXPECT_THAT(refusal().message, HasSubstr("there is no NVIDIA driver (" + driver_));
 }
 
 TEST_F(GpuLibrary, AFileThatIsNoneIsRefusedWithTheLoadersReason) {

@@ -4,7 +4,6 @@
 #include <sys/stat.h>
 
 #include <atomic>
-#include <fstream>
 
 #include "client/append_stream.h"
 #include "client/client.h"
@@ -342,19 +341,19 @@ TEST_F(Daemon, WithoutAGpuCudaEndsWithStatus1AndSaysWhy) {
   EXPECT_FALSE(std::filesystem::exists(directory() / "data"));
 }
 
-TEST_F(Daemon, ALibraryThatCannotBeLoadedStopsCudaAndNotAuto) {
-  const std::filesystem::path library = directory() / "text.so";
-  std::ofstream(library) << "no library";
+TEST_F(Daemon, ALibraryThatIsNotThereThoughNamedStopsCudaAndNotAuto) {
+  const std::string library = directory() / "none.so";
   setenv("RECALLD_CUDA_LIBRARY", library.c_str(), 1);
   DaemonProcess cuda(directory(), {"--device", "cuda"});
   EXPECT_EQ(cuda.wait(), 1);
-  EXPECT_THAT(cuda.log(), HasSubstr("recalld: load " + library.string()));
+  EXPECT_THAT(cuda.log(), HasSubstr("RECALLD_CUDA_LIBRARY names " + library));
   DaemonProcess automatic(directory(), {"--device", "auto"});
   unsetenv("RECALLD_CUDA_LIBRARY");
   Client client = automatic.connect();
   EXPECT_EQ(must(client.stats()).at("device"), "cpu");
   EXPECT_THAT(automatic.log(),
-              AllOf(HasSubstr("warning the CPU computes: load " + library.string()), HasSubstr(", device cpu\n")));
+              AllOf(HasSubstr("warning the CPU computes: open the GPU: RECALLD_CUDA_LIBRARY names " + library),
+                    HasSubstr(", device cpu\n")));
 }
 
 TEST_F(Daemon, ItIsReadyWithTheDeviceThatItComputesOn) {
