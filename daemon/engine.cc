@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <spdlog/spdlog.h>
+
 #include "daemon/engine_impl.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
@@ -31,6 +33,7 @@ Expected<void> Engine::Impl::open() {
   RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, Parts::all, *pool_));
   model_ = std::move(loaded.model);
   tokenizer_ = std::move(loaded.tokenizer);
+  RECALLD_CHECK(open_gpu());
   // As much as the catalog writes out when it goes on after it found no room.
   Reserve reserve(options_.data / "reserve", std::max(options_.memory_budget_bytes / 8, uint64_t{4} << 20));
   reserve.give_up_when_short();
@@ -82,6 +85,26 @@ Expected<void> Engine::Impl::open() {
   }
   if (const auto model = model_of_successor(options_.data); !model.empty()) reencode({.model = model.string()}, {});
   if (options_.repair) verifier_->verify({.memory = {}, .repair = true, .wait = false}, [](const auto&) {});
+  return {};
+}
+
+// A machine without a GPU is nothing to worry about; one that has a GPU which cannot be used may be.
+Expected<void> Engine::Impl::open_gpu() {
+  if (options_.device == Device::cpu) return {};
+  auto gpu = options_.open_gpu({.model = options_.model, .budget_bytes = options_.gpu_budget_bytes});
+  if (gpu) {
+    gpu_ = *std::move(gpu);
+    gpu_name_ = gpu_->name();
+    gpu_slots_ = gpu_->slots();
+    return {};
+  }
+  Error error = std::move(gpu).error();
+  if (options_.device == Device::cuda) {
+    error.message += "; --device cpu does without a GPU";
+    return std::unexpected(std::move(error));
+  }
+  const bool none = error.kind == ErrorKind::not_found;
+  spdlog::log(none ? spdlog::level::info : spdlog::level::warn, "the CPU computes: {}", error.message);
   return {};
 }
 
@@ -216,6 +239,10 @@ void Engine::health(Done<HealthReply> done) {
 
 VersionReply Engine::version() const {
   return {version_string, 1, hex(impl_->model_hash())};
+}
+
+std::string Engine::device() const {
+  return impl_->device();
 }
 
 bool Engine::overloaded() const {

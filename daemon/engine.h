@@ -14,8 +14,10 @@
 #include <memory>
 
 #include "base/error.h"
+#include "daemon/device.h"
 #include "daemon/requests.h"
 #include "memstore/store.h"
+#include "model/gpu.h"
 #include "model/ramba.h"
 #include "model/tokenizer.h"
 
@@ -24,6 +26,9 @@ namespace recalld {
 struct EngineOptions {
   std::filesystem::path data;   // directory of the store
   std::filesystem::path model;  // directory of the checkpoint
+  Device device = Device::cpu;
+  std::function<Expected<std::unique_ptr<Gpu>>(const GpuOptions&)> open_gpu;  // needed unless the device is cpu
+  uint64_t gpu_budget_bytes = 0;                                              // as in GpuOptions
   Precision precision = Precision::automatic;
   uint64_t memory_budget_bytes = uint64_t{256} << 20;
   size_t threads = 0;     // of the model; 0: one a core
@@ -63,6 +68,7 @@ class Engine {
   void stats(Done<StatsReply> done);
   void health(Done<HealthReply> done);
   VersionReply version() const;
+  std::string device() const;  // that the model computes on: "cpu", "cuda (NVIDIA H100 80GB HBM3)"
 
   // Whether the appends that are accepted and not yet durable fill their share of the memory budget. The server hands
   // on no request until it is false again.

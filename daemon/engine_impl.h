@@ -78,6 +78,7 @@ class Engine::Impl {
   void backup(BackupRequest request, Done<BackupReply> done);
   Upkeep& upkeep() { return *verifier_; }
 
+  std::string device() const { return gpu_ ? "cuda (" + gpu_name_ + ")" : "cpu"; }
   Hash128 model_hash() const { return model_->hash(); }
   bool overloaded() const { return appends_->waiting_bytes() > options_.memory_budget_bytes / 8; }
 
@@ -107,6 +108,7 @@ class Engine::Impl {
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of those of the best that are not stored
   };
 
+  Expected<void> open_gpu();
   Expected<void> change_over(const RecordShape& shape);
   Expected<void> open_successor();
   Forgetter::Follower follower();
@@ -136,6 +138,9 @@ class Engine::Impl {
   EngineOptions options_;
   Clock::time_point start_ = Clock::now();
   std::unique_ptr<WorkerPool> pool_;  // used by the model thread alone
+  std::unique_ptr<Gpu> gpu_;          // null: the model computes on the CPU
+  std::string gpu_name_;
+  uint32_t gpu_slots_ = 0;
   std::unique_ptr<Ramba> model_;
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<Store> store_;

@@ -116,7 +116,8 @@ Expected<StatsReply> Engine::Impl::stats() const {
   reply.model_directory = options_.model.string();
   reply.model_hash = hex(model_->hash());
   reply.model_precision = model_->describe();
-  reply.device = "cpu";
+  reply.device = gpu_ ? "cuda" : "cpu";
+  if (gpu_) reply.gpu = GpuStats{.name = gpu_name_, .usage = gpu_->usage(), .cache_slots = gpu_slots_};
   reply.resident_bytes = resident_bytes();
   reply.memory_budget_bytes = options_.memory_budget_bytes;
   reply.state_cache_bytes = state_bytes_;

@@ -17,6 +17,7 @@
 
 #include "daemon/commands.h"
 #include "daemon/engine.h"
+#include "daemon/gpu_library.h"
 #include "daemon/json_rpc.h"
 #include "daemon/options.h"
 #include "daemon/requests.h"
@@ -56,7 +57,7 @@ size_t connections_within_files_limit(size_t connections) {
   return allowed;
 }
 
-Expected<void> serve(const Options& options) {
+Expected<void> serve(const Options& options, const Environment& environment) {
   // One thread for all connections: what it does is cut lines and read JSON, which the engine's own threads outweigh by
   // far, and it needs no locks for that.
   boost::asio::io_context io(1);
@@ -66,6 +67,9 @@ Expected<void> serve(const Options& options) {
   EngineOptions engine_options;
   engine_options.data = options.data;
   engine_options.model = options.model;
+  engine_options.device = options.device;
+  engine_options.open_gpu = [&environment](const GpuOptions& gpu) { return open_gpu(environment, gpu); };
+  engine_options.gpu_budget_bytes = options.gpu_budget_bytes;
   engine_options.precision = options.precision;
   engine_options.memory_budget_bytes = options.memory_budget_bytes;
   engine_options.threads = options.threads;
@@ -78,8 +82,8 @@ Expected<void> serve(const Options& options) {
   limits.connections_max = connections_within_files_limit(limits.connections_max);
   RECALLD_TRY(const std::unique_ptr<Server> server, Server::open(io, options.socket, line_service(*engine), limits));
   server->start();
-  spdlog::info("ready: socket {}, data {}, model {}, device cpu", options.socket.string(), options.data.string(),
-               options.model.string());
+  spdlog::info("ready: socket {}, data {}, model {}, device {}", options.socket.string(), options.data.string(),
+               options.model.string(), engine->device());
 
   signals.async_wait([&](boost::system::error_code cancelled, int) {
     if (cancelled) return;
@@ -118,7 +122,8 @@ int run(int argc, char** argv) {
   ::umask(0077);  // the store holds its owner's words: RocksDB, for one, makes files that everybody may read
   raise_open_files_limit();
   bound_the_heap();
-  const auto command_line = read_options({argv, static_cast<size_t>(argc)}, process_environment());
+  const Environment environment = process_environment();
+  const auto command_line = read_options({argv, static_cast<size_t>(argc)}, environment);
   if (!command_line) {
     std::fprintf(stderr, "recalld: %s\n", command_line.error().message.c_str());
     return wrong_usage;
@@ -131,7 +136,7 @@ int run(int argc, char** argv) {
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %^%l%$ %v", spdlog::pattern_time_type::utc);
   spdlog::set_level(spdlog::level::from_str(command_line->options.log_level));
 
-  if (const auto served = serve(command_line->options); !served) {
+  if (const auto served = serve(command_line->options, environment); !served) {
     std::fprintf(stderr, "recalld: %s\n", served.error().message.c_str());
     return failed;
   }

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 // The settings as they were written, before anything is made of them; the same names as flags and as keys of the file.
 struct Settings {
-  std::optional<std::string> data, socket, model, device, memory_budget, threads, precision, log_level;
+  std::optional<std::string> data, socket, model, device, gpu_budget, memory_budget, threads, precision, log_level;
 
   struct Field {
     std::string_view name;
@@ -41,7 +41,11 @@ constexpr auto Settings::fields() {
           "socket", &Settings::socket, true,
           "Unix socket to listen on (default $XDG_RUNTIME_DIR/recalld.sock, else recalld.sock in the data directory)"},
       Field{"model", &Settings::model, true, "Directory of the checkpoint (default: the one that came with recalld)"},
-      Field{"device", &Settings::device, false, "auto, cpu or cuda (default auto)"},
+      Field{"device", &Settings::device, false,
+            "auto, cpu or cuda (default auto: the GPU if there is one that can be used)"},
+      Field{"gpu-budget", &Settings::gpu_budget, false,
+            "Memory of the GPU for the model, landmarks and caches together (default 0: half of what is free, at most "
+            "8GiB)"},
       Field{"memory-budget", &Settings::memory_budget, false,
             "RAM for landmarks, caches and buffers together, such as 64MiB or 1GiB (default 256MiB)"},
       Field{"threads", &Settings::threads, false, "Threads of the model (default 0: one a core)"},
@@ -154,6 +158,12 @@ Expected<fs::path> absolute(std::string_view setting, const std::string& path) {
   return full.lexically_normal();
 }
 
+Expected<uint64_t> budget(std::string_view setting, const std::string& text) {
+  auto bytes = parse_bytes(text);
+  if (!bytes) return std::unexpected(std::move(bytes).error().within(setting));
+  return bytes;
+}
+
 Expected<Options> options_from(const Settings& settings, const Environment& environment) {
   Options options;
   RECALLD_TRY(options.data, settings.data ? absolute("data", *settings.data) : default_data(environment));
@@ -162,10 +172,18 @@ Expected<Options> options_from(const Settings& settings, const Environment& envi
   RECALLD_TRY(options.model, settings.model ? absolute("model", *settings.model) : default_model(environment));
 
   const std::string device = settings.device.value_or("auto");
-  if (device == "cuda")
-    return fail(ErrorKind::invalid_request,
-                "device: this version runs on the CPU only; use auto or cpu instead of cuda");
-  if (device != "auto" && device != "cpu") return invalid("device", "auto, cpu or cuda", device);
+  if (device == "cpu")
+    options.device = Device::cpu;
+  else if (device == "cuda")
+    options.device = Device::cuda;
+  else if (device != "auto")
+    return invalid("device", "auto, cpu or cuda", device);
+  if (settings.gpu_budget) {
+    RECALLD_TRY(options.gpu_budget_bytes, budget("gpu-budget", *settings.gpu_budget));
+    if (options.gpu_budget_bytes != 0 && options.gpu_budget_bytes < gpu_budget_bytes_min)
+      return invalid("gpu-budget", "0 or at least " + std::to_string(gpu_budget_bytes_min >> 20) + "MiB",
+                     *settings.gpu_budget);
+  }
 
   const std::string precision = settings.precision.value_or("auto");
   if (precision == "f32")
@@ -176,12 +194,10 @@ Expected<Options> options_from(const Settings& settings, const Environment& envi
     return invalid("precision", "auto, f32 or bf16", precision);
 
   if (settings.memory_budget) {
-    const auto bytes = parse_bytes(*settings.memory_budget);
-    if (!bytes) return std::unexpected(Error(bytes.error()).within("memory-budget"));
-    if (*bytes < memory_budget_bytes_min)
+    RECALLD_TRY(options.memory_budget_bytes, budget("memory-budget", *settings.memory_budget));
+    if (options.memory_budget_bytes < memory_budget_bytes_min)
       return invalid("memory-budget", "at least " + std::to_string(memory_budget_bytes_min >> 20) + "MiB",
                      *settings.memory_budget);
-    options.memory_budget_bytes = *bytes;
   }
   if (settings.threads) {
     const char* const end = settings.threads->data() + settings.threads->size();

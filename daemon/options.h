@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "daemon/device.h"
 #include "model/ramba.h"
 
 namespace recalld {
@@ -16,12 +17,15 @@ namespace recalld {
 // The store gets three quarters of the budget and works from 8 MiB up.
 inline constexpr uint64_t memory_budget_bytes_min = uint64_t{16} << 20;
 inline constexpr uint64_t memory_budget_bytes_default = uint64_t{256} << 20;
+inline constexpr uint64_t gpu_budget_bytes_min = uint64_t{64} << 20;
 inline constexpr size_t threads_max = 1024;
 
 struct Options {
   std::filesystem::path data;  // absolute, as all of these
   std::filesystem::path socket;
   std::filesystem::path model;
+  Device device = Device::automatic;
+  uint64_t gpu_budget_bytes = 0;  // 0: half of what is free on the GPU, at most 8 GiB
   Precision precision = Precision::automatic;
   uint64_t memory_budget_bytes = memory_budget_bytes_default;
   size_t threads = 0;  // 0: one a core

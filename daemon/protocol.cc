@@ -135,6 +135,21 @@ Reply chunk_view(const ChunkView& view) {
           {"generation", view.entry.generation}};
 }
 
+Reply gpu_view(const GpuStats& gpu) {
+  return {{"name", gpu.name},
+          {"budget_bytes", gpu.usage.budget_bytes},
+          {"weights_bytes", gpu.usage.weights_bytes},
+          {"states_bytes", gpu.usage.states_bytes},
+          {"landmarks_bytes", gpu.usage.landmarks_bytes},
+          {"cache_bytes", gpu.usage.cache_bytes},
+          {"workspace_bytes", gpu.usage.workspace_bytes},
+          {"host_landmarks_bytes", gpu.usage.host_landmarks_bytes},
+          {"cache_slots", gpu.cache_slots},
+          {"cache_hits", gpu.cache_hits},
+          {"cache_misses", gpu.cache_misses},
+          {"chunks_read_bytes", gpu.chunks_read_bytes}};
+}
+
 }  // namespace
 
 bool is_memory_name(std::string_view name) {
@@ -347,33 +362,35 @@ std::string json_text(const StatsReply& reply) {
   const StoreStats& store = reply.store;
   Reply jobs = Reply::array();
   for (const JobView& job : reply.jobs) jobs.push_back(job_view(job));
-  return text_of({{"memories", store.memories},
-                  {"turns", store.turns},
-                  {"tokens", store.tokens},
-                  {"encoded_chunks", store.encoded_chunks},
-                  {"waiting_chunks", store.waiting_chunks},
-                  {"kv_segments", store.kv_segments},
-                  {"kv_bytes_on_disk", store.kv_bytes_on_disk},
-                  {"catalog_bytes_on_disk", store.catalog_bytes_on_disk},
-                  {"landmark_cache_bytes", store.landmark_cache_bytes},
-                  {"block_cache_bytes", store.block_cache_bytes},
-                  {"memtable_bytes", store.memtable_bytes},
-                  {"state_cache_bytes", reply.state_cache_bytes},
-                  {"memory_budget_bytes", reply.memory_budget_bytes},
-                  {"resident_bytes", reply.resident_bytes},
-                  {"file_io", store.file_io},
-                  {"model_directory", reply.model_directory},
-                  {"model_hash", reply.model_hash},
-                  {"model_precision", reply.model_precision},
-                  {"device", reply.device},
-                  {"appends_waiting", reply.appends_waiting},
-                  {"searches", reply.searches},
-                  {"generations", reply.generations},
-                  {"tokens_generated", reply.tokens_generated},
-                  {"tokens_encoded", reply.tokens_encoded},
-                  {"encode_tokens_per_s", reply.encode_tokens_per_s},
-                  {"uptime_s", reply.uptime_s},
-                  {"jobs", std::move(jobs)}});
+  Reply out{{"memories", store.memories},
+            {"turns", store.turns},
+            {"tokens", store.tokens},
+            {"encoded_chunks", store.encoded_chunks},
+            {"waiting_chunks", store.waiting_chunks},
+            {"kv_segments", store.kv_segments},
+            {"kv_bytes_on_disk", store.kv_bytes_on_disk},
+            {"catalog_bytes_on_disk", store.catalog_bytes_on_disk},
+            {"landmark_cache_bytes", store.landmark_cache_bytes},
+            {"block_cache_bytes", store.block_cache_bytes},
+            {"memtable_bytes", store.memtable_bytes},
+            {"state_cache_bytes", reply.state_cache_bytes},
+            {"memory_budget_bytes", reply.memory_budget_bytes},
+            {"resident_bytes", reply.resident_bytes},
+            {"file_io", store.file_io},
+            {"model_directory", reply.model_directory},
+            {"model_hash", reply.model_hash},
+            {"model_precision", reply.model_precision},
+            {"device", reply.device},
+            {"appends_waiting", reply.appends_waiting},
+            {"searches", reply.searches},
+            {"generations", reply.generations},
+            {"tokens_generated", reply.tokens_generated},
+            {"tokens_encoded", reply.tokens_encoded},
+            {"encode_tokens_per_s", reply.encode_tokens_per_s},
+            {"uptime_s", reply.uptime_s}};
+  if (reply.gpu) out["gpu"] = gpu_view(*reply.gpu);
+  out["jobs"] = std::move(jobs);
+  return text_of(out);
 }
 
 std::string json_text(const HealthReply& reply) {

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "memstore/store.h"
 #include "memstore/turn.h"
+#include "model/gpu.h"
 
 namespace recalld {
 
@@ -341,13 +342,23 @@ struct JobView {
   std::string message;  // why it failed, or what it found
 };
 
+struct GpuStats {
+  std::string name;
+  GpuUsage usage;
+  uint64_t cache_slots = 0;   // for chunks
+  uint64_t cache_hits = 0;    // chunks that were attended to and lay there already; since the start, as what follows
+  uint64_t cache_misses = 0;  // chunks that were read for it
+  uint64_t chunks_read_bytes = 0;
+};
+
 struct StatsReply {
   std::vector<JobView> jobs;  // those that run and the last ones that ended, oldest first
   StoreStats store;
   std::string model_directory;
   std::string model_hash;
   std::string model_precision;  // e.g. "bf16 products (AMX), 2 threads"
-  std::string device;           // "cpu"
+  std::string device;           // "cpu" or "cuda"
+  std::optional<GpuStats> gpu;  // with "cuda"
   uint64_t resident_bytes = 0;  // of the process, now
   uint64_t memory_budget_bytes = 0;
   uint64_t state_cache_bytes = 0;  // recurrent states in RAM

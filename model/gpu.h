@@ -127,9 +127,11 @@ struct GpuOptions {
   size_t encode_states = 0;     // recurrent states that the encoder may hold at a time
 };
 
-// The library exports this function with C linkage, under the name "recalld_open_gpu". `device`: no driver, no device
-// (of the architecture that it was built for), too little memory; invalid_request: the budget is too small (the message
-// says what it takes) or the model has a shape that the kernels do not take.
+// The library exports this function with C linkage, under the name "recalld_open_gpu", and as "recalld_gpu_build" one
+// of type GpuBuild, to be asked first (model/gpu_build.h). `not_found`: no driver or no device; `device`: an old
+// driver, a device of an older architecture than the library was built for, too little memory; invalid_request: the
+// budget is too small (the message says what it takes) or the model has a shape that the kernels do not take.
 using OpenGpu = Expected<std::unique_ptr<Gpu>> (*)(const GpuOptions& options);
+using GpuBuild = const char* (*)();
 
 }  // namespace recalld

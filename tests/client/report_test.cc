@@ -228,6 +228,15 @@ TEST(Report, StatsShowTheirJobsBelowTheFigures) {
             "job 4  forget notes  done  2 of 2  since 2026-01-02 03:04\n");
 }
 
+TEST(Report, StatsNameTheFiguresOfTheGpuAsItsOwn) {
+  const Json stats{{"device", "cuda"},
+                   {"gpu", {{"name", "NVIDIA H100"}, {"cache_bytes", 5 << 20}, {"cache_slots", 1280}}}};
+  const std::string shown = report(stats, Style{});
+  EXPECT_THAT(shown, HasSubstr("gpu.name         NVIDIA H100\n"));
+  EXPECT_THAT(shown, HasSubstr("gpu.cache_bytes  5,242,880 (5.0 MiB)\n"));
+  EXPECT_THAT(shown, HasSubstr("gpu.cache_slots  1,280\n"));
+}
+
 TEST(Report, MemoryTellsHowManyTurnsWereForgotten) {
   Memory memory;
   memory.turns = 5;

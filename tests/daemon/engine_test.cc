@@ -8,7 +8,11 @@
 #include <future>
 #include <sstream>
 
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
+
 #include "tests/daemon/engine_fixture.h"
+#include "tests/support/fake_gpu.h"
 
 namespace recalld {
 namespace {
@@ -54,6 +58,90 @@ TEST(EngineOpen, RefusesACheckpointWhoseTokenizerIsMissingOrAnothers) {
   std::ofstream(model / "config.json") << config;
   EXPECT_EQ(refusal().kind, ErrorKind::invalid_request);
   EXPECT_THAT(refusal().message, HasSubstr("8192 pieces"));
+}
+
+// An engine that is told what to compute on, what it logs, and how often it asked for the GPU.
+class EngineDevice : public ::testing::Test {
+ protected:
+  EngineDevice() { spdlog::set_default_logger(std::make_shared<spdlog::logger>("test", sink_)); }
+  ~EngineDevice() override { spdlog::set_default_logger(logger_); }
+
+  // `error`: what opening the GPU says; none: it opens.
+  Expected<std::unique_ptr<Engine>> open(Device device, std::optional<Error> error = {}) {
+    EngineOptions options;
+    options.data = directory_.path() / "data";
+    options.model = default_model();
+    options.device = device;
+    options.gpu_budget_bytes = uint64_t{64} << 20;
+    options.open_gpu = [this, error](const GpuOptions& gpu) -> Expected<std::unique_ptr<Gpu>> {
+      ++asked_;
+      EXPECT_EQ(gpu.model, default_model());
+      EXPECT_EQ(gpu.budget_bytes, uint64_t{64} << 20);
+      if (error) return std::unexpected(*error);
+      return std::make_unique<FakeGpu>("NVIDIA Fake", &open_);
+    };
+    return Engine::open(std::move(options));
+  }
+  static StatsReply stats(Engine& engine) {
+    return must(answer<StatsReply>([&](auto done) { engine.stats(std::move(done)); }));
+  }
+
+  TempDir directory_;
+  std::shared_ptr<spdlog::logger> logger_ = spdlog::default_logger();
+  std::ostringstream log_;
+  std::shared_ptr<spdlog::sinks::ostream_sink_mt> sink_ = std::make_shared<spdlog::sinks::ostream_sink_mt>(log_);
+  int asked_ = 0;
+  std::atomic<int> open_ = 0;
+};
+
+TEST_F(EngineDevice, TheCpuIsTakenWithoutALookAtTheGpu) {
+  const auto engine = must(open(Device::cpu));
+  EXPECT_EQ(asked_, 0);
+  EXPECT_EQ(engine->device(), "cpu");
+  EXPECT_EQ(stats(*engine).device, "cpu");
+  EXPECT_FALSE(stats(*engine).gpu);
+}
+
+TEST_F(EngineDevice, AutomaticTakesAGpuThatOpensAndClosesItWithTheEngine) {
+  auto engine = must(open(Device::automatic));
+  EXPECT_EQ(engine->device(), "cuda (NVIDIA Fake)");
+  const StatsReply reply = stats(*engine);
+  EXPECT_EQ(reply.device, "cuda");
+  ASSERT_TRUE(reply.gpu);
+  EXPECT_EQ(reply.gpu->name, "NVIDIA Fake");
+  EXPECT_EQ(reply.gpu->usage.weights_bytes, 200u);
+  EXPECT_EQ(reply.gpu->cache_slots, 8u);
+  EXPECT_EQ(open_, 1);
+  engine.reset();
+  EXPECT_EQ(open_, 0);
+}
+
+TEST_F(EngineDevice, AutomaticGoesOnWithTheCpuAndSaysWhy) {
+  const auto engine = must(open(Device::automatic, Error{ErrorKind::not_found, "there is no NVIDIA driver"}));
+  EXPECT_EQ(asked_, 1);
+  EXPECT_EQ(engine->device(), "cpu");
+  EXPECT_EQ(stats(*engine).device, "cpu");
+  EXPECT_THAT(log_.str(), HasSubstr("[info] the CPU computes: there is no NVIDIA driver"));
+}
+
+TEST_F(EngineDevice, AutomaticWarnsOfAGpuThatIsThereButOfNoUse) {
+  for (const ErrorKind kind : {ErrorKind::device, ErrorKind::invalid_request}) {
+    const auto engine = must(open(Device::automatic, Error{kind, "the driver is old"}));
+    EXPECT_EQ(engine->device(), "cpu");
+    EXPECT_THAT(log_.str(), HasSubstr("[warning] the CPU computes: the driver is old"));
+    log_.str("");
+  }
+}
+
+TEST_F(EngineDevice, CudaOpensTheGpuOrNothing) {
+  for (const ErrorKind kind : {ErrorKind::not_found, ErrorKind::device}) {
+    const auto refused = open(Device::cuda, Error{kind, "there is no GPU"});
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().kind, kind);
+    EXPECT_EQ(refused.error().message, "there is no GPU; --device cpu does without a GPU");
+  }
+  EXPECT_FALSE(std::filesystem::exists(directory_.path() / "data"));  // no store is made for nothing
+  EXPECT_EQ(must(open(Device::cuda))->device(), "cuda (NVIDIA Fake)");
 }
 
 TEST_F(EngineTest, FindsAFactAmongManyTurnsAndSaysWhereItStands) {

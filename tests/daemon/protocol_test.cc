@@ -10,7 +10,9 @@
 namespace recalld {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 // The error that a method's arguments get, or "fine".
@@ -316,6 +318,31 @@ TEST(Protocol, VerifyBackupAndJobsAreWrittenInTheOrderOfTheirDescription) {
               HasSubstr(R"("jobs":[)" + view +
                         R"(,{"job":5,"kind":"forget","memory":"a/b","state":"done","done":2,"total":2,)"
                         R"("started":"1970-01-01T00:00:00Z"}]})"));
+}
+
+TEST(Protocol, TheFiguresOfTheGpuAreThereWhereItComputes) {
+  StatsReply stats;
+  stats.device = "cpu";
+  EXPECT_THAT(json_text(stats), Not(HasSubstr("gpu")));
+  stats.device = "cuda";
+  stats.gpu = GpuStats{.name = "NVIDIA H100",
+                       .usage = {.budget_bytes = 1,
+                                 .weights_bytes = 2,
+                                 .states_bytes = 3,
+                                 .landmarks_bytes = 4,
+                                 .cache_bytes = 5,
+                                 .workspace_bytes = 6,
+                                 .host_landmarks_bytes = 7},
+                       .cache_slots = 8,
+                       .cache_hits = 9,
+                       .cache_misses = 10,
+                       .chunks_read_bytes = 11};
+  EXPECT_THAT(
+      json_text(stats),
+      AllOf(HasSubstr(R"("device":"cuda",)"),
+            HasSubstr(R"("gpu":{"name":"NVIDIA H100","budget_bytes":1,"weights_bytes":2,"states_bytes":3,)"
+                      R"("landmarks_bytes":4,"cache_bytes":5,"workspace_bytes":6,"host_landmarks_bytes":7,)"
+                      R"("cache_slots":8,"cache_hits":9,"cache_misses":10,"chunks_read_bytes":11},"jobs":[]})")));
 }
 
 // One record of each type, with bytes and texts that JSON cannot hold as they are.

@@ -329,6 +329,46 @@ TEST_F(Daemon, WrongUsageEndsWithStatus2AndSaysWhy) {
   EXPECT_THAT(no_model.log(), HasSubstr("config.json"));
 }
 
+bool driver_is_loaded() {
+  return std::filesystem::exists("/dev/nvidiactl");
+}
+
+TEST_F(Daemon, WithoutAGpuCudaEndsWithStatus1AndSaysWhy) {
+  if (driver_is_loaded()) GTEST_SKIP() << "an NVIDIA driver is loaded";
+  DaemonProcess daemon(directory(), {"--device", "cuda"});
+  EXPECT_EQ(daemon.wait(), 1);
+  EXPECT_THAT(daemon.log(), AllOf(HasSubstr("recalld: open the GPU: " RECALLD_WITHOUT_GPU), HasSubstr("--device cpu")));
+  EXPECT_FALSE(std::filesystem::exists(directory() / "data"));
+}
+
+TEST_F(Daemon, ALibraryThatIsNotThereThoughNamedStopsCudaAndNotAuto) {
+  const std::string library = directory() / "none.so";
+  setenv("RECALLD_CUDA_LIBRARY", library.c_str(), 1);
+  DaemonProcess cuda(directory(), {"--device", "cuda"});
+  EXPECT_EQ(cuda.wait(), 1);
+  EXPECT_THAT(cuda.log(), HasSubstr("RECALLD_CUDA_LIBRARY names " + library));
+  DaemonProcess automatic(directory(), {"--device", "auto"});
+  unsetenv("RECALLD_CUDA_LIBRARY");
+  Client client = automatic.connect();
+  EXPECT_EQ(must(client.stats()).at("device"), "cpu");
+  EXPECT_THAT(automatic.log(),
+              AllOf(HasSubstr("warning the CPU computes: open the GPU: RECALLD_CUDA_LIBRARY names " + library),
+                    HasSubstr(", device cpu\n")));
+}
+
+TEST_F(Daemon, ItIsReadyWithTheDeviceThatItComputesOn) {
+  for (const std::string flag : {"auto", "cpu"}) {
+    DaemonProcess daemon(directory(), {"--device", flag});
+    Client client = daemon.connect();
+    const std::string device = must(client.stats()).at("device");
+    if (flag == "cpu" || !driver_is_loaded()) {
+      EXPECT_EQ(device, "cpu");
+    }
+    EXPECT_THAT(daemon.log(), HasSubstr(", device " + device));
+    EXPECT_EQ(daemon.stop(), 0);
+  }
+}
+
 TEST_F(Daemon, TheSmallestMemoryBudgetIsEnough) {
   DaemonProcess daemon(directory(), {"--memory-budget", "16MiB"});
   Client client = daemon.connect();

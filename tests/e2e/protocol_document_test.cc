@@ -70,7 +70,7 @@ std::string difference(const Json& shown, const Json& got, const std::string& pa
 
 TEST(ProtocolDocument, EveryExampleIsWhatTheDaemonDoes) {
   const TempDir directory;
-  DaemonProcess daemon(directory.path());
+  DaemonProcess daemon(directory.path(), {"--device", "cpu"});
   daemon.connect();
   RawClient client(daemon.socket());
   for (const auto& [sent, received] : read_exchanges("docs/protocol.md")) {
