@@ -8,6 +8,7 @@
 #include "daemon/engine_impl.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
+#include "model/backend_cpu.h"
 
 namespace recalld {
 namespace {
@@ -30,6 +31,7 @@ Engine::Impl::Impl(EngineOptions options) : options_(std::move(options)) {
 Expected<void> Engine::Impl::open() {
   RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, Parts::all, *pool_));
   model_ = std::move(loaded.model);
+  backend_ = std::make_unique<CpuBackend>(*model_);
   tokenizer_ = std::move(loaded.tokenizer);
   // As much as the catalog writes out when it goes on after it found no room.
   Reserve reserve(options_.data / "reserve", std::max(options_.memory_budget_bytes / 8, uint64_t{4} << 20));
@@ -45,10 +47,10 @@ Expected<void> Engine::Impl::open() {
   if (options_.repair && stamp) RECALLD_CHECK(Store::drop_damaged_tables(options_.data, store));
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
-  encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
+  encoder_ = std::make_unique<Encoder>(*store_, *backend_, loaded.shape, *tokenizer_, state_bytes_max);
   generator_ = std::make_unique<Generator>(*store_, *model_, *tokenizer_, *encoder_, *pool_);
-  model_thread_ =
-      std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); }, [this] { return generator_->step(); });
+  model_thread_ = std::make_unique<ModelThread>([this](std::span<const MemoryId> ids) { return encode(ids); },
+                                                [this] { return generator_->step(); }, backend_->segments_max());
   appends_ =
       std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
   RECALLD_CHECK(open_successor());

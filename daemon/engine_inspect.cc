@@ -115,7 +115,7 @@ Expected<StatsReply> Engine::Impl::stats() const {
   reply.jobs = jobs_.list();
   reply.model_directory = options_.model.string();
   reply.model_hash = hex(model_->hash());
-  reply.model_precision = model_->describe();
+  reply.model_precision = backend_->describe();
   reply.device = "cpu";
   reply.resident_bytes = resident_bytes();
   reply.memory_budget_bytes = options_.memory_budget_bytes;

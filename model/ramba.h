@@ -18,6 +18,7 @@
 #include "base/hash.h"
 #include "kernels/bf16.h"
 #include "kernels/worker_pool.h"
+#include "model/backend.h"
 #include "model/chunk_encoder.h"
 #include "model/config.h"
 #include "model/hsa.h"
@@ -28,12 +29,6 @@ enum class Precision {
   automatic,  // bf16 where the CPU multiplies it (AVX-512 BF16 or AMX), f32 elsewhere
   f32,
   bf16,  // inputs of the matrix products rounded to bf16, sums in f32
-};
-
-// The recurrent state of the lower (or of the upper) half of one stream: for each Mamba-2 layer the last
-// conv_kernel - 1 inputs of the convolution and the SSM state, in f32.
-struct RecurrentState {
-  std::vector<float> values;
 };
 
 // Which parts of a checkpoint are made ready to run.
@@ -73,26 +68,16 @@ class Ramba {
   void pack_kv(const EncodedChunk& chunk, ByteSpan out) const;
   std::vector<Bf16> pack_landmark(const EncodedChunk& chunk) const;
 
-  // States as bytes: little-endian f32. from_bytes wants exactly lower_state_bytes().
-  static std::string to_bytes(const RecurrentState& state);
-  RecurrentState lower_state_from_bytes(ByteView bytes) const;
-
   // ---- Searching
   // The last of `tokens` (newline, question, <|recall|>; not empty) as a query, read from a zero state.
-  struct Query {
-    // [landmark_dim] The retrieval embedding with the landmarks' gain folded in, rounded to bf16.
-    std::vector<Bf16> landmark;
-    // [heads, head_dim] Queries of the first HSA layer; empty without upper layers.
-    std::vector<float> heads;
-  };
-  Query query(std::span<const uint32_t> tokens);
+  SearchQuery query(std::span<const uint32_t> tokens);
 
-  // A landmark's score is its dot product with Query::landmark times this: 1 / sqrt(width of a retrieval head). With
-  // several retrieval heads it is the sum of theirs.
+  // A landmark's score is its dot product with SearchQuery::landmark times this: 1 / sqrt(width of a retrieval head).
+  // With several retrieval heads it is the sum of theirs.
   float score_scale() const;
 
   // Where the heads of the first HSA layer look inside one chunk: softmax(q · Kᵀ / √d) a head.
-  // heads: of Query · kv: as packed · returns [heads, 64]
+  // heads: of SearchQuery · kv: as packed · returns [heads, 64]
   std::vector<float> head_shares(std::span<const float> heads, ByteView kv) const;
 
   // ---- The model's own attention (Parts::all)

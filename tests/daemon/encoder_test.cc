@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "model/backend_cpu.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/temp_dir.h"
 
@@ -27,16 +28,18 @@ class EncoderTest : public ::testing::Test {
                                      model_->config().newline_token_id);
     ASSERT_TRUE(tokenizer.has_value());
     tokenizer_.emplace(*std::move(tokenizer));
+    backend_.emplace(*model_);
+    shape_ = {.kv_bytes = static_cast<uint32_t>(model_->kv_bytes()),
+              .landmark_dim = static_cast<uint32_t>(model_->landmark_dim()),
+              .state_bytes = static_cast<uint32_t>(model_->lower_state_bytes()),
+              .model = model_->hash()};
     store_ = open_store("faulty");
     encoder_ = open_encoder(*store_);
   }
 
   std::unique_ptr<Store> open_store(const std::string& name) {
     StoreOptions options;
-    options.shape = {.kv_bytes = static_cast<uint32_t>(model_->kv_bytes()),
-                     .landmark_dim = static_cast<uint32_t>(model_->landmark_dim()),
-                     .state_bytes = static_cast<uint32_t>(model_->lower_state_bytes()),
-                     .model = model_->hash()};
+    options.shape = shape_;
     options.memory_budget_bytes = budget_bytes;
     options.file_io = [this, name]() -> Expected<std::unique_ptr<FileIo>> {
       auto disk = std::make_unique<FaultyFileIo>(open_file_io(), seed);
@@ -47,8 +50,9 @@ class EncoderTest : public ::testing::Test {
     EXPECT_TRUE(store.has_value()) << (store ? "" : store.error().message);
     return store ? *std::move(store) : nullptr;
   }
-  std::unique_ptr<Encoder> open_encoder(Store& store) {
-    return std::make_unique<Encoder>(store, *model_, *tokenizer_, budget_bytes / 8);
+  std::unique_ptr<Encoder> open_encoder(Store& store) { return open_encoder(store, *backend_); }
+  std::unique_ptr<Encoder> open_encoder(Store& store, Backend& backend) {
+    return std::make_unique<Encoder>(store, backend, shape_, *tokenizer_, budget_bytes / 8);
   }
 
   MemoryInfo append(Store& store, size_t turns, const std::string& memory = "diary") {
@@ -64,11 +68,15 @@ class EncoderTest : public ::testing::Test {
     return *store.memory(memory);
   }
 
+  static Expected<uint64_t> encode_segment(Encoder& encoder, MemoryId id) {
+    return encoder.encode_segments(std::array{id})[0];
+  }
+
   // Calls until nothing waits; returns the errors on the way.
   std::vector<std::string> encode_all(Encoder& encoder, MemoryId id) {
     std::vector<std::string> errors;
     for (int call = 0; call < 1000; ++call) {
-      const auto chunks = encoder.encode_segment(id);
+      const auto chunks = encode_segment(encoder, id);
       if (!chunks) errors.push_back(chunks.error().message);
       if (chunks && *chunks == 0) return errors;
     }
@@ -95,6 +103,8 @@ class EncoderTest : public ::testing::Test {
   TempDir directory_;
   WorkerPool pool_{2};
   std::unique_ptr<Ramba> model_;
+  std::optional<CpuBackend> backend_;
+  RecordShape shape_;
   std::optional<Tokenizer> tokenizer_;
   FaultyFileIo* disk_ = nullptr;  // owned by store_
   std::unique_ptr<Store> store_;
@@ -106,8 +116,8 @@ TEST_F(EncoderTest, ADiskThatFailsIsReportedAndTheSameChunksAreStoredOnceItWorks
   ASSERT_GT(memory.complete_chunks(), 2 * Encoder::segment_chunks);
 
   disk_->set({.writes_failed = 1});
-  EXPECT_EQ(encoder_->encode_segment(memory.id).value_or(0), Encoder::segment_chunks);  // on its way
-  EXPECT_FALSE(encoder_->encode_segment(memory.id).has_value());                        // it did not arrive
+  EXPECT_EQ(encode_segment(*encoder_, memory.id).value_or(0), Encoder::segment_chunks);  // on its way
+  EXPECT_FALSE(encode_segment(*encoder_, memory.id).has_value());                        // it did not arrive
   EXPECT_EQ(store_->memory(memory.id)->encoded_chunks, 0u);
   disk_->set({.writes_failed = 3, .syncs_failed = 3});
   EXPECT_FALSE(encode_all(*encoder_, memory.id).empty());
@@ -156,7 +166,7 @@ TEST_F(EncoderTest, OneTokenAtATimeLeavesTheSameBitsAsAllAtOnce) {
 
 TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
   const MemoryInfo memory = append(*store_, 240);
-  ASSERT_EQ(encoder_->encode_segment(memory.id).value_or(0), Encoder::segment_chunks);
+  ASSERT_EQ(encode_segment(*encoder_, memory.id).value_or(0), Encoder::segment_chunks);
   EXPECT_TRUE(encoder_->settle(memory.id));
   EXPECT_FALSE(encoder_->settle(memory.id));
   const MemoryInfo now = *store_->memory(memory.id);
@@ -168,8 +178,8 @@ TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
 
 TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneAfterTheOther) {
   const auto clean = open_store("clean");
-  Encoder large(*clean, *model_, *tokenizer_, uint64_t{64} << 20);
-  Encoder small(*store_, *model_, *tokenizer_, 1);
+  Encoder large(*clean, *backend_, shape_, *tokenizer_, uint64_t{64} << 20);
+  Encoder small(*store_, *backend_, shape_, *tokenizer_, 1);
   std::vector<MemoryInfo> memories, twins;
   for (size_t i = 0; i < 3; ++i) {
     const std::string name = "diary/" + std::to_string(i);
@@ -181,7 +191,7 @@ TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneA
   while (stored > 0) {
     stored = 0;
     for (const MemoryInfo& memory : memories) {
-      const auto chunks = small.encode_segment(memory.id);
+      const auto chunks = encode_segment(small, memory.id);
       ASSERT_TRUE(chunks.has_value()) << chunks.error().message;
       stored += *chunks;
       small.settle(memory.id);
@@ -205,12 +215,12 @@ TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneA
 
 TEST_F(EncoderTest, AMemoryDeletedWhileItsChunksAreStoredLeavesTheOthersAlone) {
   const MemoryInfo diary = append(*store_, 240);
-  ASSERT_GT(encoder_->encode_segment(diary.id).value_or(0), 0u);
+  ASSERT_GT(encode_segment(*encoder_, diary.id).value_or(0), 0u);
   ASSERT_TRUE(store_->erase("diary").has_value());
   const MemoryInfo other = append(*store_, 60);
   EXPECT_NE(other.id, diary.id);
   EXPECT_TRUE(encode_all(*encoder_, other.id).empty());
-  const auto gone = encoder_->encode_segment(diary.id);
+  const auto gone = encode_segment(*encoder_, diary.id);
   ASSERT_FALSE(gone.has_value());
   EXPECT_EQ(gone.error().kind, ErrorKind::not_found);
   EXPECT_EQ(store_->memory(other.id)->encoded_chunks, other.complete_chunks());
