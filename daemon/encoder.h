@@ -29,8 +29,8 @@ class Encoder {
   static constexpr uint64_t checkpoint_chunks = 64;
 
   // Everything is borrowed but the shape, which is the store's. `state_bytes_max` bounds the recurrent states (and
-  // tails) that are kept in RAM, and `streams_max` (0: nothing) the number of all recurrent states at a time; those of
-  // one call and one more always fit.
+  // tails) in RAM, but one always fits; `streams_max` the number of all recurrent states at a time, at least
+  // 2 * backend.segments_max() + 3 (0: no bound).
   Encoder(Store& store, Backend& backend, const RecordShape& shape, const Tokenizer& tokenizer,
           uint64_t state_bytes_max, size_t streams_max = 0);
 

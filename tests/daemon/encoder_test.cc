@@ -485,7 +485,6 @@ TEST_F(EncoderTest, ADeviceHoldsNoMoreStatesThanItHasRoomFor) {
     EXPECT_TRUE(encoder.cover(both.memories[(first + wide.segments_max()) % 8].name).has_value());
   }
   EXPECT_LE(wide.states_most(), streams_max);
-
   EXPECT_GT(wide.states_most(), 2 * wide.segments_max());
   for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(store_->memory(ids[i])->waiting_chunks(), 0u) << i;
 }
