@@ -3,162 +3,257 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <memory>
 #include <system_error>
+#include <utility>
 
 namespace recalld {
 
-Encoder::Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_t state_bytes_max)
+Encoder::Encoder(Store& store, Backend& backend, const RecordShape& shape, const Tokenizer& tokenizer,
+                 uint64_t state_bytes_max, size_t streams_max)
     : store_(store),
-      model_(model),
+      backend_(backend),
+      shape_(shape),
       tokenizer_(tokenizer),
-      streams_(streams_kept(state_bytes_max), [this](const Stream& stream) { checkpoint(stream); }),
-      hidden_(segment_chunks * chunk_tokens * model.config().hidden_size) {
-  // The model takes its working memory when it first runs: here, so that later only what is stored takes more, and
-  // nobody's first request waits for it.
-  RecurrentState state = model_.lower_zero_state();
-  encode(state, std::vector<uint32_t>(segment_chunks * chunk_tokens, tokenizer_.newline_id()));
-}
+      streams_(streams_kept(state_bytes_max, streams_max), [this](const Stream& stream) { checkpoint(stream); }) {}
 
 size_t Encoder::stream_bytes() const {
-  const size_t tail_chunk_bytes = model_.kv_bytes() + model_.landmark_dim() * sizeof(Bf16);
-  return model_.lower_state_bytes() + (segment_chunks + 1) * tail_chunk_bytes;
+  const size_t tail_chunk_bytes = shape_.kv_bytes + shape_.landmark_dim * sizeof(Bf16);
+  return shape_.state_bytes + (segment_chunks + 1) * tail_chunk_bytes;
 }
 
-// Beside the streams that are kept, one is being stored and one is being encoded.
-size_t Encoder::streams_kept(uint64_t bytes_max) const {
-  constexpr size_t moving = 2;
-  const size_t streams = bytes_max / std::max<size_t>(1, stream_bytes());
-  return streams - std::min(streams, moving);
+// Beside the streams that are kept, those of one call are being stored and those of another encoded. In RAM that is one
+// each: a backend that takes more of them has their states elsewhere.
+size_t Encoder::streams_kept(uint64_t bytes_max, size_t streams_max) const {
+  constexpr size_t moving_in_ram = 2;
+  const auto without = [](size_t streams, size_t others) { return streams - std::min(streams, others); };
+  const size_t by_bytes = without(bytes_max / std::max<size_t>(1, stream_bytes()), moving_in_ram);
+  if (streams_max == 0) return by_bytes;
+  // One more is being mended, and a state that is read again is there twice while it advances.
+  constexpr size_t others = 2;
+  return std::min(by_bytes, without(streams_max, 2 * backend_.segments_max() + others));
 }
 
 uint64_t Encoder::state_bytes() const {
   return streams_.size() * stream_bytes();
 }
 
-Expected<uint64_t> Encoder::encode_segment(MemoryId id) {
-  // Another memory's segment that failed is that memory's to encode again, yet a disk that fails is everybody's.
-  if (write_ && write_->after.of.memory != id) {
-    const MemoryId other = write_->after.of.memory;
-    auto stored = finish_write();
-    if (!stored && stored.error().kind == ErrorKind::corrupt)  // its own landmarks are damaged
-      failed_[other] = std::move(stored).error();
-    else if (!stored && stored.error().kind != ErrorKind::not_found && stored.error().kind != ErrorKind::busy)
-      return std::unexpected(std::move(stored).error());
-  }
-  if (const auto failed = failed_.extract(id)) return std::unexpected(failed.mapped());
-  RECALLD_TRY(MemoryInfo memory, store_.memory(id));
-  if (!memory.next) return encode_next(memory.serving);
+std::vector<Expected<uint64_t>> Encoder::encode_segments(std::span<const MemoryId> ids) {
+  // Memories that come one by one wait for each other's write: a disk that fails is known before the next one computes.
+  if (ids.size() == 1 && !on_its_way(ids[0])) finish_write();
+  std::vector<Expected<Segment>> segments;
+  for (const MemoryId id : ids) segments.push_back(next_segment(id));
+  encode(segments);
+  finish_write();
 
+  std::vector<Expected<uint64_t>> counts;
+  std::vector<Segment> encoded;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    Expected<Segment>& segment = segments[i];
+    if (auto failed = take_failure(ids[i])) {  // then what follows it has no place either
+      if (segment && segment->catches_up) do_not_wait(segment->to.stream, *failed);
+      segment = std::unexpected(*std::move(failed));
+    }
+    if (!segment) {
+      counts.push_back(std::unexpected(std::move(segment).error()));
+      continue;
+    }
+    counts.push_back(segment->chunks());
+    if (segment->chunks() == 0) continue;
+    // From here on the state runs ahead of the store: it stays out of the cache until the store has caught up.
+    streams_.erase(segment->to.stream);
+    encoded.push_back(*std::move(segment));
+  }
+  drop_failures();
+  if (!encoded.empty()) start_write(std::move(encoded));
+  return counts;
+}
+
+Expected<Encoder::Segment> Encoder::next_segment(MemoryId id) {
+  if (auto failed = take_failure(id)) return std::unexpected(*std::move(failed));
+  RECALLD_TRY(MemoryInfo memory, store_.memory(id));
+  if (!memory.next) return next_segment(memory.serving);
+
+  // Where nothing waits, all of it must be stored before generations change.
+  const auto next_or_all_stored = [&](const StreamInfo& of) -> Expected<Segment> {
+    auto segment = next_segment(of);
+    if (!segment || segment->chunks() > 0) return segment;
+    finish_write();
+    if (auto failed = take_failure(id)) return std::unexpected(*std::move(failed));
+    return segment;
+  };
   RECALLD_TRY(bool swapped, swap(memory));
   if (!swapped) {
     if (++turns_ % serving_share == 0) {
       // Where tokens of it are being forgotten, what serves cannot be continued, and waits for its successor.
-      auto count = encode_next(memory.serving);
-      if (count ? *count > 0 : count.error().kind != ErrorKind::busy) return count;
+      auto segment = next_or_all_stored(memory.serving);
+      if (segment ? segment->chunks() > 0 : segment.error().kind != ErrorKind::busy) return segment;
     }
-    auto count = encode_next(*memory.next);
-    // Without room for both, or with damage that keeps it from catching up, it serves as far as it has come.
-    if (!count && (count.error().kind == ErrorKind::full || count.error().kind == ErrorKind::corrupt)) {
-      if (at_once_.size() == at_once_max) at_once_.clear();
-      at_once_.insert(memory.next->stream);
-    }
-    if (!count || *count > 0) return count;
+    auto segment = next_or_all_stored(*memory.next);
+    if (segment)
+      segment->catches_up = true;
+    else
+      do_not_wait(memory.next->stream, segment.error());
+    if (!segment || segment->chunks() > 0) return segment;
     RECALLD_TRY(swapped, swap(memory));  // all of it is stored now
-    if (!swapped) return 0;
+    if (!swapped) return Segment();
   }
   RECALLD_TRY(memory, store_.memory(id));
-  return encode_next(memory.serving);
+  return next_segment(memory.serving);
 }
 
 // Lets the next generation of a memory serve, if it can.
 Expected<bool> Encoder::swap(const MemoryInfo& memory) {
   RECALLD_TRY(const bool swapped, store_.swap(memory.id, at_once_.contains(memory.next->stream)));
   if (swapped) {
-    settle(memory.id);
+    if (on_its_way(memory.id)) finish_write();
+    failed_.erase(memory.id);  // what waits still is tried again, and tells why
     streams_.erase(memory.serving.stream);
     at_once_.erase(memory.next->stream);
   }
   return swapped;
 }
 
-Expected<uint64_t> Encoder::encode_next(const StreamInfo& of) {
-  if (write_ && (write_->after.of.stream != of.stream || write_->after.of.edition != of.edition))
-    RECALLD_CHECK(finish_write());
-  const Stream* at = write_ ? &write_->after : nullptr;
+// Without room for both, or with damage that keeps it from catching up, the next generation serves as far as it has
+// come.
+void Encoder::do_not_wait(StreamId next, const Error& because) {
+  if (because.kind != ErrorKind::full && because.kind != ErrorKind::corrupt) return;
+  if (at_once_.size() == at_once_max) at_once_.clear();
+  at_once_.insert(next);
+}
+
+Expected<Encoder::Segment> Encoder::next_segment(const StreamInfo& of) {
+  const Segment* before = on_its_way(of.memory);
+  if (before && (before->after.of.stream != of.stream || before->after.of.edition != of.edition)) {
+    finish_write();
+    if (auto failed = take_failure(of.memory)) return std::unexpected(*std::move(failed));
+    before = nullptr;
+  }
+  const Stream* at = before ? &before->after : nullptr;
   if (!at) {
     RECALLD_TRY(at, stream(of));
   }
   const uint64_t waiting = of.complete_chunks() - std::min(at->chunks, of.complete_chunks());
-  if (waiting == 0) {
-    RECALLD_CHECK(finish_write());
-    return 0;
-  }
+  if (waiting == 0) return Segment();
 
   // A segment ends where a checkpoint is due, so that states are kept at the same chunks whatever the appends were.
   const uint64_t to_checkpoint = checkpoint_chunks - at->chunks % checkpoint_chunks;
-  const uint64_t count = std::min({waiting, segment_chunks, to_checkpoint});
-  RECALLD_TRY(const auto tokens, store_.tokens(of, at->chunks * chunk_tokens, count * chunk_tokens));
+  const uint64_t count = std::min({waiting, backend_.segment_chunks(), to_checkpoint});
+  Segment segment;
+  RECALLD_TRY(segment.tokens, store_.tokens(of, at->chunks * chunk_tokens, count * chunk_tokens));
+  segment.to = of;
+  segment.to.chunks = at->chunks;
+  segment.after = {.of = of,
+                   .chunks = at->chunks + count,
+                   .checkpointed_chunks = at->checkpointed_chunks,
+                   .state = at->state,
+                   .tail = {}};
+  segment.landmarks.resize(count * shape_.landmark_dim);
+  segment.kv = AlignedBuffer((count * shape_.kv_bytes + io_alignment - 1) / io_alignment * io_alignment);
+  return segment;
+}
 
-  // From here on the state runs ahead of the store: it stays out of the cache until the store has caught up.
-  StreamInfo to = of;
-  to.chunks = at->chunks;
-  Stream next{.of = of,
-              .chunks = at->chunks + count,
-              .checkpointed_chunks = at->checkpointed_chunks,
-              .state = at->state,
-              .tail = {}};
-  std::vector<EncodedChunk> encoded = encode(next.state, tokens);
-  std::optional<std::string> state;
-  if (count == to_checkpoint) {
-    state = Ramba::to_bytes(next.state);
-    next.checkpointed_chunks = next.chunks;
+// All of them in one call, whose error becomes that of each.
+void Encoder::encode(std::span<Expected<Segment>> segments) {
+  std::vector<Backend::Segment> batch;
+  for (Expected<Segment>& segment : segments) {
+    if (segment && segment->chunks() > 0)
+      batch.push_back({&segment->after.state, segment->tokens, segment->landmarks,
+                       segment->kv.bytes().first(segment->chunks() * shape_.kv_bytes)});
   }
-  RECALLD_CHECK(finish_write());
-  streams_.erase(of.stream);
-  // Shared by both ways to run it.
-  const auto write = [this, to, encoded = std::make_shared<std::vector<EncodedChunk>>(std::move(encoded)),
-                      state = std::move(state)] { return store(to, *encoded, state); };
-  std::future<Expected<void>> stored;
+  if (batch.empty()) return;
+  const Expected<void> encoded = backend_.encode(batch);
+  for (Expected<Segment>& segment : segments) {
+    if (!segment || segment->chunks() == 0) continue;
+    Stream& after = segment->after;
+    if (!encoded) {
+      segment = std::unexpected(encoded.error());
+      continue;
+    }
+    if (after.chunks % checkpoint_chunks == 0) {
+      auto state = backend_.bytes_of(after.state);
+      if (!state) {
+        segment = std::unexpected(std::move(state).error());
+        continue;
+      }
+      segment->state = *std::move(state);
+      after.checkpointed_chunks = after.chunks;
+    }
+  }
+}
+
+Expected<void> Encoder::encode_one(const Backend::Segment& segment) {
+  return backend_.encode(std::span(&segment, 1));
+}
+
+// ---- What is being stored
+
+const Encoder::Segment* Encoder::on_its_way(MemoryId id) const {
+  if (!write_) return nullptr;
+  const auto found = std::ranges::find(write_->segments, id, [](const Segment& each) { return each.to.memory; });
+  return found == write_->segments.end() ? nullptr : &*found;
+}
+
+void Encoder::start_write(std::vector<Segment> segments) {
+  write_.emplace(std::move(segments));
+  const auto write = [this, &segments = std::as_const(write_->segments)] {
+    std::vector<Expected<void>> stored;
+    for (const Segment& segment : segments) stored.push_back(store(segment));
+    return stored;
+  };
   try {
-    stored = std::async(std::launch::async, write);
+    write_->stored = std::async(std::launch::async, write);
   } catch (const std::system_error&) {  // no thread can be started: it is stored when the result is asked for
-    stored = std::async(std::launch::deferred, write);
+    write_->stored = std::async(std::launch::deferred, write);
   }
-  write_.emplace(std::move(next), std::move(stored));
-  return count;
+}
+
+void Encoder::finish_write() {
+  if (!write_) return;
+  const std::vector<Expected<void>> stored = write_->stored.get();
+  std::vector<Segment> segments = std::move(write_->segments);
+  write_.reset();
+  for (size_t i = 0; i < stored.size(); ++i) {
+    if (stored[i])
+      streams_.insert(std::move(segments[i].after));
+    else
+      failed_.insert_or_assign(segments[i].to.memory, stored[i].error());
+  }
+}
+
+// Why chunks of this memory were not stored. They wait again. What is wrong with one memory is that one's to know, yet
+// a disk that fails is everybody's.
+std::optional<Error> Encoder::take_failure(MemoryId id) {
+  if (const auto own = failed_.extract(id)) return std::move(own.mapped());
+  const auto of_disk = std::ranges::find_if(failed_, [](const auto& each) {
+    const ErrorKind kind = each.second.kind;
+    return kind != ErrorKind::corrupt && kind != ErrorKind::not_found && kind != ErrorKind::busy;
+  });
+  return of_disk == failed_.end() ? std::nullopt : std::optional(of_disk->second);
+}
+
+// The next try tells what is still so; but of damage to a memory's own landmarks only its own next call.
+void Encoder::drop_failures() {
+  std::erase_if(failed_, [](const auto& each) { return each.second.kind != ErrorKind::corrupt; });
 }
 
 bool Encoder::settle(MemoryId id) {
-  if (!write_ || write_->after.of.memory != id) return false;
-  static_cast<void>(finish_write());  // if it failed, the chunks wait still, and the next try tells why
+  if (!on_its_way(id)) return false;
+  finish_write();
+  failed_.erase(id);  // if it failed, the chunks wait still, and the next try tells why
+  drop_failures();
   return true;
 }
 
-Expected<void> Encoder::finish_write() {
-  if (!write_) return {};
-  auto stored = write_->stored.get();
-  Stream after = std::move(write_->after);
-  write_.reset();
-  if (stored) streams_.insert(std::move(after));
-  return stored;
+// Runs beside the model thread.
+Expected<void> Encoder::store(const Segment& segment) const {
+  std::vector<EncodedChunkView> views;
+  for (size_t i = 0; i < segment.chunks(); ++i)
+    views.push_back({std::span(segment.landmarks).subspan(i * shape_.landmark_dim, shape_.landmark_dim),
+                     segment.kv.bytes().subspan(i * shape_.kv_bytes, shape_.kv_bytes)});
+  return store_.put(segment.to, views, segment.state ? std::optional(as_bytes(*segment.state)) : std::nullopt);
 }
 
-// Runs beside the model thread.
-Expected<void> Encoder::store(const StreamInfo& to, const std::vector<EncodedChunk>& chunks,
-                              const std::optional<std::string>& state) const {
-  const size_t kv_bytes = model_.kv_bytes();
-  AlignedBuffer kv((chunks.size() * kv_bytes + io_alignment - 1) / io_alignment * io_alignment);
-  std::vector<std::vector<Bf16>> landmarks;
-  std::vector<EncodedChunkView> views;
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    const ByteSpan record = kv.bytes().subspan(i * kv_bytes, kv_bytes);
-    model_.pack_kv(chunks[i], record);
-    landmarks.push_back(model_.pack_landmark(chunks[i]));
-    views.push_back({landmarks.back(), record});
-  }
-  return store_.put(to, views, state ? std::optional(as_bytes(*state)) : std::nullopt);
-}
+// ---- Tails, and the states that streams go on from
 
 Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
   const uint64_t waiting = std::min(memory.waiting_chunks(), segment_chunks);
@@ -182,18 +277,15 @@ Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
             .edition = memory.serving.edition,
             .landmarks = {},
             .kv = {}};
-  tail.kv.resize(count * model_.kv_bytes());
+  tail.landmarks.resize(count * shape_.landmark_dim);
+  tail.kv.resize(count * shape_.kv_bytes);
   RecurrentState state = stream->state;
-  uint64_t done = 0;
-  while (done < count) {
-    const uint64_t part = std::min(count - done, segment_chunks);
-    const auto encoded = encode(state, std::span(tokens).subspan(done * chunk_tokens, part * chunk_tokens));
-    for (const EncodedChunk& chunk : encoded) {
-      const std::vector<Bf16> landmark = model_.pack_landmark(chunk);
-      tail.landmarks.insert(tail.landmarks.end(), landmark.begin(), landmark.end());
-      model_.pack_kv(chunk, std::span(tail.kv).subspan(done * model_.kv_bytes(), model_.kv_bytes()));
-      ++done;
-    }
+  for (uint64_t done = 0; done < count;) {
+    const uint64_t part = std::min(count - done, backend_.segment_chunks());
+    RECALLD_CHECK(encode_one({&state, std::span(tokens).subspan(done * chunk_tokens, part * chunk_tokens),
+                              std::span(tail.landmarks).subspan(done * shape_.landmark_dim, part * shape_.landmark_dim),
+                              std::span(tail.kv).subspan(done * shape_.kv_bytes, part * shape_.kv_bytes)}));
+    done += part;
   }
   stream->tail = std::move(tail);
   return &*stream->tail;
@@ -221,11 +313,12 @@ Expected<Encoder::Covered> Encoder::cover(std::string_view name) {
 
 void Encoder::forget(MemoryId id) {
   settle(id);
+  failed_.erase(id);
   streams_.erase_memory(id);
 }
 
 void Encoder::checkpoint_all() {
-  static_cast<void>(finish_write());  // if it failed, the chunks are encoded again after the next start
+  finish_write();  // if it failed, the chunks are encoded again after the next start
   streams_.evict_all();
 }
 
@@ -238,11 +331,9 @@ Expected<Stream*> Encoder::stream(const StreamInfo& of) {
   std::string damage;
   RECALLD_TRY(const auto kept, store_.state(of, of.chunks, &damage));
   tell_damage(of.memory, damage);
-  Stream stream{.of = of, .chunks = 0, .checkpointed_chunks = 0, .state = model_.lower_zero_state(), .tail = {}};
-  if (kept) {
-    stream.chunks = stream.checkpointed_chunks = kept->chunks;
-    stream.state = model_.lower_state_from_bytes(as_bytes(kept->bytes));
-  }
+  Stream stream{.of = of, .chunks = 0, .checkpointed_chunks = 0, .state = {}, .tail = {}};
+  if (kept) stream.chunks = stream.checkpointed_chunks = kept->chunks;
+  RECALLD_TRY(stream.state, kept ? backend_.state_from(as_bytes(kept->bytes)) : backend_.zero_state());
   RECALLD_CHECK(advance(stream, of.chunks));
   return &streams_.insert(std::move(stream));
 }
@@ -250,9 +341,9 @@ Expected<Stream*> Encoder::stream(const StreamInfo& of) {
 // Reads tokens again whose chunks are stored already, for the state alone.
 Expected<void> Encoder::advance(Stream& stream, uint64_t to_chunk) {
   while (stream.chunks < to_chunk) {
-    const uint64_t count = std::min(segment_chunks, to_chunk - stream.chunks);
+    const uint64_t count = std::min(backend_.segment_chunks(), to_chunk - stream.chunks);
     RECALLD_TRY(const auto tokens, store_.tokens(stream.of, stream.chunks * chunk_tokens, count * chunk_tokens));
-    model_.lower(stream.state, tokens, std::span(hidden_).first(tokens.size() * model_.config().hidden_size));
+    RECALLD_CHECK(encode_one({&stream.state, tokens, {}, {}}));
     stream.chunks += count;
   }
   return {};
@@ -290,13 +381,13 @@ Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
     const uint64_t kept_at = kept ? kept->chunks : 0;
     if (!mending.state || mending.at > wanted || mending.at < kept_at) {
       if (mending.blocked && kept_at <= mending.blocked_from && mending.blocked_from <= wanted) return give_up(wanted);
-      mending.state = kept ? model_.lower_state_from_bytes(as_bytes(kept->bytes)) : model_.lower_zero_state();
+      RECALLD_TRY(mending.state, kept ? backend_.state_from(as_bytes(kept->bytes)) : backend_.zero_state());
       mending.at = kept_at;
     }
   }
 
   // A segment ends before the first chunk that is wanted, at the end of its page, and where a state is.
-  uint64_t end = mending.at + segment_chunks;
+  uint64_t end = mending.at + backend_.segment_chunks();
   if (mending.at < wanted) end = std::min(end, wanted);
   end = std::min(end, (mending.at / page_chunks + 1) * page_chunks);
   if (const auto state = mending.states.upper_bound(mending.at); state != mending.states.end())
@@ -316,22 +407,28 @@ Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
     return give_up(std::max(wanted, end - 1));
   }
   if (end <= wanted) {
-    model_.lower(*mending.state, *tokens, std::span(hidden_).first(tokens->size() * model_.config().hidden_size));
+    RECALLD_CHECK(encode_one({&*mending.state, *tokens, {}, {}}));
   } else {
-    const std::vector<EncodedChunk> encoded = encode(*mending.state, *tokens);
+    std::vector<Bf16> landmarks(count * shape_.landmark_dim);
+    std::vector<std::byte> records(count * shape_.kv_bytes);
+    RECALLD_CHECK(encode_one({&*mending.state, *tokens, landmarks, records}));
     for (uint64_t i = 0; i < count; ++i) {
       const bool kv = mending.kv.erase(first + i) > 0, landmark = mending.landmarks.erase(first + i) > 0;
       if (!kv && !landmark) continue;
+      const auto its_landmark = std::span(landmarks).subspan(i * shape_.landmark_dim, shape_.landmark_dim);
+      const auto its_record = std::span(records).subspan(i * shape_.kv_bytes, shape_.kv_bytes);
       mending.made.push_back({.chunk = first + i,
-                              .landmark = model_.pack_landmark(encoded[i]),
-                              .record = std::vector<std::byte>(model_.kv_bytes()),
+                              .landmark = {its_landmark.begin(), its_landmark.end()},
+                              .record = {its_record.begin(), its_record.end()},
                               .kv = kv,
                               .has_landmark = landmark});
-      model_.pack_kv(encoded[i], mending.made.back().record);
     }
   }
   mending.at = end;
-  if (mending.states.erase(end) > 0) mending.made_states.push_back({end, Ramba::to_bytes(*mending.state)});
+  if (mending.states.erase(end) > 0) {
+    RECALLD_TRY(std::string state, backend_.bytes_of(*mending.state));
+    mending.made_states.push_back({end, std::move(state)});
+  }
   const bool made = !mending.made.empty() || !mending.made_states.empty();
   return made && (mending.done() || end % page_chunks == 0 || first_wanted() / page_chunks != (end - 1) / page_chunks);
 }
@@ -347,16 +444,11 @@ Expected<void> Encoder::store_again(Mending& mending) const {
   return {};
 }
 
-std::vector<EncodedChunk> Encoder::encode(RecurrentState& state, std::span<const uint32_t> tokens) {
-  const auto hidden = std::span(hidden_).first(tokens.size() * model_.config().hidden_size);
-  model_.lower(state, tokens, hidden);
-  return model_.encode_chunks(hidden);
-}
-
 void Encoder::checkpoint(const Stream& stream) {
   if (stream.chunks == stream.checkpointed_chunks) return;
-  const std::string bytes = Ramba::to_bytes(stream.state);
-  const auto kept = store_.put_state(stream.of, stream.chunks, as_bytes(bytes));
+  const auto bytes = backend_.bytes_of(stream.state);
+  const auto kept =
+      bytes ? store_.put_state(stream.of, stream.chunks, as_bytes(*bytes)) : std::unexpected(bytes.error());
   if (!kept && kept.error().kind != ErrorKind::not_found && kept.error().kind != ErrorKind::busy)
     spdlog::warn("keep the state of memory {} at chunk {}: {} (its tokens are read again next time)", stream.of.memory,
                  stream.chunks, kept.error().message);

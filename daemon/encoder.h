@@ -1,24 +1,26 @@
-// Encoding behind the replies: a memory's waiting chunks through the lower half and the chunk encoder into the store,
-// and the tail that a search encodes for itself. Used by the model thread alone.
+// Encoding behind the replies: the waiting chunks of memories through the lower half and the chunk encoder into the
+// store, and the tail that a search encodes for itself. Used by the model thread alone.
 #pragma once
 
 #include <future>
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
 #include <vector>
 
 #include "base/error.h"
 #include "daemon/stream_cache.h"
+#include "memstore/file_io.h"
 #include "memstore/store.h"
-#include "model/ramba.h"
+#include "model/backend.h"
 #include "model/tokenizer.h"
 
 namespace recalld {
 
 class Encoder {
  public:
-  // Chunks that go through the model at once: long enough for its loops, short enough for a search to wait behind.
+  // Waiting chunks that a search encodes for itself, at most.
   static constexpr uint64_t segment_chunks = 16;
   // One call in so many goes to what serves while a generation is made to take its place.
   static constexpr uint64_t serving_share = 4;
@@ -26,16 +28,20 @@ class Encoder {
   // Chunks between two checkpoints of the recurrent state.
   static constexpr uint64_t checkpoint_chunks = 64;
 
-  // Everything is borrowed. `state_bytes_max` bounds the recurrent states (and tails) in RAM, but one always fits.
-  Encoder(Store& store, Ramba& model, const Tokenizer& tokenizer, uint64_t state_bytes_max);
+  // Everything is borrowed but the shape, which is the store's. `state_bytes_max` bounds the recurrent states (and
+  // tails) in RAM, but one always fits; `streams_max` the number of all recurrent states at a time, at least
+  // 2 * backend.segments_max() + 3 (0: no bound).
+  Encoder(Store& store, Backend& backend, const RecordShape& shape, const Tokenizer& tokenizer,
+          uint64_t state_bytes_max, size_t streams_max = 0);
 
-  // Encodes the memory's next waiting chunks, at most segment_chunks, and leaves it to another thread to store them
-  // while the next segment is encoded. Returns how many; 0: none wait and all are stored. The error of a store that
-  // failed comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile; busy: turns
-  // of it were forgotten meanwhile, and the next call goes on from there.
+  // Encodes the next waiting chunks of these memories, of each at most backend.segment_chunks(), all at once, and
+  // leaves it to another thread to store them while the next ones are encoded. ids: different ones, at most
+  // backend.segments_max(). Returns how many of each; 0: none wait and all are stored. The error of a store that failed
+  // comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile; busy: turns of it
+  // were forgotten meanwhile, and the next call goes on from there; device: as the backend says.
   // While turns of encoded chunks are forgotten, the generation without them gets most of the calls, and serves as soon
   // as it has caught up, or at once when there is no room for both or damage keeps it from that.
-  Expected<uint64_t> encode_segment(MemoryId id);
+  std::vector<Expected<uint64_t>> encode_segments(std::span<const MemoryId> ids);
 
   // Waits until what was encoded of this memory is stored; false when nothing was being stored.
   bool settle(MemoryId id);
@@ -79,9 +85,9 @@ class Encoder {
 
     bool done() const { return kv.empty() && landmarks.empty() && states.empty(); }
   };
-  // Advances by at most segment_chunks from the nearest state before what is damaged. Returns whether what has been
-  // made is to be stored before the next call: the end of a page of `page_chunks` has been reached. What depends on
-  // tokens that cannot be read is given up.
+  // Advances by at most backend.segment_chunks() from the nearest state before what is damaged. Returns whether what
+  // has been made is to be stored before the next call: the end of a page of `page_chunks` has been reached. What
+  // depends on tokens that cannot be read is given up.
   Expected<bool> make_again(Mending& mending, uint64_t page_chunks);
   // Stores what has been made; any thread may call it.
   Expected<void> store_again(Mending& mending) const;
@@ -92,32 +98,50 @@ class Encoder {
   uint64_t state_bytes() const;
 
  private:
-  // A segment on its way to the store, and the stream as it stands when it has arrived.
+  // The next chunks of a memory, on their way through the model and to the store; none when none wait.
+  struct Segment {
+    StreamInfo to;            // what they follow there
+    bool catches_up = false;  // it is the next generation's
+    std::vector<uint32_t> tokens;
+    Stream after;                      // the stream as it stands when they have arrived
+    std::vector<Bf16> landmarks;       // [chunks, landmark_dim]
+    AlignedBuffer kv;                  // [chunks, kv_bytes]
+    std::optional<std::string> state;  // after them, where a checkpoint is due
+
+    uint64_t chunks() const { return after.chunks - to.chunks; }
+  };
+  // Segments on their way to the store.
   struct Write {
-    Stream after;
-    std::future<Expected<void>> stored;
+    std::vector<Segment> segments;                    // of different memories
+    std::future<std::vector<Expected<void>>> stored;  // one each; ends before they go
   };
 
+  Expected<Segment> next_segment(MemoryId id);
+  Expected<Segment> next_segment(const StreamInfo& of);
   Expected<bool> swap(const MemoryInfo& memory);
-  Expected<uint64_t> encode_next(const StreamInfo& of);
-  Expected<void> finish_write();
-  Expected<void> store(const StreamInfo& to, const std::vector<EncodedChunk>& chunks,
-                       const std::optional<std::string>& state) const;
+  void do_not_wait(StreamId next, const Error& because);
+  void encode(std::span<Expected<Segment>> segments);
+  Expected<void> encode_one(const Backend::Segment& segment);
+  const Segment* on_its_way(MemoryId id) const;
+  void start_write(std::vector<Segment> segments);
+  void finish_write();
+  std::optional<Error> take_failure(MemoryId id);
+  void drop_failures();
+  Expected<void> store(const Segment& segment) const;
   Expected<Stream*> stream(const StreamInfo& of);
   Expected<void> advance(Stream& stream, uint64_t to_chunk);
-  std::vector<EncodedChunk> encode(RecurrentState& state, std::span<const uint32_t> tokens);
   void checkpoint(const Stream& stream);
   void tell_damage(MemoryId id, const std::string& damage);
   size_t stream_bytes() const;
-  size_t streams_kept(uint64_t bytes_max) const;
+  size_t streams_kept(uint64_t bytes_max, size_t streams_max) const;
 
   Store& store_;
-  Ramba& model_;
+  Backend& backend_;
+  const RecordShape shape_;
   const Tokenizer& tokenizer_;
   StreamCache streams_;
-  std::vector<float> hidden_;  // [segment_chunks * 64, hidden_size]
   std::optional<Write> write_;
-  std::map<MemoryId, Error> failed_;   // of segments, not yet told
+  std::map<MemoryId, Error> failed_;   // of writes, not yet told
   std::set<std::string> damage_told_;  // in the log
   uint64_t turns_ = 0;                 // calls that had two generations to choose from
   std::set<StreamId> at_once_;         // next generations that do not wait until they have caught up

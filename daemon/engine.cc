@@ -10,6 +10,7 @@
 #include "daemon/engine_impl.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
+#include "model/backend_cpu.h"
 
 namespace recalld {
 namespace {
@@ -30,10 +31,14 @@ Engine::Impl::Impl(EngineOptions options) : options_(std::move(options)) {
 }
 
 Expected<void> Engine::Impl::open() {
-  RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, Parts::all, *pool_));
+  RECALLD_CHECK(open_gpu());
+  // With a GPU the CPU's model is there for its shapes, and to explain searches.
+  const Parts parts = gpu_ ? Parts::lower : Parts::all;
+  RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, parts, *pool_));
   model_ = std::move(loaded.model);
   tokenizer_ = std::move(loaded.tokenizer);
-  RECALLD_CHECK(open_gpu());
+  if (!gpu_) cpu_backend_ = std::make_unique<CpuBackend>(*model_);
+  backend_ = gpu_ ? gpu_.get() : cpu_backend_.get();
   // As much as the catalog writes out when it goes on after it found no room.
   Reserve reserve(options_.data / "reserve", std::max(options_.memory_budget_bytes / 8, uint64_t{4} << 20));
   reserve.give_up_when_short();
@@ -48,10 +53,12 @@ Expected<void> Engine::Impl::open() {
   if (options_.repair && stamp) RECALLD_CHECK(Store::drop_damaged_tables(options_.data, store));
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
-  encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
+  // Of the GPU's states one is a query's.
+  const size_t streams_max = gpu_ ? gpu_->states_max() - 1 : 0;
+  encoder_ = std::make_unique<Encoder>(*store_, *backend_, loaded.shape, *tokenizer_, state_bytes_max, streams_max);
   generator_ = std::make_unique<Generator>(*store_, *model_, *tokenizer_, *encoder_, *pool_);
-  model_thread_ =
-      std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); }, [this] { return generator_->step(); });
+  model_thread_ = std::make_unique<ModelThread>([this](std::span<const MemoryId> ids) { return encode(ids); },
+                                                [this] { return generator_->step(); }, backend_->segments_max());
   appends_ =
       std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
   RECALLD_CHECK(open_successor());
@@ -91,7 +98,10 @@ Expected<void> Engine::Impl::open() {
 // A machine without a GPU is nothing to worry about; one that has a GPU which cannot be used may be.
 Expected<void> Engine::Impl::open_gpu() {
   if (options_.device == Device::cpu) return {};
-  auto gpu = options_.open_gpu({.model = options_.model, .budget_bytes = options_.gpu_budget_bytes});
+  // The states of memories that are being encoded, twice as many on their way to the store, and those kept for more.
+  constexpr size_t encode_states = 96;
+  auto gpu = options_.open_gpu(
+      {.model = options_.model, .budget_bytes = options_.gpu_budget_bytes, .encode_states = encode_states});
   if (gpu) {
     gpu_ = *std::move(gpu);
     gpu_name_ = gpu_->name();

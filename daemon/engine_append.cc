@@ -134,14 +134,23 @@ Expected<std::optional<uint64_t>> Engine::Impl::through(MemoryId id, uint64_t to
   return turn;
 }
 
-ModelThread::Outcome Engine::Impl::encode(MemoryId id) {
+std::vector<ModelThread::Outcome> Engine::Impl::encode(std::span<const MemoryId> ids) {
   const auto start = Clock::now();
-  const Expected<uint64_t> chunks = encoder_->encode_segment(id);
+  const std::vector<Expected<uint64_t>> counts = encoder_->encode_segments(ids);
   state_bytes_ = encoder_->state_bytes();
-  if (chunks && *chunks > 0) {
-    tokens_encoded_ += *chunks * chunk_tokens;
+  uint64_t chunks = 0;
+  for (const Expected<uint64_t>& count : counts) chunks += count.value_or(0);
+  if (chunks > 0) {
+    tokens_encoded_ += chunks * chunk_tokens;
     encode_us_ += static_cast<uint64_t>(milliseconds_since(start) * 1000);
   }
+  std::vector<ModelThread::Outcome> outcomes;
+  for (size_t i = 0; i < ids.size(); ++i) outcomes.push_back(encoded(ids[i], counts[i]));
+  return outcomes;
+}
+
+// What follows for one memory, of which so many chunks were encoded.
+ModelThread::Outcome Engine::Impl::encoded(MemoryId id, const Expected<uint64_t>& chunks) {
   const bool gone = !chunks && chunks.error().kind == ErrorKind::not_found;
   const bool overtaken = !chunks && chunks.error().kind == ErrorKind::busy;  // by forgetting
   const bool failed = !chunks && !gone && !overtaken;

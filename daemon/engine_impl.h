@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -29,6 +30,7 @@
 #include "daemon/successor.h"
 #include "daemon/transfer.h"
 #include "daemon/upkeep.h"
+#include "model/backend.h"
 
 namespace recalld {
 
@@ -124,7 +126,8 @@ class Engine::Impl {
   Expected<std::optional<uint64_t>> searchable_through(const MemoryInfo& memory) const;
   Expected<std::optional<uint64_t>> through(MemoryId id, uint64_t tokens) const;
 
-  ModelThread::Outcome encode(MemoryId id);
+  std::vector<ModelThread::Outcome> encode(std::span<const MemoryId> ids);
+  ModelThread::Outcome encoded(MemoryId id, const Expected<uint64_t>& chunks);
   void rank_and_collect(Query query);
   Expected<Ranking> rank(const Query& query);
   bool still_holds(const Ranking& ranking) const;
@@ -142,6 +145,8 @@ class Engine::Impl {
   std::string gpu_name_;
   uint32_t gpu_slots_ = 0;
   std::unique_ptr<Ramba> model_;
+  std::unique_ptr<Backend> cpu_backend_;  // null with a GPU
+  Backend* backend_ = nullptr;            // the one or the other; computes on the model thread alone
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Encoder> encoder_;  // used by the model thread alone

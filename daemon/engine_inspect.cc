@@ -115,7 +115,7 @@ Expected<StatsReply> Engine::Impl::stats() const {
   reply.jobs = jobs_.list();
   reply.model_directory = options_.model.string();
   reply.model_hash = hex(model_->hash());
-  reply.model_precision = model_->describe();
+  reply.model_precision = backend_->describe();
   reply.device = gpu_ ? "cuda" : "cpu";
   if (gpu_) reply.gpu = GpuStats{.name = gpu_name_, .usage = gpu_->usage(), .cache_slots = gpu_slots_};
   reply.resident_bytes = resident_bytes();

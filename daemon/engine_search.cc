@@ -55,7 +55,7 @@ bool Engine::Impl::still_holds(const Ranking& ranking) const {
 }
 
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
-  Ramba::Query asked = model_->query(query.tokens);
+  RECALLD_TRY(SearchQuery asked, backend_->query(query.tokens));
   const std::span<const Bf16> embedding = asked.landmark;
   RECALLD_TRY(Encoder::Covered covered, encoder_->cover(query.request.memory));
   auto& [memory, tail, unreadable] = covered;

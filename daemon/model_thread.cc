@@ -5,8 +5,12 @@
 
 namespace recalld {
 
-ModelThread::ModelThread(std::function<Outcome(MemoryId)> encode, std::function<bool()> generate)
-    : encode_(std::move(encode)), generate_(std::move(generate)), thread_([this] { run(); }) {}
+ModelThread::ModelThread(std::function<std::vector<Outcome>(std::span<const MemoryId>)> encode,
+                         std::function<bool()> generate, size_t encode_at_once)
+    : encode_(std::move(encode)),
+      generate_(std::move(generate)),
+      encode_at_once_(encode_at_once),
+      thread_([this] { run(); }) {}
 
 void ModelThread::stop() {
   {
@@ -82,18 +86,15 @@ void ModelThread::run() {
       lock.lock();
       generating_ |= more;
     } else if (encode_next) {
-      const MemoryId memory = line_.front();
-      line_.pop_front();
-      in_line_.erase(memory);
+      const auto end = line_.begin() + static_cast<ptrdiff_t>(std::min(line_.size(), encode_at_once_));
+      const std::vector<MemoryId> memories(line_.begin(), end);
+      line_.erase(line_.begin(), end);
+      for (const MemoryId memory : memories) in_line_.erase(memory);
       searches_in_a_row = tokens_in_a_row = 0;
       lock.unlock();
-      const Outcome outcome = encode_(memory);
+      const std::vector<Outcome> outcomes = encode_(memories);
       lock.lock();
-      if (outcome == Outcome::again && in_line_.insert(memory).second) line_.push_back(memory);
-      if (outcome == Outcome::later) {
-        if (!in_line_.insert(memory).second) std::erase(line_, memory);  // asked for meanwhile: it pauses all the same
-        later_.emplace_back(std::chrono::steady_clock::now() + retry_pause, memory);
-      }
+      for (size_t i = 0; i < memories.size(); ++i) line_up_again(memories[i], outcomes[i]);
     } else if (stopping_) {
       return;
     } else if (background_due_ && *background_due_ <= now) {
@@ -117,6 +118,16 @@ void ModelThread::run() {
       else
         changed_.wait(lock);
     }
+  }
+}
+
+void ModelThread::line_up_again(MemoryId memory, Outcome outcome) {
+  if (outcome == Outcome::done) return;
+  const bool asked_for_meanwhile = !in_line_.insert(memory).second;
+  if (outcome == Outcome::again && !asked_for_meanwhile) line_.push_back(memory);
+  if (outcome == Outcome::later) {
+    if (asked_for_meanwhile) std::erase(line_, memory);  // it pauses all the same
+    later_.emplace_back(std::chrono::steady_clock::now() + retry_pause, memory);
   }
 }
 

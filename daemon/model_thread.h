@@ -8,8 +8,10 @@
 #include <functional>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <thread>
 #include <unordered_set>
+#include <vector>
 
 #include "memstore/chunk.h"
 
@@ -27,9 +29,11 @@ class ModelThread {
   static constexpr int searches_in_a_row_max = 16;
   static constexpr int tokens_in_a_row_max = 16;
 
-  // On this thread `encode` advances one memory by one segment, and `generate` all that generates by one token: whether
-  // there is more to do.
-  explicit ModelThread(std::function<Outcome(MemoryId)> encode, std::function<bool()> generate = {});
+  // On this thread `encode` advances some memories by one segment each, the first ones in line and at most
+  // `encode_at_once`: the outcome of each. `generate` advances all that generates by one token: whether there is more
+  // to do.
+  explicit ModelThread(std::function<std::vector<Outcome>(std::span<const MemoryId>)> encode,
+                       std::function<bool()> generate = {}, size_t encode_at_once = 1);
   ~ModelThread() { stop(); }
 
   // Runs the searches that were posted and generates until nothing is left to do, drops the encodings that were not
@@ -48,9 +52,11 @@ class ModelThread {
   static constexpr std::chrono::seconds retry_pause{1};
 
   void run();
+  void line_up_again(MemoryId memory, Outcome outcome);
 
-  std::function<Outcome(MemoryId)> encode_;
+  std::function<std::vector<Outcome>(std::span<const MemoryId>)> encode_;
   std::function<bool()> generate_;
+  const size_t encode_at_once_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::move_only_function<void()>> searches_;

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 namespace recalld {
@@ -48,7 +49,8 @@ Reencoder::Reencoder(const Store& from, Successor& successor, std::filesystem::p
       successor_(successor),
       directory_(std::move(directory)),
       model_(std::move(model)),
-      encoder_(successor_.store(), *model_.model, model_.tokenizer, state_bytes_max),
+      backend_(*model_.model),
+      encoder_(successor_.store(), backend_, model_.shape, model_.tokenizer, state_bytes_max),
       jobs_(jobs),
       job_(jobs.start("reencode", "", now_us)) {
   report();
@@ -92,7 +94,7 @@ Expected<bool> Reencoder::advance() {
   }
   if (waiting.empty()) return copied;
   after_ = waiting.front();
-  const Expected<uint64_t> chunks = encoder_.encode_segment(after_);
+  const Expected<uint64_t> chunks = encoder_.encode_segments(std::array{after_})[0];
   if (!chunks) return std::unexpected(chunks.error());
   if (*chunks > 0) --after_;  // it goes on
   return true;

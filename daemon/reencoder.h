@@ -10,6 +10,7 @@
 #include "daemon/jobs.h"
 #include "daemon/model_thread.h"
 #include "daemon/successor.h"
+#include "model/backend_cpu.h"
 #include "model/ramba.h"
 #include "model/tokenizer.h"
 
@@ -49,6 +50,7 @@ class Reencoder {
   Successor& successor_;
   const std::filesystem::path directory_;
   const LoadedModel model_;
+  CpuBackend backend_;
   Encoder encoder_;
   Jobs& jobs_;
   const uint64_t job_;

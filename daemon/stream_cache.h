@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "memstore/store.h"
-#include "model/ramba.h"
+#include "model/backend.h"
 
 namespace recalld {
 

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cassert>
 #include <cmath>
-#include <cstring>
 #include <fstream>
 #include <optional>
 #include <sstream>
@@ -218,17 +216,6 @@ std::vector<Bf16> Ramba::pack_landmark(const EncodedChunk& chunk) const {
   return packed;
 }
 
-std::string Ramba::to_bytes(const RecurrentState& state) {
-  return {reinterpret_cast<const char*>(state.values.data()), state.values.size() * sizeof(float)};
-}
-
-RecurrentState Ramba::lower_state_from_bytes(ByteView bytes) const {
-  assert(bytes.size() == lower_state_bytes());
-  RecurrentState state = lower_zero_state();
-  std::memcpy(state.values.data(), bytes.data(), bytes.size());
-  return state;
-}
-
 std::vector<float> Ramba::lower_from_zero(std::span<const uint32_t> tokens) {
   const size_t block = impl_->config.chunk_size, width = impl_->config.hidden_size;
   std::vector<float> hidden((tokens.size() + block - 1) / block * block * width);
@@ -238,11 +225,11 @@ std::vector<float> Ramba::lower_from_zero(std::span<const uint32_t> tokens) {
   return hidden;
 }
 
-Ramba::Query Ramba::query(std::span<const uint32_t> tokens) {
+SearchQuery Ramba::query(std::span<const uint32_t> tokens) {
   const size_t width = impl_->config.hidden_size;
   const std::vector<float> hidden = lower_from_zero(tokens);
   const auto last = std::span(hidden).last(width);
-  Query query;
+  SearchQuery query;
   query.landmark = scaled(retrieval_embedding(last, 0), landmark_gain(0));
   if (impl_->first_query) query.heads = impl_->first_query->run(last);
   return query;

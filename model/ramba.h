@@ -68,26 +68,16 @@ class Ramba {
   void pack_kv(const EncodedChunk& chunk, ByteSpan out) const;
   std::vector<Bf16> pack_landmark(const EncodedChunk& chunk) const;
 
-  // States as bytes: little-endian f32. from_bytes wants exactly lower_state_bytes().
-  static std::string to_bytes(const RecurrentState& state);
-  RecurrentState lower_state_from_bytes(ByteView bytes) const;
-
   // ---- Searching
   // The last of `tokens` (newline, question, <|recall|>; not empty) as a query, read from a zero state.
-  struct Query {
-    // [landmark_dim] The retrieval embedding with the landmarks' gain folded in, rounded to bf16.
-    std::vector<Bf16> landmark;
-    // [heads, head_dim] Queries of the first HSA layer; empty without upper layers.
-    std::vector<float> heads;
-  };
-  Query query(std::span<const uint32_t> tokens);
+  SearchQuery query(std::span<const uint32_t> tokens);
 
-  // A landmark's score is its dot product with Query::landmark times this: 1 / sqrt(width of a retrieval head). With
-  // several retrieval heads it is the sum of theirs.
+  // A landmark's score is its dot product with SearchQuery::landmark times this: 1 / sqrt(width of a retrieval head).
+  // With several retrieval heads it is the sum of theirs.
   float score_scale() const;
 
   // Where the heads of the first HSA layer look inside one chunk: softmax(q · Kᵀ / √d) a head.
-  // heads: of Query · kv: as packed · returns [heads, 64]
+  // heads: of SearchQuery · kv: as packed · returns [heads, 64]
   std::vector<float> head_shares(std::span<const float> heads, ByteView kv) const;
 
   // ---- The model's own attention (Parts::all)

@@ -3,8 +3,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
 
+#include "model/backend_cpu.h"
+#include "tests/daemon/engine_fixture.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/temp_dir.h"
 
@@ -13,10 +22,85 @@ namespace {
 
 constexpr uint64_t seed = 11;
 
+// A backend as a GPU's is, that computes on the CPU: it takes several memories at once, its states lie in a memory of
+// its own, and it may fail.
+class WideBackend final : public Backend {
+ public:
+  explicit WideBackend(Backend& cpu) : cpu_(cpu) {}
+
+  uint64_t chunks_at_once = 16;
+  bool every_other_call_fails = false;
+  std::function<void()> while_encoding;
+  std::vector<size_t> calls;  // segments of each that went well
+
+  size_t states_most() const { return states_.most; }
+
+  std::string describe() const override { return cpu_.describe(); }
+  size_t state_bytes() const override { return cpu_.state_bytes(); }
+  Expected<RecurrentState> zero_state() override { return on_device(cpu_.zero_state()); }
+  Expected<RecurrentState> state_from(ByteView bytes) override { return on_device(cpu_.state_from(bytes)); }
+  Expected<std::string> bytes_of(const RecurrentState& state) override { return cpu_.bytes_of(state); }
+  uint64_t segment_chunks() const override { return chunks_at_once; }
+  size_t segments_max() const override { return 4; }
+
+  Expected<void> encode(std::span<const Segment> segments) override {
+    EXPECT_LE(segments.size(), segments_max());
+    if (every_other_call_fails && ++tries_ % 2 == 1) return fail(ErrorKind::device, "the device failed");
+    std::vector<RecurrentState> after;
+    for (const Segment& segment : segments) {
+      EXPECT_LE(segment.tokens.size(), segment_chunks() * chunk_tokens);
+      RecurrentState state{.values = segment.state->values, .device = std::make_shared<Counted>(states_)};
+      run(segment, state);
+      after.push_back(std::move(state));
+    }
+    for (size_t i = 0; i < segments.size(); ++i) *segments[i].state = std::move(after[i]);
+    calls.push_back(segments.size());
+    if (while_encoding) while_encoding();
+    return {};
+  }
+  Expected<SearchQuery> query(std::span<const uint32_t> tokens) override { return cpu_.query(tokens); }
+
+ private:
+  struct Count {
+    size_t now = 0, most = 0;
+  };
+  struct Counted final : DeviceState {
+    explicit Counted(Count& states) : count(states) { count.most = std::max(count.most, ++count.now); }
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
+    ~Counted() override { --count.now; }
+    Count& count;
+  };
+
+  Expected<RecurrentState> on_device(Expected<RecurrentState> state) {
+    if (state) state->device = std::make_shared<Counted>(states_);
+    return state;
+  }
+  // In pieces that the CPU takes.
+  void run(const Segment& segment, RecurrentState& state) {
+    const size_t chunks = segment.tokens.size() / chunk_tokens;
+    for (size_t first = 0; first < chunks;) {
+      const size_t count = std::min<size_t>(chunks - first, cpu_.segment_chunks());
+      const auto part = [&](auto all) {
+        return all.subspan(first * (all.size() / chunks), count * (all.size() / chunks));
+      };
+      EXPECT_TRUE(
+          cpu_.encode(std::array{Segment{&state, part(segment.tokens), part(segment.landmarks), part(segment.kv)}})
+              .has_value());
+      first += count;
+    }
+  }
+
+  Backend& cpu_;
+  Count states_;
+  size_t tries_ = 0;
+};
+
 // A store with a memory "diary" whose chunks wait to be encoded.
 class EncoderTest : public ::testing::Test {
  protected:
   static constexpr uint64_t budget_bytes = uint64_t{32} << 20;
+  static constexpr uint64_t room_for_all_bytes = uint64_t{64} << 20;  // no state leaves RAM for want of it
 
   void SetUp() override {
     const auto checkpoint = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
@@ -27,16 +111,18 @@ class EncoderTest : public ::testing::Test {
                                      model_->config().newline_token_id);
     ASSERT_TRUE(tokenizer.has_value());
     tokenizer_.emplace(*std::move(tokenizer));
+    backend_.emplace(*model_);
+    shape_ = {.kv_bytes = static_cast<uint32_t>(model_->kv_bytes()),
+              .landmark_dim = static_cast<uint32_t>(model_->landmark_dim()),
+              .state_bytes = static_cast<uint32_t>(model_->lower_state_bytes()),
+              .model = model_->hash()};
     store_ = open_store("faulty");
     encoder_ = open_encoder(*store_);
   }
 
   std::unique_ptr<Store> open_store(const std::string& name) {
     StoreOptions options;
-    options.shape = {.kv_bytes = static_cast<uint32_t>(model_->kv_bytes()),
-                     .landmark_dim = static_cast<uint32_t>(model_->landmark_dim()),
-                     .state_bytes = static_cast<uint32_t>(model_->lower_state_bytes()),
-                     .model = model_->hash()};
+    options.shape = shape_;
     options.memory_budget_bytes = budget_bytes;
     options.file_io = [this, name]() -> Expected<std::unique_ptr<FileIo>> {
       auto disk = std::make_unique<FaultyFileIo>(open_file_io(), seed);
@@ -47,14 +133,16 @@ class EncoderTest : public ::testing::Test {
     EXPECT_TRUE(store.has_value()) << (store ? "" : store.error().message);
     return store ? *std::move(store) : nullptr;
   }
-  std::unique_ptr<Encoder> open_encoder(Store& store) {
-    return std::make_unique<Encoder>(store, *model_, *tokenizer_, budget_bytes / 8);
+  std::unique_ptr<Encoder> open_encoder(Store& store) { return open_encoder(store, *backend_); }
+  std::unique_ptr<Encoder> open_encoder(Store& store, Backend& backend) {
+    return std::make_unique<Encoder>(store, backend, shape_, *tokenizer_, budget_bytes / 8);
   }
 
-  MemoryInfo append(Store& store, size_t turns, const std::string& memory = "diary") {
+  MemoryInfo append(Store& store, size_t turns, const std::string& memory = "diary", const std::set<size_t>& but = {}) {
     AppendBatch batch;
     batch.memory = memory;
     for (size_t i = 0; i < turns; ++i) {
+      if (but.contains(i)) continue;
       Turn turn{.role = Role::user, .name = {}, .content = {}, .time_us = 0, .metadata = {}};
       turn.content = "Day " + std::to_string(i) + ": rain until " + std::to_string(i % 12 + 1) + ", then a long walk.";
       Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
@@ -64,16 +152,70 @@ class EncoderTest : public ::testing::Test {
     return *store.memory(memory);
   }
 
+  static Expected<uint64_t> encode_segment(Encoder& encoder, MemoryId id) {
+    return encoder.encode_segments(std::array{id})[0];
+  }
+
   // Calls until nothing waits; returns the errors on the way.
   std::vector<std::string> encode_all(Encoder& encoder, MemoryId id) {
     std::vector<std::string> errors;
     for (int call = 0; call < 1000; ++call) {
-      const auto chunks = encoder.encode_segment(id);
+      const auto chunks = encode_segment(encoder, id);
       if (!chunks) errors.push_back(chunks.error().message);
       if (chunks && *chunks == 0) return errors;
     }
     ADD_FAILURE() << "chunks wait still";
     return errors;
+  }
+
+  // As the model thread does: several at once that take turns, until nothing waits. Returns the errors on the way.
+  static std::vector<Error> take_turns(Encoder& encoder, std::vector<MemoryId> line, size_t at_once) {
+    std::vector<Error> errors;
+    for (int call = 0; call < 1000 && !line.empty(); ++call) {
+      const std::vector<MemoryId> ids(line.begin(),
+                                      line.begin() + static_cast<ptrdiff_t>(std::min(at_once, line.size())));
+      line.erase(line.begin(), line.begin() + static_cast<ptrdiff_t>(ids.size()));
+      const auto counts = encoder.encode_segments(ids);
+      EXPECT_EQ(counts.size(), ids.size());
+      for (size_t i = 0; i < counts.size(); ++i) {
+        if (!counts[i]) errors.push_back(counts[i].error());
+        if (!counts[i] || *counts[i] > 0) line.push_back(ids[i]);
+      }
+    }
+    EXPECT_TRUE(line.empty()) << "chunks wait still";
+    return errors;
+  }
+
+  // The same memories, of these many turns, in both stores.
+  struct Twins {
+    std::vector<MemoryInfo> memories, twins;
+    std::vector<MemoryId> ids() const {
+      std::vector<MemoryId> all;
+      for (const MemoryInfo& memory : memories) all.push_back(memory.id);
+      return all;
+    }
+  };
+  Twins append_both(Store& clean, const std::vector<size_t>& turns) {
+    Twins both;
+    for (size_t i = 0; i < turns.size(); ++i) {
+      const std::string name = "diary/" + std::to_string(i);
+      both.memories.push_back(append(*store_, turns[i], name));
+      both.twins.push_back(append(clean, turns[i], name));
+    }
+    return both;
+  }
+  // Compares landmarks, K/V and states with what a CPU leaves that encodes one memory after the other.
+  void expect_as_one_by_one(Encoder& encoder, Store& clean, const Twins& both) {
+    encoder.checkpoint_all();
+    Encoder one_by_one(clean, *backend_, shape_, *tokenizer_, room_for_all_bytes);
+    for (const MemoryInfo& twin : both.twins) EXPECT_TRUE(encode_all(one_by_one, twin.id).empty());
+    one_by_one.checkpoint_all();
+    for (const MemoryInfo& memory : both.memories) {
+      SCOPED_TRACE(memory.name);
+      const MemoryContents contents = contents_of(*store_, memory.name, shape_.kv_bytes);
+      EXPECT_EQ(contents.info.waiting_chunks(), 0u);
+      expect_same_encodings(contents, contents_of(clean, memory.name, shape_.kv_bytes));
+    }
   }
 
   // Everything that encoding left behind.
@@ -95,6 +237,8 @@ class EncoderTest : public ::testing::Test {
   TempDir directory_;
   WorkerPool pool_{2};
   std::unique_ptr<Ramba> model_;
+  std::optional<CpuBackend> backend_;
+  RecordShape shape_;
   std::optional<Tokenizer> tokenizer_;
   FaultyFileIo* disk_ = nullptr;  // owned by store_
   std::unique_ptr<Store> store_;
@@ -106,8 +250,8 @@ TEST_F(EncoderTest, ADiskThatFailsIsReportedAndTheSameChunksAreStoredOnceItWorks
   ASSERT_GT(memory.complete_chunks(), 2 * Encoder::segment_chunks);
 
   disk_->set({.writes_failed = 1});
-  EXPECT_EQ(encoder_->encode_segment(memory.id).value_or(0), Encoder::segment_chunks);  // on its way
-  EXPECT_FALSE(encoder_->encode_segment(memory.id).has_value());                        // it did not arrive
+  EXPECT_EQ(encode_segment(*encoder_, memory.id).value_or(0), Encoder::segment_chunks);  // on its way
+  EXPECT_FALSE(encode_segment(*encoder_, memory.id).has_value());                        // it did not arrive
   EXPECT_EQ(store_->memory(memory.id)->encoded_chunks, 0u);
   disk_->set({.writes_failed = 3, .syncs_failed = 3});
   EXPECT_FALSE(encode_all(*encoder_, memory.id).empty());
@@ -156,7 +300,7 @@ TEST_F(EncoderTest, OneTokenAtATimeLeavesTheSameBitsAsAllAtOnce) {
 
 TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
   const MemoryInfo memory = append(*store_, 240);
-  ASSERT_EQ(encoder_->encode_segment(memory.id).value_or(0), Encoder::segment_chunks);
+  ASSERT_EQ(encode_segment(*encoder_, memory.id).value_or(0), Encoder::segment_chunks);
   EXPECT_TRUE(encoder_->settle(memory.id));
   EXPECT_FALSE(encoder_->settle(memory.id));
   const MemoryInfo now = *store_->memory(memory.id);
@@ -168,8 +312,8 @@ TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
 
 TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneAfterTheOther) {
   const auto clean = open_store("clean");
-  Encoder large(*clean, *model_, *tokenizer_, uint64_t{64} << 20);
-  Encoder small(*store_, *model_, *tokenizer_, 1);
+  Encoder large(*clean, *backend_, shape_, *tokenizer_, uint64_t{64} << 20);
+  Encoder small(*store_, *backend_, shape_, *tokenizer_, 1);
   std::vector<MemoryInfo> memories, twins;
   for (size_t i = 0; i < 3; ++i) {
     const std::string name = "diary/" + std::to_string(i);
@@ -181,7 +325,7 @@ TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneA
   while (stored > 0) {
     stored = 0;
     for (const MemoryInfo& memory : memories) {
-      const auto chunks = small.encode_segment(memory.id);
+      const auto chunks = encode_segment(small, memory.id);
       ASSERT_TRUE(chunks.has_value()) << chunks.error().message;
       stored += *chunks;
       small.settle(memory.id);
@@ -205,15 +349,144 @@ TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneA
 
 TEST_F(EncoderTest, AMemoryDeletedWhileItsChunksAreStoredLeavesTheOthersAlone) {
   const MemoryInfo diary = append(*store_, 240);
-  ASSERT_GT(encoder_->encode_segment(diary.id).value_or(0), 0u);
+  ASSERT_GT(encode_segment(*encoder_, diary.id).value_or(0), 0u);
   ASSERT_TRUE(store_->erase("diary").has_value());
   const MemoryInfo other = append(*store_, 60);
   EXPECT_NE(other.id, diary.id);
   EXPECT_TRUE(encode_all(*encoder_, other.id).empty());
-  const auto gone = encoder_->encode_segment(diary.id);
+  const auto gone = encode_segment(*encoder_, diary.id);
   ASSERT_FALSE(gone.has_value());
   EXPECT_EQ(gone.error().kind, ErrorKind::not_found);
   EXPECT_EQ(store_->memory(other.id)->encoded_chunks, other.complete_chunks());
+}
+
+TEST_F(EncoderTest, SeveralMemoriesAtOnceLeaveTheSameBitsAsOneByOne) {
+  const auto clean = open_store("clean");
+  const Twins both = append_both(*clean, {300, 40, 9, 110, 60, 1});
+  ASSERT_GT(both.memories[0].complete_chunks(), Encoder::checkpoint_chunks);
+  ASSERT_EQ(both.memories[5].complete_chunks(), 0u);
+  WideBackend wide(*backend_);
+  wide.chunks_at_once = 20;
+  Encoder encoder(*store_, wide, shape_, *tokenizer_, room_for_all_bytes);
+  EXPECT_TRUE(take_turns(encoder, both.ids(), wide.segments_max()).empty());
+  EXPECT_EQ(std::ranges::max(wide.calls), wide.segments_max());
+  expect_as_one_by_one(encoder, *clean, both);
+}
+
+TEST_F(EncoderTest, ADeviceThatFailsEveryOtherCallIsToldAndLosesNothing) {
+  const auto clean = open_store("clean");
+  const Twins both = append_both(*clean, {80, 40, 60, 9, 30});
+  WideBackend wide(*backend_);
+  wide.every_other_call_fails = true;
+  wide.chunks_at_once = 4;
+  Encoder encoder(*store_, wide, shape_, *tokenizer_, room_for_all_bytes);
+  const auto ids = both.ids();
+  for (const auto& count : encoder.encode_segments(std::span(ids).first(4))) {
+    ASSERT_FALSE(count.has_value());
+    EXPECT_EQ(count.error().kind, ErrorKind::device);
+  }
+  for (const auto& count : encoder.encode_segments(std::span(ids).first(4))) EXPECT_GT(count.value_or(0), 0u);
+  const auto failed = encoder.cover("diary/3");
+  ASSERT_FALSE(failed.has_value());
+  EXPECT_EQ(failed.error().kind, ErrorKind::device);
+  EXPECT_TRUE(encoder.cover("diary/3").has_value());
+
+  const std::vector<Error> errors = take_turns(encoder, ids, wide.segments_max());
+  EXPECT_GT(errors.size(), 4u);
+  for (const Error& error : errors) EXPECT_EQ(error.kind, ErrorKind::device);
+  expect_as_one_by_one(encoder, *clean, both);
+}
+
+TEST_F(EncoderTest, ADiskThatFailsUnderSeveralMemoriesIsToldToAllAndTheSameChunksAreStoredOnceItWorks) {
+  const auto clean = open_store("clean");
+  const Twins both = append_both(*clean, {80, 40, 60, 9, 30});
+  WideBackend wide(*backend_);
+  wide.chunks_at_once = 4;
+  Encoder encoder(*store_, wide, shape_, *tokenizer_, room_for_all_bytes);
+  const auto ids = both.ids();
+  disk_->set({.writes_failed = 1});
+  for (const auto& count : encoder.encode_segments(std::span(ids).first(4))) EXPECT_GT(count.value_or(0), 0u);
+  // What is encoded for the next memory meanwhile is not stored either.
+  for (const auto& count : encoder.encode_segments(std::array{ids[0], ids[4]})) EXPECT_FALSE(count.has_value());
+  for (const MemoryId id : ids) EXPECT_EQ(store_->memory(id)->encoded_chunks, 0u);
+  disk_->set({.writes_failed = 4, .syncs_failed = 4});
+  EXPECT_FALSE(take_turns(encoder, ids, wide.segments_max()).empty());
+  disk_->set({});
+  EXPECT_TRUE(take_turns(encoder, ids, wide.segments_max()).empty());
+  expect_as_one_by_one(encoder, *clean, both);
+}
+
+TEST_F(EncoderTest, AMemoryDeletedBesideOthersOnTheirWayLeavesThemAlone) {
+  const auto clean = open_store("clean");
+  Twins both = append_both(*clean, {80, 40, 60});
+  WideBackend wide(*backend_);
+  wide.chunks_at_once = 4;
+  wide.while_encoding = [&] {
+    if (wide.calls.size() > 1) return;
+    EXPECT_TRUE(store_->erase("diary/1").has_value());
+  };
+  Encoder encoder(*store_, wide, shape_, *tokenizer_, room_for_all_bytes);
+  const auto ids = both.ids();
+  for (const auto& count : encoder.encode_segments(ids)) EXPECT_EQ(count.value_or(0), 4u);
+  const auto counts = encoder.encode_segments(ids);
+  EXPECT_EQ(counts[0].value_or(0), 4u);
+  ASSERT_FALSE(counts[1].has_value());
+  EXPECT_EQ(counts[1].error().kind, ErrorKind::not_found);
+  EXPECT_EQ(counts[2].value_or(0), 4u);
+  encoder.forget(ids[1]);
+  both.memories.erase(both.memories.begin() + 1);
+  EXPECT_TRUE(take_turns(encoder, both.ids(), wide.segments_max()).empty());
+  expect_as_one_by_one(encoder, *clean, both);
+}
+
+TEST_F(EncoderTest, GenerationsWithoutForgottenTurnsAreMadeSeveralAtOnce) {
+  const std::set<size_t> forgotten = {3, 30, 31};
+  const auto clean = open_store("clean");
+  Twins both;
+  for (const std::string name : {"diary/0", "diary/1", "diary/2"}) {
+    both.memories.push_back(append(*store_, 90, name));
+    both.twins.push_back(append(*clean, 90, name, forgotten));
+  }
+  WideBackend wide(*backend_);
+  wide.chunks_at_once = 4;
+  Encoder encoder(*store_, wide, shape_, *tokenizer_, room_for_all_bytes);
+  const auto ids = both.ids();
+  // The first is encoded by then, the second in part, the third not at all.
+  take_turns(encoder, {ids[0]}, 1);
+  for (int call = 0; call < 2; ++call) EXPECT_GT(encode_segment(encoder, ids[1]).value_or(0), 0u);
+  for (const MemoryId id : ids) {
+    const std::array ranges = {TurnRange{3, 3}, TurnRange{30, 31}};
+    EXPECT_TRUE(store_->forget(id, ranges).has_value());
+  }
+  for (const Error& error : take_turns(encoder, ids, wide.segments_max())) EXPECT_EQ(error.kind, ErrorKind::busy);
+  for (const MemoryId id : ids) EXPECT_FALSE(store_->memory(id)->next.has_value());
+  expect_as_one_by_one(encoder, *clean, both);
+}
+
+TEST_F(EncoderTest, ADeviceHoldsNoMoreStatesThanItHasRoomFor) {
+  const auto clean = open_store("clean");
+  const Twins both = append_both(*clean, {60, 30, 40, 50, 35, 45, 55, 25, 65});
+  WideBackend wide(*backend_);
+  wide.chunks_at_once = 2;
+  const size_t streams_max = 2 * wide.segments_max() + 5;  // three that are kept
+  Encoder encoder(*store_, wide, shape_, *tokenizer_, room_for_all_bytes, streams_max);
+  const auto ids = both.ids();
+  // Beside the rest something is mended and searched.
+  take_turns(encoder, {ids[8]}, 1);
+  Encoder::Mending mending;
+  mending.of = store_->memory(ids[8])->serving;
+  for (uint64_t chunk = 0; chunk < mending.of.chunks; ++chunk) mending.kv.insert(chunk);
+  for (size_t first = 0; first < 200; first += wide.segments_max()) {
+    std::vector<MemoryId> some;
+    for (size_t i = 0; i < wide.segments_max(); ++i) some.push_back(ids[(first + i) % 8]);
+    for (const auto& count : encoder.encode_segments(some)) EXPECT_TRUE(count.has_value());
+    EXPECT_LE(encoder.state_bytes(), 3 * (backend_->state_bytes() + 17 * (shape_.kv_bytes + shape_.landmark_dim * 2)));
+    EXPECT_TRUE(encoder.make_again(mending, store_->page_chunks()).has_value());
+    EXPECT_TRUE(encoder.cover(both.memories[(first + wide.segments_max()) % 8].name).has_value());
+  }
+  EXPECT_LE(wide.states_most(), streams_max);
+  EXPECT_GT(wide.states_most(), 2 * wide.segments_max());
+  for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(store_->memory(ids[i])->waiting_chunks(), 0u) << i;
 }
 
 }  // namespace

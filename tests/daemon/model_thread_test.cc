@@ -5,8 +5,11 @@
 
 #include <atomic>
 #include <future>
+#include <map>
 #include <semaphore>
+#include <span>
 #include <string>
+#include <vector>
 
 namespace recalld {
 namespace {
@@ -26,15 +29,25 @@ struct Gate {
   }
 };
 
+// Encodes memory by memory.
+template <class Encode>
+auto each(Encode encode) {
+  return [encode](std::span<const MemoryId> memories) {
+    std::vector<ModelThread::Outcome> outcomes;
+    for (const MemoryId memory : memories) outcomes.push_back(encode(memory));
+    return outcomes;
+  };
+}
+
 TEST(ModelThread, SearchesGoBeforeEncodingAndMemoriesTakeTurns) {
   std::vector<std::string> order;
   std::map<MemoryId, int> left = {{1, 3}, {2, 2}};
   std::promise<void> finished;
-  ModelThread thread([&](MemoryId id) {
+  ModelThread thread(each([&](MemoryId id) {
     order.push_back(std::to_string(id));
     if (order.size() == 6) finished.set_value();
     return --left[id] > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
-  });
+  }));
   Gate gate;
   gate.hold(thread);
   thread.encode(1);
@@ -51,16 +64,15 @@ TEST(ModelThread, SearchesGoBeforeTokensAndTokensBeforeEncodingWhichAreNotStarve
   std::string order;
   int tokens_left = 40, encodings_left = 3;
   std::promise<void> finished;
-  ModelThread thread(
-      [&](MemoryId) {
-        order += 'e';
-        return --encodings_left > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
-      },
-      [&] {
-        order += 't';
-        if (--tokens_left == 0) finished.set_value();
-        return tokens_left > 0;
-      });
+  ModelThread thread(each([&](MemoryId) {
+                       order += 'e';
+                       return --encodings_left > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
+                     }),
+                     [&] {
+                       order += 't';
+                       if (--tokens_left == 0) finished.set_value();
+                       return tokens_left > 0;
+                     });
   Gate gate;
   gate.hold(thread);
   thread.encode(1);
@@ -76,10 +88,10 @@ TEST(ModelThread, SearchesGoBeforeTokensAndTokensBeforeEncodingWhichAreNotStarve
 
 TEST(ModelThread, AFloodOfSearchesDoesNotStopEncoding) {
   std::vector<char> order;
-  ModelThread thread([&](MemoryId) {
+  ModelThread thread(each([&](MemoryId) {
     order.push_back('e');
     return ModelThread::Outcome::done;
-  });
+  }));
   Gate gate;
   gate.hold(thread);
   thread.encode(1);
@@ -96,13 +108,13 @@ TEST(ModelThread, AFloodOfSearchesDoesNotStopEncoding) {
 TEST(ModelThread, AFailedEncodingIsTriedAgain) {
   std::atomic<int> tries = 0;
   std::promise<void> second;
-  ModelThread thread([&](MemoryId) {
+  ModelThread thread(each([&](MemoryId) {
     if (++tries == 2) {
       second.set_value();
       return ModelThread::Outcome::done;
     }
     return ModelThread::Outcome::later;
-  });
+  }));
   thread.encode(7);
   EXPECT_EQ(second.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
 }
@@ -110,10 +122,10 @@ TEST(ModelThread, AFailedEncodingIsTriedAgain) {
 TEST(ModelThread, AFailurePausesHoweverOftenItIsAskedFor) {
   std::atomic<int> tries = 0;
   std::promise<void> first;
-  ModelThread thread([&](MemoryId) {
+  ModelThread thread(each([&](MemoryId) {
     if (++tries == 1) first.set_value();
     return ModelThread::Outcome::later;
-  });
+  }));
   thread.encode(7);
   first.get_future().wait();
   for (int i = 0; i < 100; ++i) {
@@ -123,9 +135,29 @@ TEST(ModelThread, AFailurePausesHoweverOftenItIsAskedFor) {
   EXPECT_LE(tries, 2);
 }
 
+TEST(ModelThread, SeveralMemoriesAreEncodedAtOnceAsTheyStandInLine) {
+  std::vector<std::vector<MemoryId>> batches;
+  std::promise<void> finished;
+  const auto encode = [&](std::span<const MemoryId> memories) {
+    batches.emplace_back(memories.begin(), memories.end());
+    if (batches.size() == 1)
+      return std::vector{ModelThread::Outcome::again, ModelThread::Outcome::later, ModelThread::Outcome::done};
+    if (batches.back() == std::vector<MemoryId>{2}) finished.set_value();
+    return std::vector(memories.size(), ModelThread::Outcome::done);
+  };
+  ModelThread thread(encode, {}, 3);
+  Gate gate;
+  gate.hold(thread);
+  for (const MemoryId memory : {1, 2, 3, 4}) thread.encode(memory);
+  gate.open.release();
+  finished.get_future().wait();
+  thread.stop();
+  EXPECT_THAT(batches, ElementsAre(ElementsAre(1, 2, 3), ElementsAre(4, 1), ElementsAre(2)));
+}
+
 TEST(ModelThread, StopRunsTheSearchesThatWereAccepted) {
   std::atomic<int> ran = 0;
-  ModelThread thread([](MemoryId) { return ModelThread::Outcome::again; });
+  ModelThread thread(each([](MemoryId) { return ModelThread::Outcome::again; }));
   thread.encode(1);
   for (int i = 0; i < 10; ++i) thread.search([&] { ++ran; });
   thread.stop();
@@ -142,10 +174,10 @@ TEST(ModelThread, TheBackgroundRunsOnlyWhenNothingElseIsToDoAndUntilItIsDone) {
   int encodings = 20, steps = 3;
   std::promise<void> ended;
   {
-    ModelThread thread([&](MemoryId) {
+    ModelThread thread(each([&](MemoryId) {
       note('e');
       return --encodings > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done;
-    });
+    }));
     thread.encode(1);
     thread.background([&] {
       note('b');

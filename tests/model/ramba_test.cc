@@ -3,11 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 #include <fstream>
 #include <random>
 
 #include "kernels/cpu_isa.h"
+#include "model/backend_cpu.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tensor_near.h"
 
@@ -45,19 +47,21 @@ class RambaTest : public ::testing::TestWithParam<Precision> {
     auto model = Ramba::open(fs::path(RECALLD_SOURCE_DIR) / "model/default", GetParam(), Parts::lower, pool);
     EXPECT_TRUE(model.has_value());
     Ramba& ramba = **model;
-    Encoding out{{}, {}, ramba.lower_zero_state()};
+    CpuBackend backend(ramba);
+    Encoding out{{}, {}, *backend.zero_state()};
     for (size_t first = 0, call = 0; first < chunks; ++call) {
       const size_t count = std::min(chunks - first, cuts[std::min(call, cuts.size() - 1)]);
-      std::vector<float> hidden(count * chunk_size * ramba.config().hidden_size);
       // The state goes through its stored form between calls, as it does when a memory leaves RAM.
-      out.state = ramba.lower_state_from_bytes(as_bytes(Ramba::to_bytes(out.state)));
-      ramba.lower(out.state, std::span(tokens_).subspan(first * chunk_size, count * chunk_size), hidden);
-      for (const EncodedChunk& chunk : ramba.encode_chunks(hidden)) {
-        std::vector<std::byte> kv(ramba.kv_bytes());
-        ramba.pack_kv(chunk, kv);
-        out.kv.insert(out.kv.end(), kv.begin(), kv.end());
-        for (const Bf16 x : ramba.pack_landmark(chunk)) out.landmarks.push_back(x.bits);
-      }
+      out.state = *backend.state_from(as_bytes(*backend.bytes_of(out.state)));
+      const auto tokens = std::span(tokens_).subspan(first * chunk_size, count * chunk_size);
+      RecurrentState alone = out.state;
+      std::vector<Bf16> landmarks(count * ramba.landmark_dim());
+      std::vector<std::byte> kv(count * ramba.kv_bytes());
+      EXPECT_TRUE(backend.encode(std::array{Backend::Segment{&out.state, tokens, landmarks, kv}}).has_value());
+      EXPECT_TRUE(backend.encode(std::array{Backend::Segment{&alone, tokens, {}, {}}}).has_value());
+      EXPECT_TRUE(*backend.bytes_of(alone) == *backend.bytes_of(out.state));
+      out.kv.insert(out.kv.end(), kv.begin(), kv.end());
+      for (const Bf16 x : landmarks) out.landmarks.push_back(x.bits);
       first += count;
     }
     return out;
@@ -82,7 +86,7 @@ TEST_P(RambaTest, SaysWhereTheHeadsOfTheFirstHsaLayerLook) {
   auto model = Ramba::open(fs::path(RECALLD_SOURCE_DIR) / "model/default", GetParam(), Parts::lower, pool);
   ASSERT_TRUE(model.has_value());
   Ramba& ramba = **model;
-  const Ramba::Query query = ramba.query(std::span(tokens_).first(9));
+  const SearchQuery query = ramba.query(std::span(tokens_).first(9));
   const size_t heads = ramba.config().num_attention_heads, dim = ramba.config().attention_head_dim;
   ASSERT_EQ(query.heads.size(), heads * dim);
   // A key that equals head 2's query, among keys of zeros, draws that head's look.
