@@ -96,23 +96,38 @@ Expected<ChunkEntry> Encodings::chunk(MemoryId id, const Generation& of, uint64_
   return *entry;
 }
 
-Expected<void> Encodings::fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks,
-                                ByteSpan out) const {
+Expected<void> Encodings::fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out,
+                                std::vector<Unreadable>& unreadable) const {
   assert(out.size() == chunks.size() * shape_.kv_bytes);
-  std::vector<ChunkEntry> entries;
-  std::vector<KvPlace> places;
-  for (const uint64_t number : chunks) {
-    RECALLD_TRY(const ChunkEntry entry, chunk(id, of, number));
-    entries.push_back(entry);
-    places.push_back({entry.segment, entry.slot});
-  }
-  RECALLD_CHECK(kv_->read(places, out));
+  const auto record = [&](size_t i) { return out.subspan(i * shape_.kv_bytes, shape_.kv_bytes); };
+  std::vector<ChunkEntry> entries(chunks.size());
+  std::vector<std::optional<Error>> failures(chunks.size());
   for (size_t i = 0; i < chunks.size(); ++i) {
-    const ByteSpan record = out.subspan(i * shape_.kv_bytes, shape_.kv_bytes);
-    if (record_crc(id, chunks[i], shape_.model, entries[i].generation, record) == entries[i].crc32c) continue;
-    return fail(ErrorKind::corrupt, "read " + chunk_of(id, chunks[i]) + " in " + segment_name(entries[i].segment) +
-                                        ", record " + std::to_string(entries[i].slot) +
-                                        ": checksum mismatch; run recall verify --repair");
+    auto entry = chunk(id, of, chunks[i]);
+    if (!entry && entry.error().kind != ErrorKind::corrupt) return std::unexpected(std::move(entry).error());
+    if (entry)
+      entries[i] = *entry;
+    else
+      failures[i] = std::move(entry).error();
+  }
+  size_t given = 0;
+  const auto next = [&]() -> std::optional<KvRead> {
+    while (given < chunks.size() && failures[given]) ++given;
+    if (given == chunks.size()) return std::nullopt;
+    const size_t i = given++;
+    return KvRead{{entries[i].segment, entries[i].slot}, record(i), i};
+  };
+  kv_->stream(next, [&](uint64_t i, Expected<void> result) {
+    if (!result) failures[i] = std::move(result).error();
+  });
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (!failures[i] && record_crc(id, chunks[i], shape_.model, entries[i].generation, record(i)) != entries[i].crc32c)
+      failures[i] = {ErrorKind::corrupt, "read " + chunk_of(id, chunks[i]) + " in " + segment_name(entries[i].segment) +
+                                             ", record " + std::to_string(entries[i].slot) +
+                                             ": checksum mismatch; run recall verify --repair"};
+    if (!failures[i]) continue;
+    if (failures[i]->kind != ErrorKind::corrupt) return std::unexpected(*std::move(failures[i]));
+    unreadable.push_back({chunks[i], chunks[i], std::move(failures[i]->message)});
   }
   return {};
 }
@@ -120,6 +135,18 @@ Expected<void> Encodings::fetch(MemoryId id, const Generation& of, std::span<con
 Expected<std::vector<Bf16>> Encodings::landmark(MemoryId id, const Generation& of, uint64_t chunk) const {
   RECALLD_CHECK(this->chunk(id, of, chunk));
   return landmarks_.landmark(of.layout.extent_of(chunk).stream, chunk);
+}
+
+Expected<void> Encodings::landmarks(MemoryId id, const Generation& of, uint64_t first, std::span<Bf16> out,
+                                    std::vector<Unreadable>& unreadable) const {
+  const uint64_t stored = of.encoding.chunks, count = out.size() / shape_.landmark_dim;
+  assert(out.size() == count * shape_.landmark_dim);
+  if (first > stored || count > stored - first)
+    return fail(ErrorKind::busy, "read landmarks of memory " + std::to_string(id) + ": it has " +
+                                     std::to_string(stored) +
+                                     " chunks by now: turns of it were forgotten meanwhile; ask again");
+  landmarks_.landmarks(of.layout.extents, stored, first, out, unreadable);
+  return {};
 }
 
 Expected<std::vector<std::vector<ScoredChunk>>> Encodings::top_k(const Generation& of, uint64_t chunks_max,

@@ -33,7 +33,11 @@ class Encodings {
   // ---- Reading what a generation holds
   Expected<ChunkEntry> chunk(MemoryId id, const Generation& of, uint64_t chunk) const;  // not_found
   Expected<std::vector<Bf16>> landmark(MemoryId id, const Generation& of, uint64_t chunk) const;
-  Expected<void> fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out) const;
+  // busy when fewer chunks are stored.
+  Expected<void> landmarks(MemoryId id, const Generation& of, uint64_t first, std::span<Bf16> out,
+                           std::vector<Unreadable>& unreadable) const;
+  Expected<void> fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out,
+                       std::vector<Unreadable>& unreadable) const;
   // For each of queries [count, landmark_dim] the k best of the first chunks_max chunks.
   Expected<std::vector<std::vector<ScoredChunk>>> top_k(const Generation& of, uint64_t chunks_max,
                                                         std::span<const Bf16> queries, size_t k, WorkerPool& pool,

@@ -18,6 +18,11 @@ size_t in_blocks(size_t bytes) {
   return (bytes + io_alignment - 1) / io_alignment * io_alignment;
 }
 
+// The number of the extent that holds this chunk.
+size_t extent_of(std::span<const Extent> extents, uint64_t chunk) {
+  return static_cast<size_t>(std::ranges::upper_bound(extents, chunk, {}, &Extent::first_chunk) - extents.begin()) - 1;
+}
+
 }  // namespace
 
 LandmarkIndex::LandmarkIndex(const Catalog& catalog, uint32_t dim, uint64_t cache_bytes)
@@ -96,13 +101,7 @@ Expected<std::vector<Bf16>> LandmarkIndex::landmark(StreamId id, uint64_t chunk)
   const uint64_t number = chunk / page_landmarks_;
   const size_t place = chunk % page_landmarks_;
   std::vector<Bf16> landmark(dim_);
-  Page page;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto memory = by_id_.find(id);
-    if (memory != by_id_.end() && number < memory->second->pages.size()) page = memory->second->pages[number];
-  }
-  if (page.filled > place) {
+  if (const Page page = cached(id, number); page.filled > place) {
     std::memcpy(landmark.data(), page.data->bytes().data() + place * landmark_bytes(), landmark_bytes());
     return landmark;
   }
@@ -115,7 +114,45 @@ Expected<std::vector<Bf16>> LandmarkIndex::landmark(StreamId id, uint64_t chunk)
   return landmark;
 }
 
+void LandmarkIndex::landmarks(std::span<const Extent> extents, uint64_t n, uint64_t first, std::span<Bf16> out,
+                              std::vector<Unreadable>& unreadable) const {
+  std::optional<PageReader> reader;
+  size_t extent = extents.size();  // that it reads
+  for (uint64_t chunk = first; !out.empty();) {
+    const uint64_t number = chunk / page_landmarks_, begin = number * page_landmarks_;
+    const uint64_t there = std::min<uint64_t>(page_landmarks_, n - begin);
+    const uint64_t count = std::min<uint64_t>(begin + there - chunk, out.size() / dim_);
+    const std::span<Bf16> part = out.first(count * dim_);
+    const size_t from = (chunk - begin) * landmark_bytes(), bytes = part.size_bytes();
+    const size_t of = extent_of(extents, begin);
+    if (const Page page = cached(extents[of].stream, number); page.filled >= there) {
+      std::memcpy(part.data(), page.data->bytes().data() + from, bytes);
+    } else {
+      if (of != extent) reader.emplace(*this, extents[extent = of].stream);
+      const Expected<std::string_view> landmarks = reader->read(number);
+      if (landmarks && landmarks->size() >= there * landmark_bytes()) {
+        std::memcpy(part.data(), landmarks->data() + from, bytes);
+      } else {
+        constexpr uint16_t not_a_number = 0x7fc0;
+        std::ranges::fill(part, Bf16{not_a_number});
+        unreadable.push_back(
+            {chunk, chunk + count - 1,
+             landmarks ? incomplete("read landmarks", extents[of].stream, number).message : landmarks.error().message});
+      }
+    }
+    chunk += count;
+    out = out.subspan(part.size());
+  }
+}
+
 // ---- In RAM
+
+// What is cached of a page; an empty one when nothing is.
+LandmarkIndex::Page LandmarkIndex::cached(StreamId id, uint64_t page) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = by_id_.find(id);
+  return found != by_id_.end() && page < found->second->pages.size() ? found->second->pages[page] : Page{};
+}
 
 void LandmarkIndex::drop(std::list<CachedStream>::iterator memory) {
   cached_bytes_ -= memory->bytes;
@@ -253,10 +290,6 @@ Expected<std::vector<std::vector<ScoredChunk>>> LandmarkIndex::top_k(std::span<c
       for (size_t page = extents[i].first_chunk / page_landmarks_; page < end; ++page) pages[page] = cached[page];
     }
   }
-  const auto extent_of = [&](uint64_t number) {
-    const auto after = std::ranges::upper_bound(extents, number * page_landmarks_, {}, &Extent::first_chunk);
-    return static_cast<size_t>(after - extents.begin()) - 1;
-  };
   const auto count_of = [&](uint64_t number) {
     return std::min<uint64_t>(page_landmarks_, n - number * page_landmarks_);
   };
@@ -284,7 +317,8 @@ Expected<std::vector<std::vector<ScoredChunk>>> LandmarkIndex::top_k(std::span<c
     std::optional<PageReader> reader;
     size_t extent = extents.size();  // that it reads
     for (const uint64_t number : numbers) {
-      if (const size_t of = extent_of(number); of != extent) reader.emplace(*this, extents[extent = of].stream);
+      if (const size_t of = extent_of(extents, number * page_landmarks_); of != extent)
+        reader.emplace(*this, extents[extent = of].stream);
       const StreamId stream = extents[extent].stream;
       const Expected<std::string_view> landmarks = reader->read(number);
       if (!landmarks || landmarks->size() < count_of(number) * landmark_bytes()) {

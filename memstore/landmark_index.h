@@ -59,6 +59,11 @@ class LandmarkIndex {
 
   Expected<std::vector<Bf16>> landmark(StreamId id, uint64_t chunk) const;
 
+  // The landmarks of chunks first, first + 1, ..., of the first n that lie in these extents. Those whose page cannot be
+  // read become not-a-numbers and are added to `unreadable`. What is cached stays as it is. out: [chunks, dim]
+  void landmarks(std::span<const Extent> extents, uint64_t n, uint64_t first, std::span<Bf16> out,
+                 std::vector<Unreadable>& unreadable) const;
+
   // ---- Verifying and mending
   // The chunks of [first, end) whose landmark cannot be read from the disk, in order, with why. `first` begins a page.
   // `last_page` asks whether there is more than that, too: then the last chunk is among them.
@@ -99,6 +104,7 @@ class LandmarkIndex {
 
   size_t landmark_bytes() const { return size_t{dim_} * sizeof(Bf16); }
   Error incomplete(std::string_view action, StreamId id, uint64_t page) const;
+  Page cached(StreamId id, uint64_t page) const;
   Search note_search(StreamId id);
   bool make_room(StreamId id, Search search, uint64_t bytes);
   bool replace(StreamId id, Search search, uint64_t number, Page page);

@@ -446,9 +446,18 @@ Expected<std::vector<Bf16>> Store::landmark(MemoryId id, uint64_t chunk) const {
                      [&](const MemoryRecord& record) { return impl_->encodings.landmark(id, record.serving, chunk); });
 }
 
-Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out) const {
-  return impl_->read(
-      id, [&](const MemoryRecord& record) { return impl_->encodings.fetch(id, record.serving, chunks, out); });
+Expected<void> Store::landmarks(MemoryId id, uint64_t first, std::span<Bf16> out,
+                                std::vector<Unreadable>* unreadable) const {
+  return impl_->read_around_damage(id, unreadable, [&](const MemoryRecord& record, std::vector<Unreadable>& damaged) {
+    return impl_->encodings.landmarks(id, record.serving, first, out, damaged);
+  });
+}
+
+Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out,
+                            std::vector<Unreadable>* unreadable) const {
+  return impl_->read_around_damage(id, unreadable, [&](const MemoryRecord& record, std::vector<Unreadable>& damaged) {
+    return impl_->encodings.fetch(id, record.serving, chunks, out, damaged);
+  });
 }
 
 Expected<std::vector<ScoredChunk>> Store::top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,

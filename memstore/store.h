@@ -320,9 +320,17 @@ class Store {
   Expected<ChunkEntry> chunk(MemoryId id, uint64_t chunk) const;            // not_found
   Expected<std::vector<Bf16>> landmark(MemoryId id, uint64_t chunk) const;  // [landmark_dim]
 
+  // The landmarks of chunks first, first + 1, ..., as they are stored, into out [chunks, landmark_dim]; busy when there
+  // are fewer chunks. Those whose page cannot be read become not-a-numbers (0x7fc0) and are added to
+  // `unreadable`; without it they are an error.
+  Expected<void> landmarks(MemoryId id, uint64_t first, std::span<Bf16> out,
+                           std::vector<Unreadable>* unreadable = nullptr) const;
+
   // Reads the K/V of `chunks` in one batch into out [chunks.size() * kv_bytes], in that order, each checked against
-  // its checksum: corrupt names the memory, the chunk and the segment.
-  Expected<void> fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out) const;
+  // its checksum: corrupt names the memory, the chunk and the segment. With `unreadable` each damaged chunk is added
+  // to it instead, its bytes in `out` being anything, and the others are whole.
+  Expected<void> fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out,
+                       std::vector<Unreadable>* unreadable = nullptr) const;
 
   // The k best encoded chunks for `query` [landmark_dim], best first; fewer when there are fewer.
   // Not called from two threads with the same pool. Chunks whose landmarks are damaged are left out and told in

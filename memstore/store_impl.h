@@ -1,12 +1,15 @@
 // What the store is made of; for store.cc and the files store_*.cc only.
 #pragma once
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "memstore/catalog.h"
 #include "memstore/data_directory.h"
@@ -42,6 +45,21 @@ class Store::Impl {
       if (now.serving.stream() == record.serving.stream() && now.gaps() == record.gaps()) return result;
       record = std::move(now);
     }
+  }
+
+  // The same for what goes on around damage, which is added to `unreadable`; without it the first of it is the error.
+  template <class Read>
+  Expected<void> read_around_damage(MemoryId id, std::vector<Unreadable>* unreadable, Read read_from) const {
+    std::vector<Unreadable> damaged;
+    auto result = read(id, [&](const MemoryRecord& record) -> Expected<void> {
+      damaged.clear();
+      RECALLD_CHECK(read_from(record, damaged));
+      if (!damaged.empty()) return fail(ErrorKind::corrupt, damaged.front().message);
+      return {};
+    });
+    if (result || result.error().kind != ErrorKind::corrupt || damaged.empty() || unreadable == nullptr) return result;
+    std::ranges::move(damaged, std::back_inserter(*unreadable));
+    return {};
   }
 
   static MemoryInfo info(const MemoryRecord& record);

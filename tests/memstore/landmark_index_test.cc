@@ -233,5 +233,62 @@ TEST_F(LandmarkIndexTest, AMissingPageIsNamedAndTheOthersAreScanned) {
   EXPECT_TRUE(index.landmark(4, page_landmarks - 1));
 }
 
+TEST_F(LandmarkIndexTest, LandmarksOfManyChunksAreThoseOfEachOverExtentsAndPagesCachedOrNot) {
+  constexpr size_t shared = 2 * page_landmarks, n = 5 * page_landmarks + 7;
+  const auto before = random_landmarks(3 * page_landmarks, 1), after = random_landmarks(n, 2);
+  LandmarkIndex writer(*catalog_, dim, 0);
+  store(writer, 1, before, 32);
+  store(writer, 2, after, 13);  // of which the first pages are not looked at
+  const std::array extents{Extent{0, 1}, Extent{shared, 2}};
+  std::vector<Bf16> expected(before.begin(), before.begin() + shared * dim);
+  expected.insert(expected.end(), after.begin() + shared * dim, after.end());
+  WorkerPool pool(2);
+  for (const uint64_t cache_bytes : {uint64_t{0}, room_for(3), uint64_t{4 << 20}}) {
+    LandmarkIndex index(*catalog_, dim, cache_bytes);
+    for (int round = 0; round < 2; ++round) {
+      for (const auto& [first, end] :
+           {std::pair<size_t, size_t>{0, n}, {shared - 1, shared + 1}, {3, 4}, {page_landmarks, n - 1}, {n, n}}) {
+        std::vector<Bf16> out((end - first) * dim);
+        std::vector<Unreadable> unreadable;
+        const uint64_t cached_bytes = index.cached_bytes();
+        index.landmarks(extents, n, first, out, unreadable);
+        EXPECT_TRUE(unreadable.empty());
+        EXPECT_EQ(index.cached_bytes(), cached_bytes);
+        EXPECT_TRUE(
+            std::ranges::equal(out, std::span(expected).subspan(first * dim, out.size()), {}, &Bf16::bits, &Bf16::bits))
+            << first << " to " << end << ", " << cached_bytes << " bytes cached";
+      }
+      std::vector<Unreadable> unreadable;
+      ASSERT_TRUE(index.top_k(extents, n, query_, 5, pool, unreadable));  // which fills the cache
+      EXPECT_EQ(index.cached_bytes() > 0, cache_bytes > 0);
+    }
+  }
+}
+
+TEST_F(LandmarkIndexTest, LandmarksOfAMissingPageAreNotNumbersAndTold) {
+  const auto landmarks = random_landmarks(3 * page_landmarks + 2, 6);
+  LandmarkIndex index(*catalog_, dim, 0);
+  store(index, 4, landmarks, 1);
+  remove_page(4, 1);
+  Catalog::Batch batch(*catalog_);
+  batch.remove(Family::landmarks, row_key(4, 3, 0));  // what is left of the last page stands in its place
+  ASSERT_TRUE(catalog_->write(batch));
+  std::vector<Unreadable> unreadable;
+  const size_t first = page_landmarks + 5, n = landmarks.size() / dim;
+  std::vector<Bf16> out((n - first) * dim);
+  index.landmarks(std::array{Extent{0, 4}}, n, first, out, unreadable);
+  ASSERT_EQ(unreadable.size(), 2u);
+  EXPECT_EQ(unreadable[0].first, first);
+  EXPECT_EQ(unreadable[0].last, 2 * page_landmarks - 1);
+  EXPECT_THAT(unreadable[0].message, HasSubstr("stream 4"));
+  EXPECT_THAT(unreadable[0].message, HasSubstr("page 1"));
+  EXPECT_EQ(unreadable[1].first, 3 * page_landmarks);
+  EXPECT_EQ(unreadable[1].last, n - 1);
+  for (size_t i = 0; i < out.size(); ++i) {
+    const size_t page = (first + i / dim) / page_landmarks;
+    ASSERT_EQ(out[i].bits, page == 2 ? landmarks[first * dim + i].bits : 0x7fc0) << i;
+  }
+}
+
 }  // namespace
 }  // namespace recalld

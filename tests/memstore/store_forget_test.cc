@@ -95,6 +95,11 @@ class StoreForgetTest : public ::testing::Test {
       EXPECT_EQ(as_text(std::as_bytes(std::span(*landmark))), as_text(std::as_bytes(std::span(*clean_landmark))))
           << chunk;
     }
+    const size_t numbers = info->encoded_chunks * Model::dim;
+    std::vector<Bf16> landmarks(numbers), clean_landmarks(numbers);
+    ASSERT_TRUE(store_->landmarks(id, 0, landmarks));
+    ASSERT_TRUE(clean.landmarks(clean_id, 0, clean_landmarks));
+    EXPECT_TRUE(std::ranges::equal(landmarks, clean_landmarks, {}, &Bf16::bits, &Bf16::bits));
     for (uint64_t chunks = 1; chunks <= info->encoded_chunks; ++chunks) {
       const auto state = store_->state(id, chunks), clean_state = clean.state(clean_id, chunks);
       ASSERT_TRUE(state && clean_state);
