@@ -353,14 +353,16 @@ Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& 
 
 // On another thread where other streams have something to compute meanwhile, else when it is waited for.
 void GpuDecoder::start_reading(GpuStream& stream, ByteSpan into, bool alone) {
-  auto fetch = [this, id = stream.source.memory.id, reads = stream.reads, into]() -> Expected<void> {
-    return reads.empty() ? Expected<void>() : store_.fetch(id, reads, into);
+  auto fetch = [this, id = stream.source.memory.id, reads = stream.reads, into]() -> Expected<std::vector<Unreadable>> {
+    std::vector<Unreadable> damaged;
+    if (!reads.empty()) RECALLD_CHECK(store_.fetch(id, reads, into, &damaged));
+    return damaged;
   };
   if (alone || stream.reads.empty()) {
     stream.reading = std::async(std::launch::deferred, std::move(fetch));
     return;
   }
-  std::packaged_task<Expected<void>()> task(std::move(fetch));
+  std::packaged_task<Expected<std::vector<Unreadable>>()> task(std::move(fetch));
   stream.reading = task.get_future();
   boost::asio::post(readers_, std::move(task));
 }
@@ -372,45 +374,33 @@ bool GpuDecoder::has_read(const GpuStream& stream) const {
 // Puts what was read into the slots. Damaged chunks are hidden: others take their places.
 Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
   if (!stream.reading.valid()) return {};
-  Expected<void> fetched = stream.reading.get();
-  if (fetched)
-    read_bytes_ += stream.reads.size() * model_.kv_bytes();
-  else if (fetched.error().kind == ErrorKind::corrupt)
-    fetched = leave_out_damaged(stream, fetched.error());
-  if (fetched) {
-    std::vector<Gpu::Fill> fills;
-    for (const GpuStream::Coming& each : stream.coming) fills.push_back({each.chunk, each.slot, each.record});
-    fetched = gpu_.fill(*stream.memory->on_gpu, fills);
-  }
-  if (!fetched) {
+  const auto damaged = stream.reading.get();
+  const size_t reads = stream.reads.size();
+  Expected<void> done = damaged ? leave_out(stream, *damaged) : std::unexpected(damaged.error());
+  std::vector<Gpu::Fill> fills;
+  for (const GpuStream::Coming& each : stream.coming) fills.push_back({each.chunk, each.slot, each.record});
+  if (done) done = gpu_.fill(*stream.memory->on_gpu, fills);
+  if (!done) {
     drop_unread(stream);
-    return fetched;
+    return done;
   }
   for (const GpuStream::Coming& each : stream.coming) loading_[each.slot] = false;
+  read_bytes_ += reads * model_.kv_bytes();
   stream.coming.clear();
   stream.reads.clear();
   return {};
 }
 
-// A batch failed as a whole: reads its chunks one by one, and hides those that cannot be read.
-Expected<void> GpuDecoder::leave_out_damaged(GpuStream& stream, const Error& error) {
-  std::vector<GpuStream::Coming> whole, damaged;
-  std::vector<Unreadable> damage;
-  for (const GpuStream::Coming& each : stream.coming) {
-    Expected<void> alone;
-    if (each.chunk < stream.source.stored_chunks)
-      alone = store_.fetch(stream.source.memory.id, std::array{each.chunk}, each.record);
-    if (!alone && alone.error().kind != ErrorKind::corrupt) return alone;
-    (alone ? whole : damaged).push_back(each);
-    if (!alone) damage.push_back({each.chunk, each.chunk, alone.error().message});
-  }
-  if (damaged.empty()) return std::unexpected(error);  // not of these chunks
-  read_bytes_ += whole.size() * model_.kv_bytes();
-  for (const GpuStream::Coming& each : damaged) RECALLD_CHECK(gpu_.hide(*stream.memory->on_gpu, each.chunk));
-  stream.coming = std::move(damaged);
+Expected<void> GpuDecoder::leave_out(GpuStream& stream, std::span<const Unreadable> damaged) {
+  if (damaged.empty()) return {};
+  std::vector<GpuStream::Coming> whole, lost;
+  for (const GpuStream::Coming& each : stream.coming)
+    (std::ranges::find(damaged, each.chunk, &Unreadable::first) != damaged.end() ? lost : whole).push_back(each);
+  for (const GpuStream::Coming& each : lost) RECALLD_CHECK(gpu_.hide(*stream.memory->on_gpu, each.chunk));
+  stream.coming = std::move(lost);
   drop_unread(stream);
   stream.coming = std::move(whole);
-  std::ranges::move(damage, std::back_inserter(stream.memory->damage));
+  std::ranges::copy(damaged, std::back_inserter(stream.memory->damage));
   return {};
 }
 

@@ -58,7 +58,7 @@ class GpuDecoder final : public Decoder {
   void start_reading(GpuStream& stream, ByteSpan into, bool alone);
   bool has_read(const GpuStream& stream) const;
   Expected<void> finish_reading(GpuStream& stream);
-  Expected<void> leave_out_damaged(GpuStream& stream, const Error& error);
+  Expected<void> leave_out(GpuStream& stream, std::span<const Unreadable> damaged);
   void drop_unread(GpuStream& stream);
   void settle_all();
   bool waits_for_others(const GpuStream& stream) const;

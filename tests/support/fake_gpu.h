@@ -42,15 +42,19 @@ class FakeGpu : public Gpu {
             .workspace_bytes = 60,
             .host_landmarks_bytes = 7};
   }
+  size_t states_max() const override { return 8; }
   Expected<std::unique_ptr<GpuMemory>> open_memory() override { return none(); }
   bool has_room(const GpuMemory&, uint64_t) const override { return false; }
+  Expected<void> reserve(GpuMemory&, uint64_t) override { return none(); }
   Expected<void> write_landmarks(GpuMemory&, uint64_t, std::span<const Bf16>) override { return none(); }
   Expected<void> hide(GpuMemory&, uint64_t) override { return none(); }
   uint32_t slots() const override { return 8; }
   ByteSpan staging(uint32_t) override { return {}; }
+  ByteSpan block_staging() override { return {}; }
   Expected<void> fill(GpuMemory&, std::span<const Fill>) override { return none(); }
   Expected<void> unmap(GpuMemory&, std::span<const uint64_t>) override { return none(); }
   Expected<void> erase(std::span<const uint32_t>) override { return none(); }
+  Expected<void> erase_scratch() override { return none(); }
   Expected<void> reset(uint32_t) override { return none(); }
   Expected<std::vector<LaneResult>> step(std::span<const LaneWork>) override { return none(); }
 
