@@ -7,6 +7,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include "daemon/decoder_cpu.h"
 #include "daemon/engine_impl.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
@@ -56,7 +57,14 @@ Expected<void> Engine::Impl::open() {
   // Of the GPU's states one is a query's.
   const size_t streams_max = gpu_ ? gpu_->states_max() - 1 : 0;
   encoder_ = std::make_unique<Encoder>(*store_, *backend_, loaded.shape, *tokenizer_, state_bytes_max, streams_max);
-  generator_ = std::make_unique<Generator>(*store_, *model_, *tokenizer_, *encoder_, *pool_);
+  if (gpu_) {
+    auto decoder = std::make_unique<GpuDecoder>(*store_, *model_, *gpu_);
+    gpu_decoder_ = decoder.get();
+    decoder_ = std::move(decoder);
+  } else {
+    decoder_ = std::make_unique<CpuDecoder>(*store_, *model_, *pool_);
+  }
+  generator_ = std::make_unique<Generator>(*store_, loaded.shape, *tokenizer_, *encoder_, *decoder_);
   model_thread_ = std::make_unique<ModelThread>([this](std::span<const MemoryId> ids) { return encode(ids); },
                                                 [this] { return generator_->step(); }, backend_->segments_max());
   appends_ =

@@ -20,10 +20,12 @@
 #include <boost/asio/thread_pool.hpp>
 
 #include "daemon/append_queue.h"
+#include "daemon/decoder.h"
 #include "daemon/encoder.h"
 #include "daemon/engine.h"
 #include "daemon/forgetter.h"
 #include "daemon/generator.h"
+#include "daemon/gpu_decoder.h"
 #include "daemon/jobs.h"
 #include "daemon/model_thread.h"
 #include "daemon/reencoder.h"
@@ -114,6 +116,7 @@ class Engine::Impl {
   Expected<void> change_over(const RecordShape& shape);
   Expected<void> open_successor();
   Forgetter::Follower follower();
+  void forget_cached(MemoryId id);
   Expected<JobView> start_reencoding(const std::filesystem::path& model);
   Expected<JobView> cancel_reencoding();
   uint64_t successor_bytes() const { return std::max(options_.memory_budget_bytes / 4, uint64_t{8} << 20); }
@@ -149,7 +152,9 @@ class Engine::Impl {
   Backend* backend_ = nullptr;            // the one or the other; computes on the model thread alone
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<Store> store_;
-  std::unique_ptr<Encoder> encoder_;  // used by the model thread alone
+  std::unique_ptr<Encoder> encoder_;         // used by the model thread alone
+  std::unique_ptr<Decoder> decoder_;         // likewise
+  const GpuDecoder* gpu_decoder_ = nullptr;  // the same one, on a GPU
   std::unique_ptr<Generator> generator_;
   std::mutex successor_mutex_;  // guards successor_ against who forgets; the model thread alone changes it
   std::unique_ptr<Successor> successor_;

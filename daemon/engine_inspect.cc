@@ -117,7 +117,15 @@ Expected<StatsReply> Engine::Impl::stats() const {
   reply.model_hash = hex(model_->hash());
   reply.model_precision = backend_->describe();
   reply.device = gpu_ ? "cuda" : "cpu";
-  if (gpu_) reply.gpu = GpuStats{.name = gpu_name_, .usage = gpu_->usage(), .cache_slots = gpu_slots_};
+  if (gpu_) {
+    const GpuDecoder::Counts counts = gpu_decoder_->counts();
+    reply.gpu = GpuStats{.name = gpu_name_,
+                         .usage = gpu_->usage(),
+                         .cache_slots = gpu_slots_,
+                         .cache_hits = counts.hits,
+                         .cache_misses = counts.misses,
+                         .chunks_read_bytes = counts.read_bytes};
+  }
   reply.resident_bytes = resident_bytes();
   reply.memory_budget_bytes = options_.memory_budget_bytes;
   reply.state_cache_bytes = state_bytes_;

@@ -1,6 +1,7 @@
 // Another model: the store is encoded anew with it behind the replies, and changes over at a start.
 #include <spdlog/spdlog.h>
 
+#include <future>
 #include <utility>
 
 #include "daemon/engine_impl.h"
@@ -65,7 +66,22 @@ Forgetter::Follower Engine::Impl::follower() {
       .forget_missing =
           [this, with_successor] {
             return with_successor([&](Successor& successor) { return successor.forget_missing(*store_); });
-          }};
+          },
+      .forget_cached = [this](MemoryId id) { forget_cached(id); }};
+}
+
+// On the model thread, which alone may use the decoder; the CPU's keeps nothing.
+void Engine::Impl::forget_cached(MemoryId id) {
+  if (!gpu_) return;
+  constexpr std::chrono::milliseconds patience{50};
+  const auto done = std::make_shared<std::promise<void>>();  // shared: after a stop nobody waits for the other thread
+  const auto forgotten = done->get_future();
+  model_thread_->search([this, id, done] {
+    decoder_->forget(id);
+    done->set_value();
+  });
+  while (!stopping_ && forgotten.wait_for(patience) != std::future_status::ready) {
+  }
 }
 
 // On the model thread, which alone may use the pool that models compute with.

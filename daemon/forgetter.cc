@@ -267,6 +267,7 @@ void Forgetter::erase(MemoryId id) {
     if (now && !now->next) erase_soon(id);
     return;
   }
+  follower_.forget_cached(id);
   for (Pending& each : waiting) {
     Receipt& receipt = each.receipt;
     receipt.files.push_back({"catalog", receipt.turn_count, each.catalog_bytes});

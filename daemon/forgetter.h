@@ -30,6 +30,7 @@ class Forgetter {
         forget;
     std::function<Expected<void>(const std::string& memory, int64_t created_us)> remove;
     std::function<Expected<void>()> forget_missing;  // whatever is not in the store any more
+    std::function<void(MemoryId)> forget_cached;     // what answers were computed from
   };
 
   // Everything is borrowed but `reserve`. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.
