@@ -11,9 +11,14 @@ namespace {
 
 constexpr int warp = 32;
 constexpr int selection_threads = 256;
+constexpr uint32_t fill_threads = 256, piece_bytes = sizeof(uint4);
 
 // A warp has the k chunks of one token and head: each goes to the place that the number of newer ones says.
 __global__ void __launch_bounds__(selection_threads) select_kernel(ChunkSelection all) {
+  if (blockIdx.x >= all.lane_count) {
+    if (threadIdx.x == 0) all.ready[blockIdx.x] = 0;
+    return;
+  }
   const SelectionLane& lane = all.lanes[blockIdx.x];
   const uint32_t lists = max(lane.tokens, 1u) * all.heads;
   const size_t first = static_cast<size_t>(lane.row) * all.heads * all.k;
@@ -68,12 +73,22 @@ struct Fills {
 };
 static_assert(sizeof(Fills) + 64 <= 4096, "a kernel's arguments");
 
-__global__ void __launch_bounds__(256) fill_kernel(Fills fills, uint32_t pieces, uint4* cache) {
+// A thread's loads are under way together: each is a journey over the bus.
+__global__ void __launch_bounds__(fill_threads) fill_kernel(Fills fills, uint32_t pieces, uint4* cache) {
+  constexpr uint32_t loads = 4;
   const SlotFill& fill = fills.items[blockIdx.x];
   if (fill.record) {
     const auto* const from = static_cast<const uint4*>(fill.record);
     uint4* const to = cache + static_cast<size_t>(fill.slot) * pieces;
-    for (uint32_t i = threadIdx.x; i < pieces; i += blockDim.x) to[i] = from[i];
+    for (uint32_t first = threadIdx.x; first < pieces; first += loads * fill_threads) {
+      uint4 parts[loads];
+#pragma unroll
+      for (uint32_t i = 0; i < loads; ++i)
+        if (first + i * fill_threads < pieces) parts[i] = from[first + i * fill_threads];
+#pragma unroll
+      for (uint32_t i = 0; i < loads; ++i)
+        if (first + i * fill_threads < pieces) to[first + i * fill_threads] = parts[i];
+    }
   }
   if (threadIdx.x == 0) fill.page_table[fill.chunk] = fill.slot;
 }
@@ -85,8 +100,7 @@ cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream) 
     return cudaErrorInvalidValue;
   for (uint32_t i = 0; i < selection.lane_count; ++i)
     if (selection.lanes[i].found > selection.k) return cudaErrorInvalidValue;
-  if (selection.lane_count == 0) return cudaSuccess;
-  select_kernel<<<selection.lane_count, selection_threads, 0, stream>>>(selection);
+  select_kernel<<<lanes_max, selection_threads, 0, stream>>>(selection);
   return cudaGetLastError();
 }
 
@@ -104,12 +118,18 @@ cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, flo
 }
 
 cudaError_t fill_slots(const SlotFill* fills, size_t count, uint32_t kv_bytes, void* cache, cudaStream_t stream) {
-  if (kv_bytes == 0 || kv_bytes % 16 != 0) return cudaErrorInvalidValue;
+  const auto is_wrong = [](const SlotFill& fill) {
+    return (fill.record == nullptr) != (fill.slot == no_chunk) ||
+           reinterpret_cast<uintptr_t>(fill.record) % piece_bytes != 0;
+  };
+  if (kv_bytes == 0 || kv_bytes % piece_bytes != 0 || std::any_of(fills, fills + count, is_wrong))
+    return cudaErrorInvalidValue;
   for (size_t done = 0; done < count; done += fills_of_launch_max) {
     const size_t part = std::min<size_t>(fills_of_launch_max, count - done);
     Fills of_launch{};
     std::copy_n(fills + done, part, of_launch.items);
-    fill_kernel<<<static_cast<unsigned>(part), 256, 0, stream>>>(of_launch, kv_bytes / 16, static_cast<uint4*>(cache));
+    fill_kernel<<<static_cast<unsigned>(part), fill_threads, 0, stream>>>(of_launch, kv_bytes / piece_bytes,
+                                                                          static_cast<uint4*>(cache));
     if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) return status;
   }
   return cudaSuccess;

@@ -9,8 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/bf16.h"
-
 namespace recalld::cuda {
 
 inline constexpr uint32_t lanes_max = 8;             // streams that generate side by side
@@ -40,7 +38,8 @@ struct ChunkSelection {
   uint32_t* slots = nullptr;               // [rows, heads, k] for hsa_attention(); no_chunk in rows of lanes not ready
   uint32_t* ids = nullptr;                 // [rows, heads, k] chunks of the memory, newest first, then no_chunk
   float* scores = nullptr;                 // [rows, heads, k] likewise, then zeros
-  uint32_t* ready = nullptr;               // [lanes_max] 1: all chunks are cached, 0: not, or the lane is not here
+  uint32_t* ready = nullptr;               // [lanes_max] 1: all chunks are cached, 0: not, or the lane is not here, as
+                                           // those from lane_count on
 };
 
 // A dot product that is NaN is of a chunk that cannot be read: it is left out. One kernel. cudaErrorInvalidValue: a
@@ -64,15 +63,17 @@ cudaError_t point_states(const LaneStates& lanes, cudaStream_t stream);
 // y[i] = x[i] where ready[i]. x, y: [lanes_max, width], at multiples of 16 bytes, width a multiple of 4
 cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, float* y, cudaStream_t stream);
 
-// A record on its way from pinned memory into a slot, or (without a record) a chunk that leaves the cache.
+// A record on its way from pinned memory into a slot, or (without a record) a chunk that leaves the cache. The struct
+// is read on the host, when the call is made.
 struct SlotFill {
   const void* record = nullptr;    // [kv_bytes] in pinned memory, at a multiple of 16 bytes
   uint32_t* page_table = nullptr;  // of the memory
   uint32_t chunk = 0;
-  uint32_t slot = 0;  // no_chunk without a record
+  uint32_t slot = 0;  // no_chunk without a record, and only then
 };
 // cache: [slots, kv_bytes], kv_bytes a multiple of 16. One kernel for each fills_of_launch_max; no two of a call have
-// the same slot or the same chunk of a memory.
+// the same slot or the same chunk of a memory. cudaErrorInvalidValue, and nothing is enqueued: a shape, a record or a
+// slot out of bounds.
 cudaError_t fill_slots(const SlotFill* fills, size_t count, uint32_t kv_bytes, void* cache, cudaStream_t stream);
 
 }  // namespace recalld::cuda

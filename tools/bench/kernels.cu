@@ -1,11 +1,13 @@
 // What the CUDA kernels take, beside what the card could do at best in the same run.
 //
-// Usage: kernels [landmarks | hsa | mamba2]
-// Checks every kernel against its CPU twin (landmark_topk_batch and landmark_topk_int8 against landmark_topk), then
-// times it in CUDA graphs: medians over several replays of a graph of many calls. "cold" takes its inputs in turn from
-// more than the card's L2 cache holds, "warm" the same ones again. Floors: the bytes that a call must read and write,
-// each once, at the rate at which a kernel that only reads goes through 2 GiB here, and the products' operations at
-// the rates that the parts name. Ends with 1 when a kernel disagreed.
+// Usage: kernels [landmarks | hsa | mamba2 | encoder | small | matmul | selection]
+// Checks every kernel against its CPU twin, or the loops that define it (landmark_topk_batch and landmark_topk_int8
+// against landmark_topk), then times it in CUDA graphs: medians over several replays of a graph of many calls. "cold"
+// finds none of its inputs in the card's L2 cache, "warm" takes the same ones again and again. Floors: the bytes that a
+// call must read and write, each once, at the rate at which a kernel that only reads goes through 2 GiB here (over the
+// bus: that of one large copy), and the products' operations at the rates that the parts name. Ends with 1 when a
+// kernel disagreed.
+#include <algorithm>
 #include <cstdio>
 #include <string>
 
@@ -14,11 +16,27 @@
 
 using namespace recalld::bench;
 
+namespace {
+
+struct Part {
+  const char* name;
+  bool (*run)(double bytes_per_us);
+};
+constexpr Part parts[] = {{"landmarks", bench_landmarks}, {"hsa", [](double) { return bench_hsa(); }},
+                          {"mamba2", bench_mamba2},       {"encoder", bench_encoder},
+                          {"small", bench_small},         {"matmul", bench_matmul},
+                          {"selection", bench_selection}};
+
+}  // namespace
+
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  const std::string part = argc > 1 ? argv[1] : "";
-  if (argc > 2 || (!part.empty() && part != "landmarks" && part != "hsa" && part != "mamba2")) {
-    std::fprintf(stderr, "kernels: expected landmarks, hsa, mamba2 or nothing\n");
+  const std::string wanted = argc > 1 ? argv[1] : "";
+  const auto is_wanted = [&](const Part& part) { return wanted.empty() || wanted == part.name; };
+  if (argc > 2 || std::ranges::none_of(parts, is_wanted)) {
+    std::fprintf(stderr, "kernels: expected");
+    for (const Part& part : parts) std::fprintf(stderr, " %s,", part.name);
+    std::fprintf(stderr, " or nothing\n");
     return 2;
   }
   cudaDeviceProp card{};
@@ -26,10 +44,10 @@ int main(int argc, char** argv) {
   const double rate = read_rate();
   std::printf("%s, %d multiprocessors, L2 %d MiB; reading 2 GiB: %.0f GB/s\n", card.name, card.multiProcessorCount,
               card.l2CacheSize >> 20, rate / 1e3);
-  std::printf("graphs of %d calls, medians of %d replays\n", calls_of_graph, replays);
+  std::printf("graphs of %d calls, medians of %d replays; an empty kernel in a graph %.2f us\n", calls_of_graph,
+              replays, empty_us());
   bool right = true;
-  if (part.empty() || part == "landmarks") right &= bench_landmarks(rate);
-  if (part.empty() || part == "hsa") right &= bench_hsa();
-  if (part.empty() || part == "mamba2") right &= bench_mamba2(rate);
+  for (const Part& part : parts)
+    if (is_wanted(part)) right &= part.run(rate);
   return right ? 0 : 1;
 }

@@ -3,8 +3,15 @@
 
 namespace recalld::bench {
 
+// Products in bf16 of an H100 SXM or H200, by the data sheet.
+inline constexpr double peak_flops_per_us = 989e6;
+
 bool bench_landmarks(double bytes_per_us);  // kernels_landmarks.cu: the top-k of landmarks
 bool bench_hsa();                           // kernels_hsa.cu: attention to the chunks
 bool bench_mamba2(double bytes_per_us);     // kernels_mamba2.cu: scan, single token, convolution
+bool bench_encoder(double bytes_per_us);    // kernels_encoder.cu: between the chunk encoder's products
+bool bench_small(double bytes_per_us);      // kernels_small.cu: norms, gates and the like between all products
+bool bench_matmul(double bytes_per_us);     // kernels_matmul.cu: the products
+bool bench_selection(double bytes_per_us);  // kernels_selection.cu: slots of the chosen chunks, and what fills them
 
 }  // namespace recalld::bench

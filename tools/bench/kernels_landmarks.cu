@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <utility>
@@ -101,7 +102,7 @@ bool bench_one(const Buffers& buffers, const Shape& shape, double bytes_per_us) 
   must(cudaDeviceSynchronize(), "run landmark_topk");
   const bool right = agrees(buffers, shape.n, shape.dim, shape.k);
   const double cold =
-      time_us([&](cudaStream_t stream, int i) { one_query(buffers, shape, stream, i % shape.places()); });
+      time_cold_us([&](cudaStream_t stream, int i) { one_query(buffers, shape, stream, i % shape.places()); });
   const double warm = time_us([&](cudaStream_t stream, int) { one_query(buffers, shape, stream, 0); });
   const double floor = static_cast<double>(shape.bytes()) / bytes_per_us;
   std::printf("%8lu x %4u, k %3u: %s; cold %8.2f us, %.2f of the read rate; warm %8.2f us; floor %8.2f us\n",
@@ -130,9 +131,9 @@ bool bench_batch(const Buffers& buffers, const Shape& shape, double bytes_per_us
             std::equal(expected_chunks.begin(), expected_chunks.end(), chunks.begin() + query * shape.k);
   }
   const double one =
-      time_us([&](cudaStream_t stream, int i) { one_query(buffers, shape, stream, i % shape.places()); });
+      time_cold_us([&](cudaStream_t stream, int i) { one_query(buffers, shape, stream, i % shape.places()); });
   const double cold =
-      time_us([&](cudaStream_t stream, int i) { all_queries(buffers, shape, stream, i % shape.places()); });
+      time_cold_us([&](cudaStream_t stream, int i) { all_queries(buffers, shape, stream, i % shape.places()); });
   const double warm = time_us([&](cudaStream_t stream, int) { all_queries(buffers, shape, stream, 0); });
   const double floor = static_cast<double>(shape.bytes()) / bytes_per_us;
   std::printf("%8lu x %4u, k %3u, %2u queries: %s; cold %8.2f us, %.2f x one query; warm %8.2f us; floor %8.2f us\n",
@@ -166,14 +167,52 @@ bool bench_int8(const Buffers& buffers, const Shape& shape, double bytes_per_us)
   one_query(buffers, shape, nullptr, 0);
   const bool right = found == results(buffers, shape.k);
   const double one =
-      time_us([&](cudaStream_t stream, int i) { one_query(buffers, shape, stream, i % shape.places()); });
+      time_cold_us([&](cudaStream_t stream, int i) { one_query(buffers, shape, stream, i % shape.places()); });
   const double cold =
-      time_us([&](cudaStream_t stream, int i) { by_codes(buffers, shape, stream, i % shape.places()); });
+      time_cold_us([&](cudaStream_t stream, int i) { by_codes(buffers, shape, stream, i % shape.places()); });
   const double warm = time_us([&](cudaStream_t stream, int) { by_codes(buffers, shape, stream, 0); });
   const double floor = static_cast<double>(shape.bytes()) / 2 / bytes_per_us;
   std::printf("%8lu x %4u, k %3u: %s; cold %8.2f us, bf16 takes %.2f x that; warm %8.2f us; floor %8.2f us\n",
               static_cast<unsigned long>(shape.n), shape.dim, shape.k, right ? "as from bf16" : "NOT AS FROM BF16",
               cold, one / cold, warm, floor);
+  return right;
+}
+
+// Some landmarks' codes, the first and the last among them.
+bool codes_agree(const Buffers& buffers, const Shape& shape) {
+  const uint64_t n = shape.n * shape.places();
+  std::vector<Bf16> landmark(shape.dim);
+  std::vector<int8_t> codes(shape.dim);
+  float scale = 0;
+  for (uint64_t row = 0; row < n; row = row == n - 1 ? n : std::min(row + n / 100 + 1, n - 1)) {
+    must(cudaMemcpy(landmark.data(), buffers.landmarks + row * shape.dim, shape.dim * sizeof(Bf16),
+                    cudaMemcpyDeviceToHost),
+         "copy");
+    must(cudaMemcpy(codes.data(), buffers.codes + row * shape.dim, shape.dim, cudaMemcpyDeviceToHost), "copy");
+    must(cudaMemcpy(&scale, buffers.scales + row, sizeof scale, cudaMemcpyDeviceToHost), "copy");
+    float most = 0;
+    for (const Bf16 value : landmark) most = std::max(most, std::abs(to_float(value)));
+    if (scale != most / 127) return false;
+    for (uint32_t i = 0; i < shape.dim; ++i)
+      if (codes[i] != std::nearbyint(to_float(landmark[i]) / scale)) return false;
+  }
+  return true;
+}
+
+bool bench_codes(const Buffers& buffers, const Shape& shape, double bytes_per_us) {
+  const auto make = [&](cudaStream_t stream, int place) {
+    const uint64_t first = place * shape.n;
+    must(cuda::landmarks_to_int8(buffers.landmarks + first * shape.dim, shape.n, shape.dim,
+                                 buffers.codes + first * shape.dim, buffers.scales + first, stream),
+         "launch landmarks_to_int8");
+  };
+  for (int place = 0; place < shape.places(); ++place) make(nullptr, place);
+  const bool right = codes_agree(buffers, shape);
+  const double cold = time_cold_us([&](cudaStream_t stream, int i) { make(stream, i % shape.places()); });
+  const double warm = time_us([&](cudaStream_t stream, int) { make(stream, 0); });
+  const double floor = static_cast<double>(shape.bytes() * 3 / 2 + shape.n * sizeof(float)) / bytes_per_us;
+  std::printf("%8lu x %4u: %s; cold %8.2f us, %.1f x the floor; warm %8.2f us; floor %8.2f us\n",
+              static_cast<unsigned long>(shape.n), shape.dim, verdict(right), cold, cold / floor, warm, floor);
   return right;
 }
 
@@ -212,6 +251,9 @@ bool bench_landmarks(double bytes_per_us) {
   for (const Shape& shape :
        {Shape{1 << 20, 1024, 8}, Shape{1 << 20, 1024, 128}, Shape{1 << 20, 256, 8}, Shape{1 << 17, 1024, 8}})
     right &= bench_int8(buffers, shape, bytes_per_us);
+  std::printf("landmarks_to_int8\n");
+  for (const Shape& shape : {Shape{1 << 20, 256, 1}, Shape{1 << 12, 256, 1}})
+    right &= bench_codes(buffers, shape, bytes_per_us);
   for (void* data :
        {static_cast<void*>(buffers.landmarks), static_cast<void*>(buffers.queries), static_cast<void*>(buffers.dots),
         static_cast<void*>(buffers.chunks), buffers.workspace, buffers.batch_workspace,

@@ -10,6 +10,7 @@
 #include "kernels/conv1d_silu_cuda.h"
 #include "kernels/ssd_scan.h"
 #include "kernels/ssd_scan_cuda.h"
+#include "tools/bench/gpu_inputs.cuh"
 #include "tools/bench/gpu_timing.cuh"
 #include "tools/bench/kernels.h"
 
@@ -18,38 +19,6 @@ namespace {
 
 constexpr double flops_per_us = 790e6;
 constexpr uint32_t head_dim = cuda::ssd_head_dim, block = cuda::ssd_block_tokens;
-
-__device__ float random_at(size_t i, uint32_t seed) {  // between -1 and 1
-  uint32_t x = static_cast<uint32_t>(i) * 2654435761u + seed * 0x9e3779b9u;
-  x ^= x >> 16, x *= 2246822519u, x ^= x >> 13, x *= 3266489917u, x ^= x >> 16;
-  return static_cast<float>(x) * 0x1p-31f - 1;
-}
-__device__ void set(float* to, float value) {
-  *to = value;
-}
-__device__ void set(Bf16* to, float value) {
-  to->bits = static_cast<uint16_t>(__float_as_uint(value) >> 16);
-}
-template <class T>
-__global__ void fill(T* data, size_t count, uint32_t seed, float middle, float width) {
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += static_cast<size_t>(gridDim.x) * blockDim.x)
-    set(data + i, middle + width * random_at(i, seed));
-}
-template <class T>
-T* random_memory(size_t count, uint32_t seed, float middle = 0, float width = 1) {
-  T* const data = device_memory<T>(count);
-  fill<<<1024, 256>>>(data, count, seed, middle, width);
-  must(cudaGetLastError(), "fill");
-  return data;
-}
-
-template <class T>
-std::vector<T> to_host(const T* data, size_t count) {
-  std::vector<T> values(count);
-  must(cudaMemcpy(values.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost), "copy");
-  return values;
-}
 
 struct Layer {
   uint32_t heads, state_size;
@@ -64,17 +33,6 @@ struct Layer {
   uint32_t inner() const { return heads * head_dim; }
   uint32_t channels() const { return inner() + 2 * state_size; }
   size_t cells() const { return size_t{inner()} * state_size; }
-};
-
-struct Difference {
-  double worst = 0, greatest = 0;
-
-  void add(double found, double expected) {
-    const double by = std::abs(found - expected);
-    worst = std::isnan(by) ? HUGE_VAL : std::max(worst, by);
-    greatest = std::max(greatest, std::abs(expected));
-  }
-  bool within(double tolerance) const { return worst <= tolerance * greatest; }
 };
 
 // The scan of `streams` memories with `tokens` each, checked on the first 128 tokens or fewer of the first.
@@ -134,7 +92,7 @@ bool time_scan(const Layer& layer, uint32_t streams, uint32_t tokens, double byt
   for (size_t i = 0; i < state.size(); ++i) of_state.add(found_state[i], state[i]);
   const bool right = of_y.within(2e-2) && of_state.within(2e-2);
 
-  const double cold = time_us([&](cudaStream_t stream, int i) { call(stream, i % places, streams, tokens); });
+  const double cold = time_cold_us([&](cudaStream_t stream, int i) { call(stream, i % places, streams, tokens); });
   const double warm = time_us([&](cudaStream_t stream, int) { call(stream, 0, streams, tokens); });
   const double bytes = static_cast<double>(bytes_of_place) + rows * layer.heads * sizeof(float) +
                        2.0 * streams * layer.cells() * sizeof(float);
@@ -195,7 +153,7 @@ bool time_update(const Layer& layer, uint32_t streams, double bytes_per_us) {
     of_y.add(found_y[i], sum);
   }
   const bool right = of_y.within(1e-5);
-  const double cold = time_us([&](cudaStream_t stream, int i) { call(stream, i % places); });
+  const double cold = time_cold_us([&](cudaStream_t stream, int i) { call(stream, i % places); });
   const double warm = time_us([&](cudaStream_t stream, int) { call(stream, 0); });
   const double bytes = 2.0 * static_cast<double>(bytes_of_place) +
                        sizeof(float) * streams * (layer.channels() + layer.inner() + layer.heads);
@@ -242,7 +200,7 @@ bool time_conv(uint32_t channels, uint32_t tokens, double bytes_per_us) {
   Difference of_y;
   for (size_t i = 0; i < cells; ++i) of_y.add(to_float(found[i]), expected[i]);
   const bool right = of_y.within(8e-3);
-  const double cold = time_us([&](cudaStream_t stream, int i) { call(stream, i % places); });
+  const double cold = time_cold_us([&](cudaStream_t stream, int i) { call(stream, i % places); });
   const double warm = time_us([&](cudaStream_t stream, int) { call(stream, 0); });
   std::printf(
       "conv1d_silu %4u channels, %5u tokens, f32 to bf16: %s; cold %8.2f us, warm %8.2f us; floor: bytes %7.2f "
@@ -252,6 +210,45 @@ bool time_conv(uint32_t channels, uint32_t tokens, double bytes_per_us) {
   for (void* data : {static_cast<void*>(input), static_cast<void*>(y), static_cast<void*>(weight),
                      static_cast<void*>(bias), static_cast<void*>(history)})
     must(cudaFree(data), "free");
+  return right;
+}
+
+// One token of each of `streams` memories, whose histories are taken in turn.
+bool time_conv_step(uint32_t channels, uint32_t streams, double bytes_per_us) {
+  constexpr uint32_t taps = 4;
+  const size_t of_history = size_t{taps - 1} * channels, of_place = streams * of_history;
+  const size_t of_input = size_t{streams} * channels;
+  const double bytes = sizeof(float) * (2.0 * of_place + 2.0 * of_input + (taps + 1.0) * channels);
+  const int places = places_of(bytes);
+  const Array<float> histories(places * of_place, 41), input(places * of_input, 42);
+  const Array<float> weight(size_t{taps} * channels, 43), bias(channels, 44), y(places * of_input);
+  std::vector<float*> host_table;
+  for (size_t i = 0; i < places * streams; ++i) host_table.push_back(histories.data() + i * of_history);
+  const Array<float*> table(host_table);
+  const auto call = [&](cudaStream_t stream, int place) {
+    must(cuda::conv1d_silu_step({.input = input.data() + place * of_input,
+                                 .input_stride = channels,
+                                 .weight = weight.data(),
+                                 .bias = bias.data(),
+                                 .channels = channels,
+                                 .taps = taps},
+                                table.data() + place * streams, streams, y.data() + place * of_input, stream),
+         "launch conv1d_silu_step");
+  };
+  auto expected_history = histories.host(of_place);
+  call(nullptr, 0);
+  const auto host_input = input.host(of_input), host_weight = weight.host(size_t{taps} * channels);
+  const auto host_bias = bias.host(channels);
+  std::vector<float> expected(of_input);
+  for (size_t i = 0; i < streams; ++i)
+    conv1d_silu_cpu(host_input.data() + i * channels, channels, 1, channels, taps, host_weight.data(), host_bias.data(),
+                    expected_history.data() + i * of_history, expected.data() + i * channels);
+  const bool right = Difference::of(y.host(of_input), expected).within(tolerance<float>) &&
+                     histories.host(of_place) == expected_history;
+  const Times times = times_of(places, call);
+  std::printf(
+      "conv1d_silu_step %4u channels, %2u streams: %s; cold %8.2f us, warm %8.2f us; floor: bytes %7.2f us (%.2f MB)\n",
+      channels, streams, verdict(right), times.cold, times.warm, bytes / bytes_per_us, bytes / 1e6);
   return right;
 }
 
@@ -266,9 +263,10 @@ bool bench_mamba2(double rate) {
   for (const uint32_t streams : {16, 64}) right &= time_scan(starter, streams, 64, rate);
   right &= time_scan(starter, 16, 1024, rate);
   for (const uint32_t streams : {1, 8, 64}) right &= time_update(large, streams, rate);
-  for (const uint32_t streams : {1, 64}) right &= time_update(starter, streams, rate);
+  for (const uint32_t streams : {1, 8, 64}) right &= time_update(starter, streams, rate);
   for (const uint32_t tokens : {64, 4096, 16384}) right &= time_conv(large.channels(), tokens, rate);
   for (const uint32_t tokens : {64, 4096}) right &= time_conv(starter.channels(), tokens, rate);
+  for (const uint32_t streams : {1, 8, 64}) right &= time_conv_step(starter.channels(), streams, rate);
   return right;
 }
 

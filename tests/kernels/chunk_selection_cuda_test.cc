@@ -1,0 +1,397 @@
+// Chunks between their scores and the attention to them against plain loops, and records on their way into the cache.
+// Skipped where there is no GPU.
+#include "kernels/chunk_selection_cuda.h"
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/device_memory.h"
+#include "tests/support/device_array.h"
+
+namespace recalld {
+namespace {
+
+using cuda::lanes_max;
+using cuda::no_chunk;
+
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+constexpr float scale = 0.125f;
+constexpr int before_byte = 0xa5;  // of what a kernel has not written
+constexpr uint32_t before_word = 0xa5a5a5a5;
+
+// ---- select_chunks
+
+struct Shape {
+  uint32_t heads, k;
+  std::string name() const { return "heads " + std::to_string(heads) + " k " + std::to_string(k); }
+};
+
+// The tokens of a lane with chunks at random out of more than k, all of them cached.
+struct Lane {
+  uint32_t tokens = 0, found = 0, row = 0;
+  bool enters = false;
+  std::vector<float> dots;
+  std::vector<uint64_t> chunks;
+  std::vector<uint32_t> pages;  // of the memory
+
+  static Lane idle(uint32_t row) {
+    Lane lane;
+    lane.row = row;
+    return lane;
+  }
+  static Lane random(const Shape& shape, uint32_t tokens, uint32_t found, uint32_t row, bool enters, uint32_t seed) {
+    Lane lane{.tokens = tokens, .found = found, .row = row, .enters = enters, .dots = {}, .chunks = {}, .pages = {}};
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<uint64_t> all(shape.k + 3);
+    std::iota(all.begin(), all.end(), uint64_t{0});
+    for (uint32_t list = 0; list < tokens * shape.heads; ++list) {
+      // Every third list has its predecessor's chunks.
+      if (list % 3 != 1) std::ranges::shuffle(all, random);
+      for (uint32_t i = 0; i < shape.k; ++i) {
+        // Behind the ones found lies what must not be followed.
+        lane.chunks.push_back(i < found ? all[i] : std::numeric_limits<uint64_t>::max());
+        lane.dots.push_back(normal(random));
+      }
+    }
+    for (uint32_t chunk = 0; chunk < all.size(); ++chunk) lane.pages.push_back(1000 + (chunk * 7 + seed) % 997);
+    return lane;
+  }
+};
+
+struct Selected {
+  std::vector<uint32_t> slots, ids;
+  std::vector<float> scores;
+  std::vector<uint32_t> ready;
+};
+
+struct Problem {
+  Shape shape;
+  std::vector<Lane> lanes;
+  std::vector<uint32_t> ready_before;  // [lanes_max], or empty in the first group
+
+  size_t rows() const {
+    size_t rows = 1;
+    for (const Lane& lane : lanes) rows = std::max<size_t>(rows, lane.row + std::max(lane.tokens, 1u));
+    return rows + 1;  // of which the last one is nobody's
+  }
+
+  Selected on_gpu() const {
+    std::vector<std::unique_ptr<DeviceArray<float>>> dots;
+    std::vector<std::unique_ptr<DeviceArray<uint64_t>>> chunks;
+    std::vector<std::unique_ptr<DeviceArray<uint32_t>>> pages;
+    cuda::ChunkSelection selection;
+    selection.lane_count = static_cast<uint32_t>(lanes.size());
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      const Lane& lane = lanes[i];
+      dots.push_back(std::make_unique<DeviceArray<float>>(std::span(lane.dots)));
+      chunks.push_back(std::make_unique<DeviceArray<uint64_t>>(std::span(lane.chunks)));
+      pages.push_back(std::make_unique<DeviceArray<uint32_t>>(std::span(lane.pages)));
+      selection.lanes[i] = {.dots = lane.tokens > 0 ? dots.back()->data() : nullptr,
+                            .chunks = lane.tokens > 0 ? chunks.back()->data() : nullptr,
+                            .page_table = lane.tokens > 0 ? pages.back()->data() : nullptr,
+                            .tokens = lane.tokens,
+                            .found = lane.found,
+                            .row = lane.row,
+                            .enters = lane.enters};
+    }
+    const size_t places = rows() * shape.heads * shape.k;
+    const DeviceArray<uint32_t> slots(places), ids(places), ready(lanes_max), before(ready_before);
+    const DeviceArray<float> scores(places);
+    for (const auto* array : {&slots, &ids, &ready}) array->fill(before_byte);
+    scores.fill(before_byte);
+    selection.heads = shape.heads;
+    selection.k = shape.k;
+    selection.scale = scale;
+    selection.ready_before = ready_before.empty() ? nullptr : before.data();
+    selection.slots = slots.data();
+    selection.ids = ids.data();
+    selection.scores = scores.data();
+    selection.ready = ready.data();
+    must(cuda::select_chunks(selection, nullptr));
+    return {slots.host(), ids.host(), scores.host(), ready.host()};
+  }
+
+  Selected defined() const {
+    const size_t of_row = shape.heads * shape.k, places = rows() * of_row;
+    float score_before = 0;
+    std::memcpy(&score_before, &before_word, sizeof score_before);
+    Selected all{std::vector<uint32_t>(places, before_word), std::vector<uint32_t>(places, before_word),
+                 std::vector<float>(places, score_before), std::vector<uint32_t>(lanes_max, 0)};
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      const Lane& lane = lanes[i];
+      const size_t first = lane.row * of_row, end = first + std::max(lane.tokens, 1u) * of_row;
+      std::fill(all.slots.begin() + first, all.slots.begin() + end, no_chunk);
+      std::fill(all.ids.begin() + first, all.ids.begin() + end, no_chunk);
+      std::fill(all.scores.begin() + first, all.scores.begin() + end, 0.0f);
+      bool ready = lane.tokens > 0 && (lane.enters || (!ready_before.empty() && ready_before[i] != 0));
+      for (size_t list = 0; list < lane.tokens * shape.heads; ++list) {
+        std::vector<std::pair<uint64_t, float>> there;
+        for (size_t place = list * shape.k; place < list * shape.k + lane.found; ++place)
+          if (!std::isnan(lane.dots[place])) there.emplace_back(lane.chunks[place], lane.dots[place]);
+        std::ranges::sort(there, std::greater());
+        for (size_t place = first + list * shape.k; const auto& [chunk, dot] : there) {
+          all.slots[place] = lane.pages[chunk];
+          all.ids[place] = static_cast<uint32_t>(chunk);
+          all.scores[place] = dot * scale;
+          ready = ready && lane.pages[chunk] != no_chunk;
+          ++place;
+        }
+      }
+      all.ready[i] = ready ? 1 : 0;
+      if (!ready) std::fill(all.slots.begin() + first, all.slots.begin() + end, no_chunk);
+    }
+    return all;
+  }
+
+  Selected expect_as_defined() const {
+    const Selected found = on_gpu(), expected = defined();
+    EXPECT_EQ(found.ready, expected.ready);
+    EXPECT_EQ(found.slots, expected.slots);
+    EXPECT_EQ(found.ids, expected.ids);
+    EXPECT_TRUE(same_bits<float>(found.scores, expected.scores));
+    return found;
+  }
+};
+
+using ChunkSelectionCuda = GpuTest;
+
+TEST_F(ChunkSelectionCuda, ChunksComeNewestFirstWithTheirSlotsAndScores) {
+  for (const uint32_t tokens : {1, 64})
+    for (const uint32_t heads : {1, 5})
+      for (const uint32_t k : {1, 8, 31, 64, 128})
+        for (const uint32_t found : {k, k / 2, 0u}) {
+          const Shape shape{heads, k};
+          SCOPED_TRACE(shape.name() + " tokens " + std::to_string(tokens) + " found " + std::to_string(found));
+          const Problem problem{shape, {Lane::random(shape, tokens, found, 0, true, k + found)}, {}};
+          const Selected selected = problem.expect_as_defined();
+          EXPECT_EQ(selected.ready[0], 1u);
+        }
+}
+
+TEST_F(ChunkSelectionCuda, AChunkThatCannotBeReadIsLeftOutEvenIfItIsNotCached) {
+  for (const uint32_t k : {1, 8, 31, 128}) {
+    const Shape shape{5, k};
+    SCOPED_TRACE(shape.name());
+    Lane lane = Lane::random(shape, 3, k, 0, true, k);
+    // Of every list another part, among them all and none. A chunk that is not cached is asked for by such dots alone.
+    lane.pages[0] = no_chunk;
+    for (size_t i = 0; i < lane.dots.size(); ++i)
+      if (lane.chunks[i] == 0 || i % k < i / k * k / 14) lane.dots[i] = nan;
+    const Selected selected = Problem{shape, {lane}, {}}.expect_as_defined();
+    EXPECT_EQ(selected.ready[0], 1u);
+    EXPECT_EQ(std::ranges::count(selected.ids, 0u), 0);
+  }
+}
+
+TEST_F(ChunkSelectionCuda, ALaneWithAMissingChunkHasNoSlotsButTheOthersDo) {
+  for (const uint32_t tokens : {1, 64}) {
+    for (const uint32_t k : {1, 8, 128}) {
+      const Shape shape{5, k};
+      const size_t places = size_t{tokens} * shape.heads * k;
+      // One place alone has a chunk that is not cached.
+      for (const size_t place : {size_t{0}, places / 2, places - 1}) {
+        SCOPED_TRACE(shape.name() + " tokens " + std::to_string(tokens) + " place " + std::to_string(place));
+        Lane missing = Lane::random(shape, tokens, k, tokens + 1, true, 2);
+        missing.chunks[place] = missing.pages.size();
+        missing.pages.push_back(no_chunk);
+        const Problem problem{shape,
+                              {Lane::random(shape, tokens, k, 0, true, 1), missing,
+                               Lane::random(shape, tokens, k, 2 * tokens + 2, true, 3)},
+                              {}};
+        const Selected selected = problem.expect_as_defined();
+        EXPECT_EQ(selected.ready, (std::vector<uint32_t>{1, 0, 1, 0, 0, 0, 0, 0}));
+        const size_t first = (tokens + 1) * shape.heads * k;
+        EXPECT_EQ(selected.slots[first], no_chunk);
+        EXPECT_NE(selected.ids[first], no_chunk);
+      }
+    }
+  }
+}
+
+TEST_F(ChunkSelectionCuda, LanesEnterOrWereReadyBeforeOrAreIdle) {
+  const Shape shape{5, 31};
+  std::vector<Lane> lanes;
+  for (uint32_t i = 0; i < lanes_max; ++i) lanes.push_back(Lane::random(shape, 1, 31, i, i < 2, i));
+  lanes[4] = Lane::idle(4);
+  lanes[5] = Lane::idle(5);
+  lanes[5].enters = true;
+  lanes[6].pages[lanes[6].chunks[0]] = no_chunk;
+  const std::vector<uint32_t> before{0, 1, 0, 1, 1, 1, 1, 1};
+  EXPECT_EQ((Problem{shape, lanes, before}.expect_as_defined().ready), (std::vector<uint32_t>{1, 1, 0, 1, 0, 0, 0, 1}));
+  // There is no group before the first one, which nobody has been ready in.
+  EXPECT_EQ((Problem{shape, lanes, {}}.expect_as_defined().ready), (std::vector<uint32_t>{1, 1, 0, 0, 0, 0, 0, 0}));
+  // Idle lanes alone, and none at all.
+  for (uint32_t i = 0; i < lanes_max; ++i) lanes[i] = Lane::idle(i);
+  Problem{shape, lanes, before}.expect_as_defined();
+  Problem{shape, {}, before}.expect_as_defined();
+}
+
+// A lane's results do not depend on the others, nor on its place.
+TEST_F(ChunkSelectionCuda, ALaneHasTheSameResultsAmongOthers) {
+  const Shape shape{5, 8};
+  std::vector<Lane> lanes;
+  for (uint32_t i = 0; i < lanes_max; ++i) lanes.push_back(Lane::random(shape, 64, 8, 64 * i, true, i));
+  const Selected together = Problem{shape, lanes, {}}.expect_as_defined();
+  const size_t of_lane = size_t{64} * shape.heads * shape.k;
+  for (uint32_t i = 0; i < lanes_max; ++i) {
+    lanes[i].row = 0;
+    const Selected alone = Problem{shape, {lanes[i]}, {}}.on_gpu();
+    EXPECT_TRUE(same_bits<uint32_t>(std::span(alone.slots).first(of_lane),
+                                    std::span(together.slots).subspan(i * of_lane, of_lane)));
+    EXPECT_TRUE(same_bits<float>(std::span(alone.scores).first(of_lane),
+                                 std::span(together.scores).subspan(i * of_lane, of_lane)));
+  }
+}
+
+// ---- point_states, copy_rows
+
+TEST_F(ChunkSelectionCuda, LanesThatAreNotReadyPointAtStatesThatAreThrownAway) {
+  constexpr size_t layer_floats = 52, conv_floats = 12, lane_floats = 500;
+  for (const uint32_t layers : {1, 3, 9}) {
+    const std::vector<uint32_t> ready{1, 0, 0, 1, 1, 0, 1, 0};
+    const DeviceArray<uint32_t> device_ready(ready);
+    const DeviceArray<float> states(lanes_max * lane_floats), unwanted(lanes_max * layer_floats);
+    const DeviceArray<float*> conv(layers * lanes_max), ssm(layers * lanes_max);
+    must(cuda::point_states({.ready = device_ready.data(),
+                             .states = states.data(),
+                             .lane_floats = lane_floats,
+                             .unwanted = unwanted.data(),
+                             .layers = layers,
+                             .layer_floats = layer_floats,
+                             .conv_floats = conv_floats,
+                             .conv = conv.data(),
+                             .ssm = ssm.data()},
+                            nullptr));
+    const std::vector<float*> found_conv = conv.host(), found_ssm = ssm.host();
+    for (size_t layer = 0; layer < layers; ++layer)
+      for (size_t lane = 0; lane < lanes_max; ++lane) {
+        float* const expected = ready[lane] != 0 ? states.data() + lane * lane_floats + layer * layer_floats
+                                                 : unwanted.data() + lane * layer_floats;
+        EXPECT_EQ(found_conv[layer * lanes_max + lane], expected) << "layer " << layer << " lane " << lane;
+        EXPECT_EQ(found_ssm[layer * lanes_max + lane], expected + conv_floats) << "layer " << layer << " lane " << lane;
+      }
+  }
+  EXPECT_EQ(cuda::point_states({}, nullptr), cudaSuccess);
+}
+
+TEST_F(ChunkSelectionCuda, RowsOfReadyLanesAreCopied) {
+  for (const size_t width : {4, 384, 516, 4096}) {
+    const std::vector<uint32_t> ready{0, 1, 1, 0, 1, 0, 0, 1};
+    std::vector<float> x(lanes_max * width);
+    std::iota(x.begin(), x.end(), 1.0f);
+    const DeviceArray<float> device_x(x), y(lanes_max * width);
+    const DeviceArray<uint32_t> device_ready(ready);
+    y.fill(0);
+    must(cuda::copy_rows(device_x.data(), device_ready.data(), static_cast<uint32_t>(width), y.data(), nullptr));
+    std::vector<float> expected(lanes_max * width);
+    for (size_t lane = 0; lane < lanes_max; ++lane)
+      if (ready[lane] != 0) std::copy_n(x.begin() + lane * width, width, expected.begin() + lane * width);
+    EXPECT_EQ(y.host(), expected) << "width " << width;
+  }
+}
+
+// ---- fill_slots
+
+// Chunks of two memories; every third one leaves the cache, the others come into slots that are far from each other.
+void expect_fills(size_t count, size_t kv_bytes) {
+  SCOPED_TRACE("fills " + std::to_string(count) + " of " + std::to_string(kv_bytes) + " bytes");
+  constexpr uint32_t stride = 3;
+  const size_t words = kv_bytes / sizeof(uint32_t), slots = count * stride + 1, chunks = count + 2;
+  cuda::PinnedBuffer records;
+  must(cuda::PinnedBuffer::allocate(count * kv_bytes, records));
+  auto* const of_records = records.as<uint32_t>();
+  for (size_t i = 0; i < count * words; ++i) of_records[i] = static_cast<uint32_t>(i) * 2654435761u;
+  const DeviceArray<uint32_t> cache(slots * words), first_pages(chunks), second_pages(chunks);
+  for (const auto* array : {&cache, &first_pages, &second_pages}) array->fill(before_byte);
+  std::vector<uint32_t> expected_cache(slots * words, before_word);
+  std::vector<std::vector<uint32_t>> expected_pages(2, std::vector<uint32_t>(chunks, before_word));
+
+  std::vector<cuda::SlotFill> fills;
+  for (size_t i = 0; i < count; ++i) {
+    const size_t memory = i % 2, chunk = 1 + (count - i) / 2;
+    const bool leaves = i % 3 == 2;
+    const uint32_t slot = leaves ? no_chunk : static_cast<uint32_t>((count - i) * stride);
+    fills.push_back({.record = leaves ? nullptr : of_records + i * words,
+                     .page_table = memory == 0 ? first_pages.data() : second_pages.data(),
+                     .chunk = static_cast<uint32_t>(chunk),
+                     .slot = slot});
+    expected_pages[memory][chunk] = slot;
+    if (!leaves) std::copy_n(of_records + i * words, words, expected_cache.begin() + slot * words);
+  }
+  must(cuda::fill_slots(fills.data(), fills.size(), static_cast<uint32_t>(kv_bytes), cache.data(), nullptr));
+  EXPECT_EQ(first_pages.host(), expected_pages[0]);
+  EXPECT_EQ(second_pages.host(), expected_pages[1]);
+  EXPECT_TRUE(same_bits<uint32_t>(cache.host(), expected_cache));
+}
+
+TEST_F(ChunkSelectionCuda, RecordsComeIntoTheirSlotsAndChunksLeave) {
+  for (const size_t count : {1, 2, 95, 96, 97, 192, 193, 500})
+    for (const size_t kv_bytes : {16, 4080, 4112, 16384}) expect_fills(count, kv_bytes);
+}
+
+TEST_F(ChunkSelectionCuda, NoFillsChangeNothing) {
+  const DeviceArray<uint32_t> cache(4);
+  cache.fill(before_byte);
+  EXPECT_EQ(cuda::fill_slots(nullptr, 0, 16, cache.data(), nullptr), cudaSuccess);
+  EXPECT_EQ(cache.host(), std::vector<uint32_t>(4, before_word));
+}
+
+// ---- what is refused
+
+TEST_F(ChunkSelectionCuda, ShapesThatAreOutOfBoundsAreRefused) {
+  const auto select = [](uint32_t lanes, uint32_t heads, uint32_t k, uint32_t found) {
+    cuda::ChunkSelection selection;
+    selection.lane_count = lanes;
+    selection.heads = heads;
+    selection.k = k;
+    selection.lanes[0].found = found;
+    return cuda::select_chunks(selection, nullptr);
+  };
+  EXPECT_EQ(select(lanes_max + 1, 1, 8, 8), cudaErrorInvalidValue);
+  EXPECT_EQ(select(1, 0, 8, 8), cudaErrorInvalidValue);
+  EXPECT_EQ(select(1, 1, 0, 0), cudaErrorInvalidValue);
+  EXPECT_EQ(select(1, 1, cuda::selection_k_max + 1, 8), cudaErrorInvalidValue);
+  EXPECT_EQ(select(1, 1, 8, 9), cudaErrorInvalidValue);
+
+  float* const floats = nullptr;
+  EXPECT_EQ(cuda::copy_rows(floats, nullptr, 0, floats, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::copy_rows(floats, nullptr, 6, floats, nullptr), cudaErrorInvalidValue);
+}
+
+TEST_F(ChunkSelectionCuda, FillsThatAreOutOfBoundsAreRefusedTogether) {
+  cuda::PinnedBuffer record;
+  must(cuda::PinnedBuffer::allocate(32, record));
+  const DeviceArray<uint32_t> cache(4), pages(2);
+  for (const auto* array : {&cache, &pages}) array->fill(before_byte);
+  const cuda::SlotFill right{.record = record.as<void>(), .page_table = pages.data(), .chunk = 0, .slot = 0};
+  const auto fill = [&](uint32_t kv_bytes, const cuda::SlotFill& last) {
+    std::vector<cuda::SlotFill> fills{right, last};
+    return cuda::fill_slots(fills.data(), fills.size(), kv_bytes, cache.data(), nullptr);
+  };
+  const auto changed = [&](const void* from, uint32_t slot) {
+    return cuda::SlotFill{.record = from, .page_table = pages.data(), .chunk = 1, .slot = slot};
+  };
+  EXPECT_EQ(fill(0, right), cudaErrorInvalidValue);
+  EXPECT_EQ(fill(24, right), cudaErrorInvalidValue);
+  EXPECT_EQ(fill(16, changed(record.as<void>(), no_chunk)), cudaErrorInvalidValue);
+  EXPECT_EQ(fill(16, changed(nullptr, 0)), cudaErrorInvalidValue);
+  EXPECT_EQ(fill(16, changed(record.as<char>(8), 0)), cudaErrorInvalidValue);
+  EXPECT_EQ(cache.host(), std::vector<uint32_t>(4, before_word));
+  EXPECT_EQ(pages.host(), std::vector<uint32_t>(2, before_word));
+}
+
+}  // namespace
+}  // namespace recalld
