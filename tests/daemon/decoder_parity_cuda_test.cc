@@ -1,0 +1,193 @@
+// Answers on a GPU and on the CPU, from one store that the GPU encoded. Skipped where there is no GPU.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "daemon/decoder_cpu.h"
+#include "daemon/encoder.h"
+#include "daemon/gpu_decoder.h"
+#include "daemon/reencoder.h"
+#include "model/gpu_ramba.h"
+#include "tests/daemon/engine_fixture.h"
+#include "tests/support/device_array.h"
+
+namespace recalld {
+namespace {
+
+constexpr float margin = 0.15f;  // between the two best logits, from which on the devices must agree
+
+class DecoderParityTest : public GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped()) return;
+    LoadedModel loaded = must(load_model(default_model(), Precision::automatic, Parts::all, pool_));
+    model_ = std::move(loaded.model);
+    tokenizer_.emplace(std::move(loaded.tokenizer));
+    StoreOptions options;
+    options.shape = loaded.shape;
+    options.memory_budget_bytes = uint64_t{64} << 20;
+    store_ = must(Store::open(directory_.path() / "data", std::move(options)));
+    gpu_ = must(open_gpu_ramba({.model = default_model(), .budget_bytes = uint64_t{512} << 20, .encode_states = 64}));
+    encoder_ = std::make_unique<Encoder>(*store_, *gpu_, loaded.shape, *tokenizer_, uint64_t{64} << 20,
+                                         gpu_->states_max() - 1);
+  }
+
+  // A fact in every tenth turn, between small talk that says nothing.
+  MemoryInfo append_facts(size_t facts) {
+    const std::array places{"harbour", "garden", "library", "kitchen", "station", "tower", "market", "bridge"};
+    const std::array weathers{"bright", "windy", "quiet", "cold", "golden", "wet"};
+    std::mt19937 random(17);
+    AppendBatch batch;
+    batch.memory = "m";
+    const auto add = [&](std::string content) {
+      Turn turn{.role = Role::user, .name = {}, .content = std::move(content), .time_us = 0, .metadata = {}};
+      Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
+      batch.turns.push_back({std::move(turn), std::move(tokens.ids), std::move(tokens.ends)});
+    };
+    for (size_t fact = 0; fact < facts; ++fact) {
+      for (int i = 0; i < 9; ++i)
+        add("We walked past the " + std::string(places[random() % places.size()]) + " on a " +
+            weathers[random() % weathers.size()] + " morning, and then sat by the " + places[random() % places.size()] +
+            " until it grew dark, telling each other what we had read.");
+      const std::string thing = std::string(places[fact % places.size()]) + " number " + std::to_string(fact);
+      add("The special magic number for the " + thing + " is " + std::to_string(1000000 + random() % 9000000) + ".");
+      questions_.push_back("What is the special magic number for the " + thing + "?");
+    }
+    const MemoryId id = must(must(store_->append(std::array{batch})).front()).id;
+    while (must(encoder_->encode_segments(std::array{id}).front()) > 0) {
+    }
+    return must(store_->memory(id));
+  }
+
+  std::vector<uint32_t> prompt(const MemoryInfo& memory, const std::string& question) const {
+    const uint64_t first = memory.tokens - std::min<uint64_t>(memory.tokens, 192);
+    auto tokens = must(store_->tokens(memory.serving, first, memory.tokens - first));
+    const auto asked = tokenizer_->encode_query(question);
+    tokens.insert(tokens.end(), asked.begin(), asked.end());
+    return tokens;
+  }
+
+  static Decoder::Read read_prompt(Decoder& decoder, Decoder::Stream& stream, std::span<const uint32_t> tokens) {
+    Decoder::Read read;
+    for (size_t done = 0; done < tokens.size(); done += chunk_tokens) {
+      const size_t count = std::min<size_t>(chunk_tokens, tokens.size() - done);
+      read = must(decoder.read(stream, tokens.subspan(done, count), done + count == tokens.size()));
+    }
+    return read;
+  }
+
+  static Decoder::Read write_token(Decoder& decoder, Decoder::Stream& stream, uint32_t token) {
+    while (true) {
+      auto read = decoder.write(std::array{Decoder::Written{&stream, token}});
+      if (read.front()) return must(std::move(*read.front()));
+    }
+  }
+
+  TempDir directory_;
+  WorkerPool pool_{4};
+  std::unique_ptr<Ramba> model_;
+  std::optional<Tokenizer> tokenizer_;
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Gpu> gpu_;
+  std::unique_ptr<Encoder> encoder_;
+  std::vector<std::string> questions_;
+};
+
+uint32_t best_of(const std::vector<float>& logits) {
+  return static_cast<uint32_t>(std::ranges::max_element(logits) - logits.begin());
+}
+
+// The best logit before the second best.
+float lead_of(std::vector<float> logits) {
+  std::ranges::nth_element(logits, logits.begin() + 1, std::ranges::greater{});
+  return *std::ranges::max_element(logits) - logits[1];
+}
+
+TEST_F(DecoderParityTest, GreedyTokensAreTheSameUntilTheTwoBestAreNearlyEqual) {
+  const MemoryInfo memory = append_facts(24);
+  CpuDecoder cpu(*store_, *model_, pool_);
+  GpuDecoder gpu(*store_, *model_, *gpu_);
+  constexpr int tokens_max = 64;
+  size_t compared = 0, parted = 0;
+  for (const std::string& question : questions_) {
+    const Decoder::Source source{
+        .memory = memory, .stored_chunks = memory.encoded_chunks, .tail_landmarks = {}, .tail_kv = {}};
+    const auto on_cpu = must(cpu.open(source)), on_gpu = must(gpu.open(source));
+    const auto tokens = prompt(memory, question);
+    Decoder::Read by_cpu = read_prompt(cpu, *on_cpu, tokens), by_gpu = read_prompt(gpu, *on_gpu, tokens);
+    for (int i = 0; i < tokens_max; ++i) {
+      const uint32_t token = best_of(by_cpu.logits);
+      ++compared;
+      if (best_of(by_gpu.logits) != token) {
+        std::printf("\"%s\": the devices part at token %d, where the CPU's two best logits are %.4f apart\n",
+                    question.c_str(), i, static_cast<double>(lead_of(by_cpu.logits)));
+        EXPECT_LE(std::min(lead_of(by_cpu.logits), lead_of(by_gpu.logits)), margin);
+        ++parted;
+        break;
+      }
+      by_cpu = write_token(cpu, *on_cpu, token);
+      by_gpu = write_token(gpu, *on_gpu, token);
+    }
+  }
+  std::printf("%zu tokens compared, %zu of %zu answers parted\n", compared, parted, questions_.size());
+  EXPECT_GT(compared, questions_.size() * 8);
+  EXPECT_GT(gpu.counts().misses, 0u);
+  EXPECT_GT(gpu.counts().hits, gpu.counts().misses);
+}
+
+// From the store with eviction all the time, and several streams beside it: the bits of a stream alone with all cached.
+TEST_F(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
+  const MemoryInfo memory = append_facts(40);
+  const Decoder::Source source{
+      .memory = memory, .stored_chunks = memory.encoded_chunks, .tail_landmarks = {}, .tail_kv = {}};
+  constexpr int tokens_max = 24;
+  std::vector<std::vector<std::vector<float>>> alone;
+  {
+    GpuDecoder decoder(*store_, *model_, *gpu_);
+    for (size_t q = 0; q < 6; ++q) {
+      const auto stream = must(decoder.open(source));
+      Decoder::Read read = read_prompt(decoder, *stream, prompt(memory, questions_[q]));
+      alone.emplace_back();
+      for (int i = 0; i < tokens_max; ++i) {
+        alone.back().push_back(read.logits);
+        read = write_token(decoder, *stream, best_of(read.logits));
+      }
+    }
+  }
+  GpuDecoder decoder(*store_, *model_, *gpu_);
+  std::vector<std::unique_ptr<Decoder::Stream>> streams;
+  std::vector<Decoder::Read> reads;
+  for (size_t q = 0; q < alone.size(); ++q) {
+    streams.push_back(must(decoder.open(source)));
+    reads.push_back(read_prompt(decoder, *streams[q], prompt(memory, questions_[q])));
+    EXPECT_TRUE(reads[q].logits == alone[q][0]);
+  }
+  std::vector<int> written(streams.size());
+  while (std::ranges::min(written) + 1 < tokens_max) {
+    std::vector<Decoder::Written> tokens;
+    std::vector<size_t> of_token;
+    for (size_t q = 0; q < streams.size(); ++q) {
+      if (written[q] + 1 == tokens_max) continue;
+      tokens.push_back({streams[q].get(), best_of(reads[q].logits)});
+      of_token.push_back(q);
+    }
+    auto results = decoder.write(tokens);
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (!results[i]) continue;
+      const size_t q = of_token[i];
+      reads[q] = must(std::move(*results[i]));
+      ++written[q];
+      EXPECT_TRUE(reads[q].logits == alone[q][static_cast<size_t>(written[q])]) << "stream " << q;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace recalld
