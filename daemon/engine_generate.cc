@@ -7,7 +7,7 @@
 namespace recalld {
 
 void Engine::Impl::generate(GenerateRequest request, Done<GenerateReply> done) {
-  if (model_->groups() == 0)
+  if (model_->config().num_upper_layers == 0)
     return done(
         fail(ErrorKind::invalid_request,
              "generate: the model has no upper layers and can only search; start recalld with another --model"));
