@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "daemon/decoder_cpu.h"
 #include "daemon/engine_impl.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
@@ -46,7 +47,8 @@ Expected<void> Engine::Impl::open() {
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
   encoder_ = std::make_unique<Encoder>(*store_, *model_, *tokenizer_, state_bytes_max);
-  generator_ = std::make_unique<Generator>(*store_, *model_, *tokenizer_, *encoder_, *pool_);
+  decoder_ = std::make_unique<CpuDecoder>(*store_, *model_, *pool_);
+  generator_ = std::make_unique<Generator>(*store_, loaded.shape, *tokenizer_, *encoder_, *decoder_);
   model_thread_ =
       std::make_unique<ModelThread>([this](MemoryId id) { return encode(id); }, [this] { return generator_->step(); });
   appends_ =

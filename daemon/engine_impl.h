@@ -19,6 +19,7 @@
 #include <boost/asio/thread_pool.hpp>
 
 #include "daemon/append_queue.h"
+#include "daemon/decoder.h"
 #include "daemon/encoder.h"
 #include "daemon/engine.h"
 #include "daemon/forgetter.h"
@@ -140,6 +141,7 @@ class Engine::Impl {
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Encoder> encoder_;  // used by the model thread alone
+  std::unique_ptr<Decoder> decoder_;  // likewise
   std::unique_ptr<Generator> generator_;
   std::mutex successor_mutex_;  // guards successor_ against who forgets; the model thread alone changes it
   std::unique_ptr<Successor> successor_;

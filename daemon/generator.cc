@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
-#include <unordered_map>
 #include <utility>
 
 #include "base/quote.h"
@@ -16,29 +14,22 @@ struct Generator::Generation {
   Done<Generated> done;
   int attempts = 0;
 
-  // What it reads from, as it was when it began.
   Generated result;
-  uint64_t stored_chunks = 0;        // the first ones of the memory, which are read from the store
-  std::vector<Bf16> tail_landmarks;  // of the complete chunks after them
-  std::vector<std::byte> tail_kv;    // likewise
-  std::set<uint64_t> lost;           // chunks whose K/V is damaged
-
-  std::vector<uint32_t> asked;   // the prompt alone
-  std::vector<uint32_t> prompt;  // all that is read before the first token is written; empty: it has not begun
-  size_t read = 0;               // tokens of it
-  RecurrentState lower, upper;
-  std::unordered_map<uint64_t, std::vector<Bf16>> kv;  // of the chunks that were attended to last
+  std::vector<uint32_t> asked;              // the prompt alone
+  std::vector<uint32_t> prompt;             // all that is read before the first token is written
+  size_t read = 0;                          // tokens of it
+  std::unique_ptr<Decoder::Stream> stream;  // while it goes on
   std::mt19937_64 random;
   size_t told_bytes = 0;  // of the text, through on_text
   bool ended = false;     // and answered
 
-  bool begun() const { return !prompt.empty(); }
+  bool begun() const { return result.memory.id != 0; }  // what it reads from is fixed
   bool writes() const { return begun() && read == prompt.size(); }
-  uint64_t end_chunk(size_t landmark_dim) const { return stored_chunks + tail_landmarks.size() / landmark_dim; }
 };
 
-Generator::Generator(Store& store, Ramba& model, const Tokenizer& tokenizer, Encoder& encoder, WorkerPool& pool)
-    : store_(store), model_(model), tokenizer_(tokenizer), encoder_(encoder), pool_(pool) {}
+Generator::Generator(Store& store, const RecordShape& shape, const Tokenizer& tokenizer, Encoder& encoder,
+                     Decoder& decoder)
+    : store_(store), shape_(shape), tokenizer_(tokenizer), encoder_(encoder), decoder_(decoder) {}
 Generator::~Generator() = default;
 
 // ---- From any thread
@@ -118,7 +109,7 @@ void Generator::admit() {
     active_.push_back(std::move(*each));
     each = waiting_.erase(each);
   }
-  while (!waiting_.empty() && active_.size() < Ramba::streams_max) {
+  while (!waiting_.empty() && active_.size() < decoder_.streams_max()) {
     const auto next = std::ranges::min_element(waiting_, {}, active_of);
     active_.push_back(std::move(*next));
     waiting_.erase(next);
@@ -152,30 +143,30 @@ void Generator::drop_cancelled() {
 Expected<void> Generator::begin(Generation& generation) {
   const GenerateRequest& request = generation.request;
   RECALLD_TRY(Encoder::Covered covered, encoder_.cover(request.memory));
-  MemoryInfo& memory = covered.memory;
+  const MemoryInfo& memory = covered.memory;
   reset(generation);
-  generation.stored_chunks = memory.encoded_chunks;
+  Decoder::Source source{.memory = memory, .stored_chunks = memory.encoded_chunks, .tail_landmarks = {}, .tail_kv = {}};
+  uint64_t tail_chunks = 0;
   if (memory.next) {
     // Chunks from here on know of forgotten turns. The next generation's, which do not, are not served yet.
-    generation.stored_chunks = std::min(generation.stored_chunks, memory.next_first_chunk);
+    source.stored_chunks = std::min(source.stored_chunks, memory.next_first_chunk);
   } else if (covered.tail) {
     const Tail& tail = *covered.tail;
-    const uint64_t complete = tail.end_token / chunk_tokens - tail.first_chunk;
-    generation.tail_landmarks.assign(tail.landmarks.begin(),
-                                     tail.landmarks.begin() + static_cast<ptrdiff_t>(complete * model_.landmark_dim()));
-    generation.tail_kv.assign(tail.kv.begin(), tail.kv.begin() + static_cast<ptrdiff_t>(complete * model_.kv_bytes()));
+    tail_chunks = tail.end_token / chunk_tokens - tail.first_chunk;
+    const auto complete = static_cast<ptrdiff_t>(tail_chunks);
+    source.tail_landmarks.assign(tail.landmarks.begin(), tail.landmarks.begin() + complete * shape_.landmark_dim);
+    source.tail_kv.assign(tail.kv.begin(), tail.kv.begin() + complete * shape_.kv_bytes);
   }
-  generation.result.end_token = generation.end_chunk(model_.landmark_dim()) * chunk_tokens;
-  generation.result.unreadable = std::move(covered.unreadable);
 
   const StreamInfo& newest = memory.next ? *memory.next : memory.serving;
   const uint64_t first = newest.tokens - std::min(newest.tokens, context_tokens);
   RECALLD_TRY(generation.prompt, store_.tokens(newest, first, newest.tokens - first));
   generation.prompt.insert(generation.prompt.end(), generation.asked.begin(), generation.asked.end());
-  generation.lower = model_.lower_zero_state();
-  generation.upper = model_.upper_zero_state();
   generation.random.seed(request.seed.value_or(0));
-  generation.result.memory = std::move(memory);
+  generation.result.end_token = (source.stored_chunks + tail_chunks) * chunk_tokens;
+  generation.result.unreadable = std::move(covered.unreadable);
+  generation.result.memory = std::move(covered.memory);
+  RECALLD_TRY(generation.stream, decoder_.open(std::move(source)));
   return {};
 }
 
@@ -194,75 +185,55 @@ Expected<void> Generator::check_unchanged(const MemoryInfo& then) const {
 }
 
 // Nothing stays of what it has read and written: it has not begun.
-void Generator::reset(Generation& generation) const {
+void Generator::reset(Generation& generation) {
+  generation.stream.reset();
   generation.result = {};
-  generation.stored_chunks = 0;
-  generation.tail_landmarks.clear();
-  generation.tail_kv.clear();
-  generation.lost.clear();
   generation.prompt.clear();
   generation.read = 0;
-  std::ranges::fill(generation.lower.values, 0.0f);  // they keep their size: a step may be going on
-  std::ranges::fill(generation.upper.values, 0.0f);
-  generation.kv.clear();
 }
 
 Expected<void> Generator::read_block(Generation& generation) {
   if (!generation.begun()) RECALLD_CHECK(begin(generation));
-  const size_t width = model_.config().hidden_size;
   const size_t count = std::min<size_t>(chunk_tokens, generation.prompt.size() - generation.read);
-  std::vector<float> hidden(chunk_tokens * width);
-  model_.lower(generation.lower, std::span(generation.prompt).subspan(generation.read, count), hidden);
+  const auto tokens = std::span(generation.prompt).subspan(generation.read, count);
   generation.read += count;
-  for (size_t group = 0; group < model_.groups(); ++group) {
-    RECALLD_TRY(const auto attended, retrieve(generation, std::span(hidden).first(count * width), count, group));
-    model_.upper(group, generation.upper, hidden, attended);
-  }
-  RECALLD_CHECK(check_unchanged(generation.result.memory));
-  if (generation.writes()) {
-    const auto last = std::span(hidden).subspan((count - 1) * width, width);
-    take_token(generation, model_.logits(model_.final_norm(last)));
-  }
-  return {};
+  RECALLD_TRY(const Decoder::Read read, decoder_.read(*generation.stream, tokens, generation.writes()));
+  return take(generation, read);
 }
 
 // ---- Writing
 
 void Generator::write_tokens() {
   std::vector<Generation*> writers;
-  for (const auto& generation : active_)
-    if (!generation->ended && generation->writes()) writers.push_back(generation.get());
+  std::vector<Decoder::Written> tokens;
+  for (const auto& generation : active_) {
+    if (generation->ended || !generation->writes()) continue;
+    writers.push_back(generation.get());
+    tokens.push_back({generation->stream.get(), generation->result.tokens.back()});
+  }
   if (writers.empty()) return;
-  const size_t width = model_.config().hidden_size, heads = model_.config().retrieval_heads();
-  std::vector<RecurrentState*> lower, upper;
-  std::vector<uint32_t> tokens;
-  for (Generation* writer : writers) {
-    lower.push_back(&writer->lower);
-    upper.push_back(&writer->upper);
-    tokens.push_back(writer->result.tokens.back());
-  }
-  std::vector<float> hidden = model_.lower_step(lower, tokens);
-  for (size_t group = 0; group < model_.groups(); ++group) {
-    std::vector<std::vector<AttendedChunk>> attended(writers.size() * heads);
-    for (size_t i = 0; i < writers.size(); ++i) {
-      if (writers[i]->ended || !writers[i]->begun()) continue;
-      auto of_writer = retrieve(*writers[i], std::span(hidden).subspan(i * width, width), 1, group);
-      if (of_writer)
-        std::ranges::move(*of_writer, attended.begin() + static_cast<ptrdiff_t>(i * heads));
-      else
-        give_up(*writers[i], std::move(of_writer).error());
-    }
-    model_.upper_step(group, upper, hidden, attended);
-  }
-  const std::vector<float> logits = model_.logits(model_.final_norm(std::span(hidden).first(writers.size() * width)));
-  const size_t vocab_size = model_.config().vocab_size;
+  std::vector<std::optional<Expected<Decoder::Read>>> reads = decoder_.write(tokens);
   for (size_t i = 0; i < writers.size(); ++i) {
-    if (writers[i]->ended || !writers[i]->begun()) continue;  // or it begins anew
-    if (auto same = check_unchanged(writers[i]->result.memory); same)
-      take_token(*writers[i], std::span(logits).subspan(i * vocab_size, vocab_size));
-    else
-      give_up(*writers[i], std::move(same).error());
+    if (!reads[i]) continue;  // it waits for chunks, and is offered the same token again
+    Expected<Decoder::Read>& read = *reads[i];
+    if (!read)
+      give_up(*writers[i], std::move(read).error());
+    else if (auto taken = take(*writers[i], *read); !taken)
+      give_up(*writers[i], std::move(taken).error());
   }
+}
+
+// What came of tokens counts if the memory is still what it was.
+Expected<void> Generator::take(Generation& generation, const Decoder::Read& read) {
+  Generated& result = generation.result;
+  RECALLD_CHECK(check_unchanged(result.memory));
+  for (const Unreadable& chunks : read.unreadable)
+    if (std::ranges::find(result.unreadable, chunks.first, &Unreadable::first) == result.unreadable.end())
+      result.unreadable.push_back(chunks);
+  if (!generation.writes()) return {};
+  for (const auto& [chunk, share] : read.attended) result.attended[chunk] += share;
+  take_token(generation, read.logits);
+  return {};
 }
 
 void Generator::take_token(Generation& generation, std::span<const float> logits) {
@@ -290,99 +261,6 @@ void Generator::tell_text(Generation& generation, bool last) {
   generation.result.text = std::move(text);
 }
 
-// ---- The chunks that a token attends to
-
-// For each token and retrieval head the chunks with their shares, newest first. hidden: [tokens, hidden_size]
-Expected<std::vector<std::vector<AttendedChunk>>> Generator::retrieve(Generation& generation,
-                                                                      std::span<const float> hidden, size_t tokens,
-                                                                      size_t group) {
-  const size_t heads = model_.config().retrieval_heads();
-  std::vector<std::vector<AttendedChunk>> attended(tokens * heads);
-  if (generation.end_chunk(model_.landmark_dim()) == 0) return attended;
-  const std::vector<Bf16> queries = model_.landmark_queries(hidden, group);
-  std::vector<std::vector<ScoredChunk>> best;
-  for (;;) {
-    RECALLD_TRY(best, best_chunks(generation, queries));
-    const size_t lost = generation.lost.size();
-    const auto fetched = fetch(generation, best);
-    if (fetched) break;
-    if (generation.lost.size() == lost) return std::unexpected(fetched.error());  // else others take their places
-  }
-
-  for (size_t i = 0; i < best.size(); ++i) {
-    std::ranges::sort(best[i], std::ranges::greater{}, &ScoredChunk::chunk);
-    std::vector<float> scores;
-    for (const ScoredChunk& chunk : best[i]) scores.push_back(chunk.dot * model_.score_scale());
-    const std::vector<float> weights = model_.chunk_weights(scores);
-    for (size_t c = 0; c < best[i].size(); ++c)
-      attended[i].push_back({generation.kv.at(best[i][c].chunk).data(), weights[c]});
-    // The last token that is read writes the first one of the answer.
-    if (!generation.writes() || i / heads + 1 != tokens) continue;
-    for (size_t c = 0; c < best[i].size(); ++c)
-      generation.result.attended[best[i][c].chunk] +=
-          static_cast<double>(weights[c]) / static_cast<double>(heads * model_.groups());
-  }
-  return attended;
-}
-
-// The top-k of each query over the stored chunks and the tail, without the damaged ones.
-Expected<std::vector<std::vector<ScoredChunk>>> Generator::best_chunks(Generation& generation,
-                                                                       std::span<const Bf16> queries) {
-  const size_t dim = model_.landmark_dim(), k = model_.config().chunk_topk, count = queries.size() / dim;
-  std::vector<Unreadable> unreadable;
-  RECALLD_TRY(auto best, store_.top_k_each(generation.result.memory.id, generation.stored_chunks, queries,
-                                           k + generation.lost.size(), pool_, &unreadable));
-  for (Unreadable& page : unreadable) {
-    const auto known = std::ranges::find(generation.result.unreadable, page.first, &Unreadable::first);
-    if (known == generation.result.unreadable.end()) generation.result.unreadable.push_back(std::move(page));
-  }
-  std::vector<float> dots(generation.tail_landmarks.size() / dim);
-  for (size_t i = 0; i < count; ++i) {
-    TopK top(k);
-    for (const ScoredChunk& chunk : best[i])
-      if (!generation.lost.contains(chunk.chunk)) top.offer(chunk);
-    landmark_dots_cpu(queries.subspan(i * dim, dim), generation.tail_landmarks.data(), dots.size(), dots.data());
-    for (size_t c = 0; c < dots.size(); ++c) top.offer({generation.stored_chunks + c, dots[c]});
-    best[i] = top.take();
-  }
-  return best;
-}
-
-// Puts the K/V of all these chunks into generation.kv, reading those that are not there in one batch.
-Expected<void> Generator::fetch(Generation& generation, const std::vector<std::vector<ScoredChunk>>& best) {
-  std::set<uint64_t> wanted;
-  for (const auto& of_query : best)
-    for (const ScoredChunk& chunk : of_query) wanted.insert(chunk.chunk);
-  std::erase_if(generation.kv, [&](const auto& each) { return !wanted.contains(each.first); });
-  std::vector<uint64_t> missing;
-  for (const uint64_t chunk : wanted)
-    if (chunk < generation.stored_chunks && !generation.kv.contains(chunk)) missing.push_back(chunk);
-
-  const size_t bytes = model_.kv_bytes();
-  const auto keep = [&](uint64_t chunk, const std::byte* record) {
-    std::vector<Bf16>& kv = generation.kv[chunk];
-    kv.resize(bytes / sizeof(Bf16));
-    std::memcpy(kv.data(), record, bytes);
-  };
-  for (const uint64_t chunk : wanted)
-    if (chunk >= generation.stored_chunks && !generation.kv.contains(chunk))
-      keep(chunk, generation.tail_kv.data() + (chunk - generation.stored_chunks) * bytes);
-  if (missing.empty()) return {};
-  AlignedBuffer records((missing.size() * bytes + io_alignment - 1) / io_alignment * io_alignment);
-  const auto id = generation.result.memory.id;
-  const auto fetched = store_.fetch(id, missing, records.bytes().first(missing.size() * bytes));
-  if (!fetched && fetched.error().kind == ErrorKind::corrupt) {
-    for (const uint64_t chunk : missing) {
-      const auto alone = store_.fetch(id, std::span(&chunk, 1), records.bytes().first(bytes));
-      if (alone || alone.error().kind != ErrorKind::corrupt || !generation.lost.insert(chunk).second) continue;
-      generation.result.unreadable.push_back({chunk, chunk, alone.error().message});
-    }
-  }
-  RECALLD_CHECK(fetched);
-  for (size_t i = 0; i < missing.size(); ++i) keep(missing[i], records.bytes().data() + i * bytes);
-  return {};
-}
-
 // ---- Ends
 
 // Where turns were forgotten meanwhile it begins anew, unless a part of the answer has been told.
@@ -401,6 +279,7 @@ void Generator::give_up(Generation& generation, Error error) {
 void Generator::end_with(Generation& generation, Error error) {
   if (generation.ended) return;
   generation.ended = true;
+  generation.stream.reset();
   forget_caller(generation.request.caller);
   generation.done(std::unexpected(std::move(error)));
 }
@@ -408,6 +287,7 @@ void Generator::end_with(Generation& generation, Error error) {
 void Generator::finish(Generation& generation, Finish how) {
   if (generation.ended) return;
   generation.ended = true;
+  generation.stream.reset();
   tell_text(generation, true);
   generation.result.finish = how;
   // As many tokens were chosen, the newline piece among them.

@@ -2,8 +2,7 @@
 // are fetched from the store for it (HSA, arXiv 2504.16795, section 3).
 //
 // A generation reads the last tokens of its memory and the prompt in blocks of 64, and then writes token by token; up
-// to Ramba::streams_max of them write side by side, in one product each. What an answer says does not depend on the
-// others.
+// to Decoder::streams_max() of them write side by side. What an answer says does not depend on the others.
 #pragma once
 
 #include <atomic>
@@ -22,10 +21,10 @@
 #include <vector>
 
 #include "base/error.h"
+#include "daemon/decoder.h"
 #include "daemon/encoder.h"
 #include "daemon/requests.h"
 #include "memstore/store.h"
-#include "model/ramba.h"
 #include "model/tokenizer.h"
 
 namespace recalld {
@@ -49,8 +48,8 @@ class Generator {
   static constexpr size_t open_max = 256;
   static constexpr size_t open_of_connection_max = 64;
 
-  // Everything is borrowed; the pool belongs to the thread that calls step().
-  Generator(Store& store, Ramba& model, const Tokenizer& tokenizer, Encoder& encoder, WorkerPool& pool);
+  // Everything is borrowed, but for the shape, which is the store's.
+  Generator(Store& store, const RecordShape& shape, const Tokenizer& tokenizer, Encoder& encoder, Decoder& decoder);
   ~Generator();  // after interrupt() and the step() that follows it, so that all are answered
 
   // ---- Any thread
@@ -86,13 +85,10 @@ class Generator {
   Expected<void> begin(Generation& generation);
   Expected<void> read_block(Generation& generation);
   void write_tokens();
-  Expected<std::vector<std::vector<AttendedChunk>>> retrieve(Generation& generation, std::span<const float> hidden,
-                                                             size_t tokens, size_t group);
-  Expected<std::vector<std::vector<ScoredChunk>>> best_chunks(Generation& generation, std::span<const Bf16> queries);
-  Expected<void> fetch(Generation& generation, const std::vector<std::vector<ScoredChunk>>& best);
+  Expected<void> take(Generation& generation, const Decoder::Read& read);
   void take_token(Generation& generation, std::span<const float> logits);
   void tell_text(Generation& generation, bool last);
-  void reset(Generation& generation) const;
+  static void reset(Generation& generation);
   void give_up(Generation& generation, Error error);
   void end_with(Generation& generation, Error error);
   void forget_caller(const Caller& caller);
@@ -100,10 +96,10 @@ class Generator {
   bool was_cancelled(const Generation& generation) const;
 
   Store& store_;
-  Ramba& model_;
+  const RecordShape shape_;
   const Tokenizer& tokenizer_;
   Encoder& encoder_;
-  WorkerPool& pool_;
+  Decoder& decoder_;
   std::list<std::unique_ptr<Generation>> active_;  // the model thread's alone
   bool reads_next_ = false;                        // likewise: a prompt has its turn
   std::atomic<uint64_t> tokens_written_ = 0;
