@@ -1,4 +1,4 @@
-// Answers in the model's own words, through the engine.
+// Answers in the model's own words, through the engine and over decoders that wait and fail.
 #include "daemon/generator.h"
 
 #include <gmock/gmock.h>
@@ -7,6 +7,9 @@
 #include <fstream>
 #include <map>
 
+#include "daemon/decoder_cpu.h"
+#include "model/ramba.h"
+#include "tests/daemon/decoder_fixture.h"
 #include "tests/daemon/engine_fixture.h"
 
 namespace recalld {
@@ -270,6 +273,260 @@ TEST_F(GeneratorTest, ADamagedChunkIsLeftOutAndTold) {
   EXPECT_THAT(reply.text, Not(HasSubstr("60417")));
   for (const auto& source : reply.chunks) EXPECT_NE(source.chunk, chunk);
 }
+
+// ---- Over decoders that wait and fail
+
+// The CPU's, but for what a test makes of its calls. It watches what may be asked of a decoder.
+class FakeDecoder : public Decoder {
+ public:
+  explicit FakeDecoder(Decoder& real, size_t streams_max = Ramba::streams_max)
+      : real_(real), streams_max_(streams_max) {}
+  ~FakeDecoder() override { EXPECT_EQ(open_, 0u); }
+
+  // Decides by the number of the stream, from 0 on in the order of their opening, and of the write.
+  std::function<bool(size_t stream, size_t write)> waits = [](size_t, size_t) { return false; };
+  std::function<std::optional<Error>(size_t stream, size_t write)> fails = [](size_t, size_t) { return std::nullopt; };
+  std::function<std::optional<Error>(size_t stream)> fails_to_read = [](size_t) { return std::nullopt; };
+  std::function<std::optional<Error>(size_t stream)> fails_to_open = [](size_t) { return std::nullopt; };
+  size_t waited = 0;  // calls in which a stream did
+  size_t opened = 0;
+
+  size_t streams_max() const override { return streams_max_; }
+  Expected<std::unique_ptr<Stream>> open(Source source) override {
+    const Call call(*this);
+    const size_t number = opened++;
+    if (auto error = fails_to_open(number)) return std::unexpected(*std::move(error));
+    RECALLD_TRY(auto stream, real_.open(std::move(source)));
+    EXPECT_LT(open_, streams_max_);
+    return std::make_unique<FakeStream>(*this, number, std::move(stream));
+  }
+  Expected<Read> read(Stream& stream, std::span<const uint32_t> tokens, bool last) override {
+    const Call call(*this);
+    auto& reader = static_cast<FakeStream&>(stream);
+    EXPECT_TRUE(reader.good && !reader.read_all);
+    EXPECT_TRUE(last ? !tokens.empty() && tokens.size() <= chunk_tokens : tokens.size() == chunk_tokens);
+    reader.read_all = last;
+    if (auto error = fails_to_read(reader.number)) {
+      reader.good = false;
+      return std::unexpected(*std::move(error));
+    }
+    return real_.read(*reader.real, tokens, last);
+  }
+  std::vector<std::optional<Expected<Read>>> write(std::span<const Written> tokens) override {
+    const Call call(*this);
+    EXPECT_FALSE(tokens.empty());
+    EXPECT_LE(tokens.size(), streams_max_);
+    std::vector<std::optional<Expected<Read>>> reads(tokens.size());
+    std::vector<Written> passed;
+    std::vector<size_t> places;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      auto& writer = static_cast<FakeStream&>(*tokens[i].stream);
+      EXPECT_TRUE(writer.good && writer.read_all);
+      if (writer.waiting) {
+        EXPECT_EQ(writer.waiting, tokens[i].token);
+      }
+      writer.waiting.reset();
+      const size_t number = writer.writes++;
+      if (auto error = fails(writer.number, number)) {
+        writer.good = false;
+        reads[i] = std::unexpected(*std::move(error));
+      } else if (waits(writer.number, number)) {
+        writer.waiting = tokens[i].token;
+        ++waited;
+      } else {
+        passed.push_back({writer.real.get(), tokens[i].token});
+        places.push_back(i);
+      }
+    }
+    auto written = real_.write(passed);
+    for (size_t i = 0; i < passed.size(); ++i) reads[places[i]] = std::move(written[i]);
+    return reads;
+  }
+  void forget(MemoryId memory) override { real_.forget(memory); }
+
+ private:
+  struct FakeStream : Stream {
+    FakeStream(FakeDecoder& of, size_t number_, std::unique_ptr<Stream> stream)
+        : decoder(of), number(number_), real(std::move(stream)) {
+      ++decoder.open_;
+    }
+    ~FakeStream() override {
+      EXPECT_FALSE(decoder.called_);
+      --decoder.open_;
+    }
+    FakeDecoder& decoder;
+    const size_t number;
+    const std::unique_ptr<Stream> real;
+    size_t writes = 0;
+    std::optional<uint32_t> waiting;  // the token that it was given
+    bool read_all = false;
+    bool good = true;  // it has not failed
+  };
+  // That one is under way.
+  struct Call {
+    explicit Call(FakeDecoder& of) : decoder(of) { decoder.called_ = true; }
+    ~Call() { decoder.called_ = false; }
+    FakeDecoder& decoder;
+  };
+
+  Decoder& real_;
+  const size_t streams_max_;
+  size_t open_ = 0;
+  bool called_ = false;
+};
+
+class GeneratorOverADecoderTest : public DecoderFixture {
+ protected:
+  void SetUp() override {
+    DecoderFixture::SetUp();
+    cpu_ = std::make_unique<CpuDecoder>(*store_, *model_, pool_);
+    auto log = harbour_log(0, 80);
+    log[30] = fact;
+    memory_ = append(log);
+    for (uint64_t seed = 0; seed < 6; ++seed) {
+      GenerateRequest request;
+      request.memory = "m";
+      request.prompt = seed % 3 == 0 ? question : "What did the boats bring, and when?";
+      request.max_tokens = 6 + seed;
+      request.temperature = seed % 2 == 0 ? 0.0 : 1.5;
+      request.top_p = 0.95;
+      request.seed = seed;
+      request.caller = {1, std::to_string(seed)};
+      requests_.push_back(std::move(request));
+    }
+  }
+
+  Generator over(Decoder& decoder) { return Generator(*store_, shape_, *tokenizer_, *encoder_, decoder); }
+  void start(Generator& generator, const GenerateRequest& request, std::optional<Expected<Generated>>& answer) {
+    must(generator.announce(request.caller));
+    generator.start(request, tokenizer_->encode_query(request.prompt),
+                    [&answer](Expected<Generated> generated) { answer = std::move(generated); });
+  }
+  static void step_to_the_end(Generator& generator) {
+    for (int steps = 0; generator.step(); ++steps)
+      if (steps == 10'000) throw std::runtime_error("the answers do not come to an end");
+  }
+  std::vector<Expected<Generated>> answers(Decoder& decoder) {
+    Generator generator = over(decoder);
+    std::vector<std::optional<Expected<Generated>>> answers(requests_.size());
+    for (size_t i = 0; i < requests_.size(); ++i) start(generator, requests_[i], answers[i]);
+    step_to_the_end(generator);
+    std::vector<Expected<Generated>> given;
+    for (auto& answer : answers) given.push_back(*std::move(answer));
+    return given;
+  }
+  static void expect_same(const Expected<Generated>& answer, const Expected<Generated>& expected) {
+    ASSERT_TRUE(answer) << answer.error().message;
+    EXPECT_EQ(answer->tokens, expected->tokens);
+    EXPECT_EQ(answer->text, expected->text);
+    EXPECT_EQ(answer->finish, expected->finish);
+    EXPECT_EQ(answer->attended, expected->attended);
+    EXPECT_EQ(answer->end_token, expected->end_token);
+  }
+  static Error broken() { return {ErrorKind::device, "generate: the GPU fell off the bus; restart recalld"}; }
+
+  std::unique_ptr<CpuDecoder> cpu_;
+  MemoryInfo memory_;
+  std::vector<GenerateRequest> requests_;
+};
+
+TEST_F(GeneratorOverADecoderTest, AnswersAreTheSameWhoeverHasToWaitForChunks) {
+  const auto expected = answers(*cpu_);
+  ASSERT_EQ(expected[0]->text, "60417");
+  std::mt19937_64 random(5);
+  const std::vector<std::function<bool(size_t, size_t)>> manners = {
+      [](size_t, size_t write) { return write % 3 != 2; },                    // all of them at once
+      [](size_t stream, size_t write) { return stream == 1 && write < 40; },  // one until the others are answered
+      [&random](size_t, size_t) { return random() % 2 == 0; }};
+  for (const size_t streams_max : {Ramba::streams_max, size_t{2}, size_t{1}}) {
+    for (size_t manner = 0; manner < manners.size(); ++manner) {
+      FakeDecoder decoder(*cpu_, streams_max);
+      decoder.waits = manners[manner];
+      const auto given = answers(decoder);
+      for (size_t i = 0; i < given.size(); ++i) {
+        SCOPED_TRACE(std::to_string(i) + " of " + std::to_string(streams_max) + ", manner " + std::to_string(manner));
+        expect_same(given[i], expected[i]);
+      }
+      EXPECT_GT(decoder.waited, 5u);
+      EXPECT_EQ(decoder.opened, requests_.size());
+    }
+  }
+}
+
+TEST_F(GeneratorOverADecoderTest, AStreamThatFailsEndsItsAnswerAlone) {
+  const auto expected = answers(*cpu_);
+  for (const std::string when : {"opened", "read", "written to"}) {
+    FakeDecoder decoder(*cpu_, 4);
+    const auto second = [](size_t stream) { return stream == 1 ? std::optional(broken()) : std::nullopt; };
+    if (when == "opened") decoder.fails_to_open = second;
+    if (when == "read") decoder.fails_to_read = second;
+    if (when == "written to")
+      decoder.fails = [&](size_t stream, size_t write) { return write == 2 ? second(stream) : std::nullopt; };
+    const auto given = answers(decoder);
+    for (size_t i = 0; i < given.size(); ++i) {
+      SCOPED_TRACE(std::to_string(i) + " while one is " + when);
+      if (i != 1) {
+        expect_same(given[i], expected[i]);
+        continue;
+      }
+      ASSERT_FALSE(given[i]);
+      EXPECT_EQ(given[i].error().kind, ErrorKind::device);
+      EXPECT_EQ(given[i].error().message, broken().message);
+    }
+    EXPECT_EQ(decoder.opened, requests_.size()) << "no second attempt";
+  }
+}
+
+TEST_F(GeneratorOverADecoderTest, WhoWaitsForChunksIsStillCancelledOrStoppedOrBeginsAnew) {
+  FakeDecoder decoder(*cpu_);
+  bool held = true;
+  decoder.waits = [&held](size_t, size_t) { return held; };
+  Generator generator = over(decoder);
+  std::optional<Expected<Generated>> cancelled, other;
+  start(generator, requests_[1], cancelled);
+  start(generator, requests_[3], other);
+  for (int steps = 0; steps < 40; ++steps) EXPECT_TRUE(generator.step());
+  EXPECT_TRUE(generator.cancel(requests_[1].caller));
+  EXPECT_TRUE(generator.step());
+  ASSERT_TRUE(cancelled && *cancelled);
+  EXPECT_EQ((*cancelled)->finish, Finish::cancelled);
+  EXPECT_EQ((*cancelled)->tokens.size(), 1u) << "which the prompt gave";
+  EXPECT_FALSE(other);
+
+  must(store_->forget(memory_.id, std::array{TurnRange{3, 3}}));
+  held = false;
+  step_to_the_end(generator);
+  ASSERT_TRUE(other && *other) << (*other).error().message;
+  EXPECT_EQ(decoder.opened, 3u);
+  EXPECT_TRUE((*other)->memory.next) << "it is of what is left";
+
+  held = true;
+  std::optional<Expected<Generated>> stopped;
+  start(generator, requests_[5], stopped);
+  for (int steps = 0; steps < 40; ++steps) EXPECT_TRUE(generator.step());
+  generator.interrupt();
+  EXPECT_FALSE(generator.step());
+  ASSERT_TRUE(stopped && !*stopped);
+  EXPECT_EQ((*stopped).error().kind, ErrorKind::busy);
+}
+
+TEST_F(GeneratorOverADecoderTest, WhatADecoderCouldNotReadIsToldOnce) {
+  FakeDecoder whole(*cpu_);
+  const auto expected = answers(whole);
+  const auto& attended = expected[0]->attended;
+  const uint64_t chunk = std::ranges::max_element(attended, {}, [](const auto& each) { return each.second; })->first;
+  damage_kv(memory_.id, chunk);
+  FakeDecoder decoder(*cpu_);
+  decoder.waits = [](size_t, size_t write) { return write % 2 == 0; };
+  const auto given = answers(decoder);
+  ASSERT_TRUE(given[0]);
+  ASSERT_EQ(given[0]->unreadable.size(), 1u);
+  EXPECT_EQ(given[0]->unreadable[0].first, chunk);
+  EXPECT_FALSE(given[0]->attended.contains(chunk));
+  EXPECT_THAT(given[0]->text, Not(HasSubstr("60417")));
+}
+
+// ---- The choice of a token
 
 TEST(ChooseToken, TakesTheBestAndOfEqualsTheLowestWithoutATemperature) {
   std::mt19937_64 random(1);
