@@ -128,7 +128,8 @@ std::shared_ptr<GpuDecoder::Memory> GpuDecoder::memory_of(const MemoryInfo& info
   if (found != memories_.end()) {
     memories_.splice(memories_.begin(), memories_, found);
   } else {
-    forget(info.id);  // other generations of it
+    // Other generations of it.
+    if (std::ranges::any_of(memories_, [&](const auto& each) { return each->info.id == info.id; })) forget(info.id);
     memories_.push_front(std::make_shared<Memory>());
     memories_.front()->owner = ++owners_;
   }
@@ -185,11 +186,11 @@ void GpuDecoder::erase(std::span<const uint32_t> slots) {
   if (const auto erased = gpu_.erase(slots); !erased) spdlog::error("{}", erased.error().message);
 }
 
+// Also where none of its landmarks are here: it may have been encoded, or have made way for others.
 void GpuDecoder::forget(MemoryId id) {
   std::vector<std::shared_ptr<Memory>> forgotten;
   for (const auto& memory : memories_)
     if (memory->info.id == id) forgotten.push_back(memory);
-  if (forgotten.empty()) return;
   settle_all();
   for (auto& memory : forgotten) drop(std::move(memory));
   if (const auto erased = gpu_.erase_scratch(); !erased) spdlog::error("{}", erased.error().message);
