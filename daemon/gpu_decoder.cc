@@ -114,7 +114,7 @@ Expected<std::unique_ptr<Decoder::Stream>> GpuDecoder::open(Source source) {
 }
 
 void GpuDecoder::close(GpuStream& stream) {
-  if (stream.reading.valid()) static_cast<void>(stream.reading.get());  // into memory that the next one reads into
+  if (is_being_read(stream)) stream.reading.wait();  // into memory that the next one reads into
   if (!stream.coming.empty()) drop_unread(stream);
   let_go(stream);
   static_cast<void>(gpu_.reset(stream.lane));
@@ -218,51 +218,54 @@ Expected<Decoder::Read> GpuDecoder::read(Stream& of, std::span<const uint32_t> t
 
 std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<const Written> tokens) {
   std::vector<std::optional<Expected<Read>>> reads(tokens.size());
+  const auto of = [&](size_t i) -> GpuStream& { return static_cast<GpuStream&>(*tokens[i].stream); };
   const bool alone = tokens.size() == 1;
-  for (bool ended = tokens.empty(); !ended;) {
+  while (!tokens.empty() && !std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); })) {
+    const uint64_t reads_done = reads_done_;
+    for (size_t i = 0; i < tokens.size(); ++i)
+      if (!is_being_read(of(i)) && !waits_for_others(of(i)))
+        if (auto finished = finish_reading(of(i)); !finished) reads[i] = std::unexpected(std::move(finished).error());
+
     // Those that begin their token, and those whose chunks have come.
     std::vector<Gpu::LaneWork> work;
     std::vector<size_t> of_work;
-    GpuStream* waiting = nullptr;
+    bool under_way = false, has_come = false;
     for (size_t i = 0; i < tokens.size(); ++i) {
       if (reads[i]) continue;
-      auto& stream = static_cast<GpuStream&>(*tokens[i].stream);
-      if (!stream.memory->on_gpu) {
+      if (!of(i).memory->on_gpu) {
         reads[i] = fail(ErrorKind::busy, "generate: turns were forgotten meanwhile; ask again");
-      } else if (!stream.waits) {
-        work.push_back(work_of(stream, std::span(&tokens[i].token, 1)));
-        of_work.push_back(i);
-      } else if (!has_read(stream) || waits_for_others(stream)) {
-        waiting = waiting && waiting->reading.valid() ? waiting : &stream;
-      } else if (auto finished = finish_reading(stream); !finished) {
-        reads[i] = std::unexpected(std::move(finished).error());
+      } else if (of(i).reading.valid()) {
+        const bool is_read = !is_being_read(of(i));
+        under_way |= !is_read;
+        has_come |= is_read && !waits_for_others(of(i));
       } else {
-        work.push_back(work_of(stream, {}));
+        work.push_back(work_of(of(i), of(i).waits ? std::span<const uint32_t>() : std::span(&tokens[i].token, 1)));
         of_work.push_back(i);
       }
     }
-    if (work.empty() && waiting) {
-      if (waiting->reading.valid() && !waits_for_others(*waiting))
-        waiting->reading.wait();
+    if (work.empty()) {
+      if (std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); })) break;
+      if (has_come) continue;
+      if (under_way)
+        reads_done_.wait(reads_done);
       else
         settle_all();
       continue;
     }
     auto results = gpu_.step(work);
     for (size_t w = 0; w < work.size(); ++w) {
-      auto& stream = static_cast<GpuStream&>(*tokens[of_work[w]].stream);
       std::optional<Expected<Read>>& read = reads[of_work[w]];
       if (!results) {
         read = std::unexpected(results.error());
         continue;
       }
+      GpuStream& stream = of(of_work[w]);
       const auto done = take(stream, (*results)[w], gpu_.staging(stream.lane), alone);
       if (!done)
         read = std::unexpected(done.error());
       else if (*done)
         read = outcome(stream, (*results)[w]);
     }
-    ended = std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); });
   }
   return reads;
 }
@@ -365,11 +368,16 @@ void GpuDecoder::start_reading(GpuStream& stream, ByteSpan into, bool alone) {
   }
   std::packaged_task<Expected<std::vector<Unreadable>>()> task(std::move(fetch));
   stream.reading = task.get_future();
-  boost::asio::post(readers_, std::move(task));
+  boost::asio::post(readers_, [this, task = std::move(task)]() mutable {
+    task();
+    ++reads_done_;
+    reads_done_.notify_one();
+  });
 }
 
-bool GpuDecoder::has_read(const GpuStream& stream) const {
-  return !stream.reading.valid() || stream.reading.wait_for(std::chrono::seconds(0)) != std::future_status::timeout;
+// On another thread.
+bool GpuDecoder::is_being_read(const GpuStream& stream) {
+  return stream.reading.valid() && stream.reading.wait_for(std::chrono::seconds(0)) == std::future_status::timeout;
 }
 
 // Puts what was read into the slots. Damaged chunks are hidden: others take their places.
