@@ -142,6 +142,7 @@ Expected<void> GpuDecoder::load(Memory& memory, const Source& source) {
   constexpr uint64_t chunks_at_once = 16 << 10;
   const size_t dim = model_.landmark_dim();
   std::vector<Bf16> landmarks;
+  std::vector<Unreadable> damage;
   const uint64_t end_chunk = source.stored_chunks + source.tail_landmarks.size() / dim;
   if (end_chunk > memory.on_gpu->chunks()) {
     make_room(memory, end_chunk - memory.on_gpu->chunks());
@@ -150,9 +151,11 @@ Expected<void> GpuDecoder::load(Memory& memory, const Source& source) {
   while (memory.stored_chunks < source.stored_chunks) {
     const uint64_t count = std::min(chunks_at_once, source.stored_chunks - memory.stored_chunks);
     landmarks.resize(count * dim);
-    RECALLD_CHECK(store_.landmarks(source.memory.id, memory.stored_chunks, landmarks, &memory.damage));
+    RECALLD_CHECK(store_.landmarks(source.memory.id, memory.stored_chunks, landmarks, &damage));
     RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, memory.stored_chunks, landmarks));
     memory.stored_chunks += count;
+    std::ranges::move(damage, std::back_inserter(memory.damage));
+    damage.clear();
   }
   if (!source.tail_landmarks.empty())
     RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, source.stored_chunks, source.tail_landmarks));
@@ -335,9 +338,13 @@ Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& 
   // Chunks that are read come first: the store writes them one after another.
   std::ranges::stable_partition(missing, [&](uint64_t chunk) { return chunk < stream.source.stored_chunks; });
   std::map<ChunkCache::Owner, std::vector<uint64_t>> evicted;
+  Expected<void> done;
   for (const uint64_t chunk : missing) {
     const auto taken = cache_.take(owner, chunk);
-    if (!taken) return fail(ErrorKind::internal, "generate: the GPU's cache has no slot left for a chunk");
+    if (!taken) {
+      done = fail(ErrorKind::internal, "generate: the GPU's cache has no slot left for a chunk");
+      break;
+    }
     if (taken->evicted) evicted[taken->evicted->first].push_back(taken->evicted->second);
     const ByteSpan record = staging.subspan(stream.coming.size() * bytes, bytes);
     stream.held.push_back(taken->slot);
@@ -348,11 +355,23 @@ Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& 
     else
       std::memcpy(record.data(), stream.source.tail_kv.data() + (chunk - stream.source.stored_chunks) * bytes, bytes);
   }
-  for (const auto& memory : memories_)
-    if (const auto of = evicted.find(memory->owner); of != evicted.end())
-      RECALLD_CHECK(gpu_.unmap(*memory->on_gpu, of->second));
+  for (const auto& [of, chunks] : evicted) {
+    const auto memory = std::ranges::find(memories_, of, [](const auto& each) { return each->owner; });
+    if (auto unmapped = unmap(*memory, chunks); !unmapped) done = std::move(unmapped);
+  }
+  if (!done) {
+    drop_unread(stream);
+    return done;
+  }
   start_reading(stream, staging.first(stream.reads.size() * bytes), alone);
   return {};
+}
+
+// Where that fails nobody knows what the slots of its chunks hold: it leaves the GPU, and its streams end with busy.
+Expected<void> GpuDecoder::unmap(std::shared_ptr<Memory> memory, std::span<const uint64_t> chunks) {
+  auto done = gpu_.unmap(*memory->on_gpu, chunks);
+  if (!done) drop(std::move(memory));
+  return done;
 }
 
 // On another thread where other streams have something to compute meanwhile, else when it is waited for.
@@ -383,12 +402,25 @@ bool GpuDecoder::is_being_read(const GpuStream& stream) {
 // Puts what was read into the slots. Damaged chunks are hidden: others take their places.
 Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
   if (!stream.reading.valid()) return {};
+  if (!stream.memory->on_gpu) {  // its next token ends it
+    if (is_being_read(stream)) stream.reading.wait();
+    stream.reading = {};
+    drop_unread(stream);
+    return {};
+  }
   const auto damaged = stream.reading.get();
   const size_t reads = stream.reads.size();
   Expected<void> done = damaged ? leave_out(stream, *damaged) : std::unexpected(damaged.error());
   std::vector<Gpu::Fill> fills;
-  for (const GpuStream::Coming& each : stream.coming) fills.push_back({each.chunk, each.slot, each.record});
-  if (done) done = gpu_.fill(*stream.memory->on_gpu, fills);
+  std::vector<uint64_t> filled;
+  for (const GpuStream::Coming& each : stream.coming) {
+    fills.push_back({each.chunk, each.slot, each.record});
+    filled.push_back(each.chunk);
+  }
+  if (done) {
+    done = gpu_.fill(*stream.memory->on_gpu, fills);
+    if (!done) static_cast<void>(unmap(stream.memory, filled));  // a part of them may be there
+  }
   if (!done) {
     drop_unread(stream);
     return done;

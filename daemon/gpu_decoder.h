@@ -55,6 +55,7 @@ class GpuDecoder final : public Decoder {
   Expected<bool> take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone);
   void note_attention(GpuStream& stream, const Gpu::Selection& selection) const;
   Expected<void> plan(GpuStream& stream, const std::vector<uint64_t>& chosen, ByteSpan staging, bool alone);
+  Expected<void> unmap(std::shared_ptr<Memory> memory, std::span<const uint64_t> chunks);
   void start_reading(GpuStream& stream, ByteSpan into, bool alone);
   static bool is_being_read(const GpuStream& stream);
   Expected<void> finish_reading(GpuStream& stream);
