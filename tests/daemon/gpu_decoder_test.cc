@@ -332,7 +332,6 @@ TEST_F(GpuDecoderTest, AnswersHaveTheBitsOfTheCpuWithARoomyCacheAndWithTheSmalle
     expect_same(ask(decoder, source(n_), 2), second);
   }
   EXPECT_GT(decoder.counts().misses, 2 * misses);
-  EXPECT_EQ(disk_->reads() > 0, true);
 }
 
 TEST_F(GpuDecoderTest, CountsAreExact) {
@@ -471,9 +470,10 @@ TEST_F(GpuDecoderTest, AStreamThatIsClosedWhileItsChunksAreReadLeavesNothingBehi
   goes_on.answer.take(must(Expected<Decoder::Read>(*reads[1])), true);
   {
     const auto releasing = release_soon();
+    ASSERT_TRUE(disk_->holds_a_read());
     waits.stream.reset();
+    EXPECT_FALSE(disk_->holds_a_read()) << "it goes into memory that is the next stream's";
   }
-  EXPECT_FALSE(disk_->holds_a_read()) << "it went into memory that is the next stream's";
   const uint64_t fetched = disk_->reads();
   write(decoder, {&same, 1}, answer_tokens);
   EXPECT_GT(disk_->reads(), fetched);
