@@ -1,4 +1,5 @@
-// Owners of what CUDA hands out: device and pinned memory, streams, graphs. Each is move-only and frees what it owns.
+// Owners of what CUDA hands out: device and pinned memory, streams, events, graphs. Each is move-only and frees what it
+// owns.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -82,6 +83,24 @@ class Stream {
     void operator()(cudaStream_t handle) const { cudaStreamDestroy(handle); }
   };
   std::unique_ptr<CUstream_st, Destroy> handle_;
+};
+
+class Event {
+ public:
+  static cudaError_t open(Event& event) {
+    cudaEvent_t handle = nullptr;
+    const cudaError_t status = cudaEventCreateWithFlags(&handle, cudaEventDisableTiming);
+    if (status == cudaSuccess) event.handle_.reset(handle);
+    return status;
+  }
+  cudaError_t record(cudaStream_t stream) const { return cudaEventRecord(handle_.get(), stream); }
+  cudaError_t wait() const { return cudaEventSynchronize(handle_.get()); }
+
+ private:
+  struct Destroy {
+    void operator()(cudaEvent_t handle) const { cudaEventDestroy(handle); }
+  };
+  std::unique_ptr<CUevent_st, Destroy> handle_;
 };
 
 // Work that was captured once and is launched again and again.
