@@ -10,7 +10,7 @@ namespace recalld::cuda {
 namespace {
 
 constexpr int warp = 32;
-constexpr int selection_threads = 256;
+constexpr int selection_threads = 1024;
 constexpr uint32_t fill_threads = 256, piece_bytes = sizeof(uint4);
 
 // A warp has the k chunks of one token and head: each goes to the place that the number of newer ones says.
