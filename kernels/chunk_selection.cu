@@ -55,6 +55,12 @@ __global__ void __launch_bounds__(selection_threads) select_kernel(ChunkSelectio
     all.slots[first + i] = no_chunk;
 }
 
+__global__ void branch_kernel(const uint32_t* ready, cudaGraphConditionalHandle branch) {
+  uint32_t any = 0;
+  for (uint32_t lane = 0; lane < lanes_max; ++lane) any |= ready[lane];
+  cudaGraphSetConditional(branch, any);
+}
+
 __global__ void point_kernel(LaneStates lanes) {
   const uint32_t lane = threadIdx.x, layer = blockIdx.x;
   float* const state = lanes.ready[lane] != 0 ? lanes.states + lane * lanes.lane_floats + layer * lanes.layer_floats
@@ -101,6 +107,11 @@ cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream) 
   for (uint32_t i = 0; i < selection.lane_count; ++i)
     if (selection.lanes[i].found > selection.k) return cudaErrorInvalidValue;
   select_kernel<<<lanes_max, selection_threads, 0, stream>>>(selection);
+  return cudaGetLastError();
+}
+
+cudaError_t branch_if_ready(const uint32_t* ready, cudaGraphConditionalHandle branch, cudaStream_t stream) {
+  branch_kernel<<<1, 1, 0, stream>>>(ready, branch);
   return cudaGetLastError();
 }
 

@@ -32,6 +32,7 @@ Expected<void> GpuRamba::write_landmarks(GpuMemory& memory, uint64_t first, std:
 }
 
 Expected<void> GpuRamba::hide(GpuMemory& memory, uint64_t chunk) {
+  for (Lane& lane : lanes_) lane.has_found = false;  // what waits may have to choose again
   return static_cast<GpuLandmarks&>(memory).hide(chunk);
 }
 
@@ -176,8 +177,12 @@ cudaError_t GpuRamba::capture() {
       stream_.get(), [&] { return read_tokens(); }, read_tokens_));
   compute_group_.resize(groups_.size());
   for (uint32_t group = 0; group < groups_.size(); ++group)
-    RECALLD_CUDA(cuda::Graph::capture(
-        stream_.get(), [&] { return compute_group(group); }, compute_group_[group]));
+    RECALLD_CUDA(cuda::Graph::capture_if(
+        stream_.get(),
+        [&](cudaGraphConditionalHandle branch) {
+          return cuda::branch_if_ready(of_lanes_[group].ready, branch, stream_.get());
+        },
+        [&] { return compute_group(group); }, compute_group_[group]));
   return cudaSuccess;
 }
 
@@ -229,8 +234,7 @@ cudaError_t GpuRamba::find_chunks(const GpuLandmarks& memory, uint64_t n, const 
 }
 
 // row: of the lane's first token in the group's buffers.
-cudaError_t GpuRamba::find_chunks(uint32_t, const LaneWork& work, uint32_t tokens, const GroupBuffers& into,
-                                  uint32_t row) {
+cudaError_t GpuRamba::find_chunks(const LaneWork& work, uint32_t tokens, const GroupBuffers& into, uint32_t row) {
   const auto heads = static_cast<uint32_t>(config_.retrieval_heads());
   const auto& memory = static_cast<const GpuLandmarks&>(*work.memory);
   const uint64_t n = std::min(work.chunks, memory.chunks());
@@ -312,8 +316,12 @@ cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<Lan
   auto* const selected = reinterpret_cast<uint32_t*>(input + 1);  // [groups] ids, scores, ready
   for (uint32_t group = first_group; group < groups_.size(); ++group) {
     const GroupBuffers& of = of_lanes_[group];
-    for (const LaneWork& each : work)
-      if (lanes_[each.lane].group <= group) RECALLD_CUDA(find_chunks(group, each, 1, of, each.lane));
+    for (const LaneWork& each : work) {
+      Lane& lane = lanes_[each.lane];
+      if (lane.group > group || (lane.group == group && lane.has_found)) continue;
+      RECALLD_CUDA(find_chunks(each, 1, of, each.lane));
+      lane.has_found = lane.group == group;
+    }
     RECALLD_CUDA(select(group, work));
     RECALLD_CUDA(compute_group_[group].launch(stream_.get()));
     uint32_t* const to = selected + group * group_words;
@@ -335,6 +343,7 @@ cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<Lan
       const uint32_t* const of = selected + lane.group * group_words;
       ready = of[2 * places + work[i].lane] != 0;
       result.selections.push_back(selection(lane.group, of, work[i].lane, 1, places, ready));
+      lane.has_found = !ready;  // in the group that it stays in
       if (ready) ++lane.group;
     }
     result.done = lane.group == groups_.size();
@@ -370,8 +379,10 @@ cudaError_t GpuRamba::step_block(const LaneWork& work, LaneResult& result) {
   auto* const selected = reinterpret_cast<uint32_t*>(results_.as<StepInput>() + 1);
   while (lane.group < groups_.size()) {
     const UpperGroup& group = groups_[lane.group];
-    RECALLD_CUDA(group.retrieval.run(gpu_, retrieval_, lane.tokens, block_hidden_, of_block_.queries));
-    RECALLD_CUDA(find_chunks(lane.group, work, lane.tokens, of_block_, 0));
+    if (!lane.has_found) {
+      RECALLD_CUDA(group.retrieval.run(gpu_, retrieval_, lane.tokens, block_hidden_, of_block_.queries));
+      RECALLD_CUDA(find_chunks(work, lane.tokens, of_block_, 0));
+    }
     cuda::ChunkSelection selection_of{.lanes = {},
                                       .lane_count = 1,
                                       .heads = static_cast<uint32_t>(config_.retrieval_heads()),
@@ -391,6 +402,7 @@ cudaError_t GpuRamba::step_block(const LaneWork& work, LaneResult& result) {
     RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
     const bool ready = selected[2 * places] != 0;
     result.selections.push_back(selection(lane.group, selected, 0, lane.tokens, places, ready));
+    lane.has_found = !ready;
     if (!ready) return cudaSuccess;
     float* states = upper_states_ + work.lane * upper_floats() + lane.group * layers_of_group() * layer_floats();
     for (const UpperGroup::Stage& stage : group.stages) {

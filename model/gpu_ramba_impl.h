@@ -107,8 +107,9 @@ class GpuRamba final : public Gpu {
 
   // Where a lane stands.
   struct Lane {
-    uint32_t group = 0;   // that it waits in
-    uint32_t tokens = 0;  // that are on their way; 0: none
+    uint32_t group = 0;      // that it waits in
+    uint32_t tokens = 0;     // that are on their way; 0: none
+    bool has_found = false;  // the best chunks of the group, which did not change since
   };
 
   // Some tokens of one segment, in one pass of encode().
@@ -147,8 +148,7 @@ class GpuRamba final : public Gpu {
 
   cudaError_t read_tokens();
   cudaError_t compute_group(uint32_t group);
-  cudaError_t find_chunks(uint32_t group, const LaneWork& work, uint32_t tokens, const GroupBuffers& into,
-                          uint32_t row);
+  cudaError_t find_chunks(const LaneWork& work, uint32_t tokens, const GroupBuffers& into, uint32_t row);
   cudaError_t find_chunks(const GpuLandmarks& memory, uint64_t n, const Bf16* queries, uint32_t count, float* dots,
                           uint64_t* chunks);
   cuda::SelectionLane selection_lane(const LaneWork& work, uint32_t tokens, const GroupBuffers& of, uint32_t row,
