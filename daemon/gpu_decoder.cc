@@ -114,7 +114,7 @@ Expected<std::unique_ptr<Decoder::Stream>> GpuDecoder::open(Source source) {
 }
 
 void GpuDecoder::close(GpuStream& stream) {
-  if (stream.reading.valid()) static_cast<void>(stream.reading.get());  // into memory that the next one reads into
+  if (is_being_read(stream)) stream.reading.wait();  // into memory that the next one reads into
   if (!stream.coming.empty()) drop_unread(stream);
   let_go(stream);
   static_cast<void>(gpu_.reset(stream.lane));
@@ -128,7 +128,8 @@ std::shared_ptr<GpuDecoder::Memory> GpuDecoder::memory_of(const MemoryInfo& info
   if (found != memories_.end()) {
     memories_.splice(memories_.begin(), memories_, found);
   } else {
-    forget(info.id);  // other generations of it
+    // Other generations of it.
+    if (std::ranges::any_of(memories_, [&](const auto& each) { return each->info.id == info.id; })) forget(info.id);
     memories_.push_front(std::make_shared<Memory>());
     memories_.front()->owner = ++owners_;
   }
@@ -141,6 +142,7 @@ Expected<void> GpuDecoder::load(Memory& memory, const Source& source) {
   constexpr uint64_t chunks_at_once = 16 << 10;
   const size_t dim = model_.landmark_dim();
   std::vector<Bf16> landmarks;
+  std::vector<Unreadable> damage;
   const uint64_t end_chunk = source.stored_chunks + source.tail_landmarks.size() / dim;
   if (end_chunk > memory.on_gpu->chunks()) {
     make_room(memory, end_chunk - memory.on_gpu->chunks());
@@ -149,9 +151,11 @@ Expected<void> GpuDecoder::load(Memory& memory, const Source& source) {
   while (memory.stored_chunks < source.stored_chunks) {
     const uint64_t count = std::min(chunks_at_once, source.stored_chunks - memory.stored_chunks);
     landmarks.resize(count * dim);
-    RECALLD_CHECK(store_.landmarks(source.memory.id, memory.stored_chunks, landmarks, &memory.damage));
+    RECALLD_CHECK(store_.landmarks(source.memory.id, memory.stored_chunks, landmarks, &damage));
     RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, memory.stored_chunks, landmarks));
     memory.stored_chunks += count;
+    std::ranges::move(damage, std::back_inserter(memory.damage));
+    damage.clear();
   }
   if (!source.tail_landmarks.empty())
     RECALLD_CHECK(gpu_.write_landmarks(*memory.on_gpu, source.stored_chunks, source.tail_landmarks));
@@ -185,11 +189,11 @@ void GpuDecoder::erase(std::span<const uint32_t> slots) {
   if (const auto erased = gpu_.erase(slots); !erased) spdlog::error("{}", erased.error().message);
 }
 
+// Also where none of its landmarks are here: it may have been encoded, or have made way for others.
 void GpuDecoder::forget(MemoryId id) {
   std::vector<std::shared_ptr<Memory>> forgotten;
   for (const auto& memory : memories_)
     if (memory->info.id == id) forgotten.push_back(memory);
-  if (forgotten.empty()) return;
   settle_all();
   for (auto& memory : forgotten) drop(std::move(memory));
   if (const auto erased = gpu_.erase_scratch(); !erased) spdlog::error("{}", erased.error().message);
@@ -217,51 +221,54 @@ Expected<Decoder::Read> GpuDecoder::read(Stream& of, std::span<const uint32_t> t
 
 std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<const Written> tokens) {
   std::vector<std::optional<Expected<Read>>> reads(tokens.size());
+  const auto of = [&](size_t i) -> GpuStream& { return static_cast<GpuStream&>(*tokens[i].stream); };
   const bool alone = tokens.size() == 1;
-  for (bool ended = tokens.empty(); !ended;) {
+  while (!tokens.empty() && !std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); })) {
+    const uint64_t reads_done = reads_done_;
+    for (size_t i = 0; i < tokens.size(); ++i)
+      if (!is_being_read(of(i)) && !waits_for_others(of(i)))
+        if (auto finished = finish_reading(of(i)); !finished) reads[i] = std::unexpected(std::move(finished).error());
+
     // Those that begin their token, and those whose chunks have come.
     std::vector<Gpu::LaneWork> work;
     std::vector<size_t> of_work;
-    GpuStream* waiting = nullptr;
+    bool under_way = false, has_come = false;
     for (size_t i = 0; i < tokens.size(); ++i) {
       if (reads[i]) continue;
-      auto& stream = static_cast<GpuStream&>(*tokens[i].stream);
-      if (!stream.memory->on_gpu) {
+      if (!of(i).memory->on_gpu) {
         reads[i] = fail(ErrorKind::busy, "generate: turns were forgotten meanwhile; ask again");
-      } else if (!stream.waits) {
-        work.push_back(work_of(stream, std::span(&tokens[i].token, 1)));
-        of_work.push_back(i);
-      } else if (!has_read(stream) || waits_for_others(stream)) {
-        waiting = waiting && waiting->reading.valid() ? waiting : &stream;
-      } else if (auto finished = finish_reading(stream); !finished) {
-        reads[i] = std::unexpected(std::move(finished).error());
+      } else if (of(i).reading.valid()) {
+        const bool is_read = !is_being_read(of(i));
+        under_way |= !is_read;
+        has_come |= is_read && !waits_for_others(of(i));
       } else {
-        work.push_back(work_of(stream, {}));
+        work.push_back(work_of(of(i), of(i).waits ? std::span<const uint32_t>() : std::span(&tokens[i].token, 1)));
         of_work.push_back(i);
       }
     }
-    if (work.empty() && waiting) {
-      if (waiting->reading.valid() && !waits_for_others(*waiting))
-        waiting->reading.wait();
+    if (work.empty()) {
+      if (std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); })) break;
+      if (has_come) continue;
+      if (under_way)
+        reads_done_.wait(reads_done);
       else
         settle_all();
       continue;
     }
     auto results = gpu_.step(work);
     for (size_t w = 0; w < work.size(); ++w) {
-      auto& stream = static_cast<GpuStream&>(*tokens[of_work[w]].stream);
       std::optional<Expected<Read>>& read = reads[of_work[w]];
       if (!results) {
         read = std::unexpected(results.error());
         continue;
       }
+      GpuStream& stream = of(of_work[w]);
       const auto done = take(stream, (*results)[w], gpu_.staging(stream.lane), alone);
       if (!done)
         read = std::unexpected(done.error());
       else if (*done)
         read = outcome(stream, (*results)[w]);
     }
-    ended = std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); });
   }
   return reads;
 }
@@ -331,9 +338,13 @@ Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& 
   // Chunks that are read come first: the store writes them one after another.
   std::ranges::stable_partition(missing, [&](uint64_t chunk) { return chunk < stream.source.stored_chunks; });
   std::map<ChunkCache::Owner, std::vector<uint64_t>> evicted;
+  Expected<void> done;
   for (const uint64_t chunk : missing) {
     const auto taken = cache_.take(owner, chunk);
-    if (!taken) return fail(ErrorKind::internal, "generate: the GPU's cache has no slot left for a chunk");
+    if (!taken) {
+      done = fail(ErrorKind::internal, "generate: the GPU's cache has no slot left for a chunk");
+      break;
+    }
     if (taken->evicted) evicted[taken->evicted->first].push_back(taken->evicted->second);
     const ByteSpan record = staging.subspan(stream.coming.size() * bytes, bytes);
     stream.held.push_back(taken->slot);
@@ -344,11 +355,23 @@ Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& 
     else
       std::memcpy(record.data(), stream.source.tail_kv.data() + (chunk - stream.source.stored_chunks) * bytes, bytes);
   }
-  for (const auto& memory : memories_)
-    if (const auto of = evicted.find(memory->owner); of != evicted.end())
-      RECALLD_CHECK(gpu_.unmap(*memory->on_gpu, of->second));
+  for (const auto& [of, chunks] : evicted) {
+    const auto memory = std::ranges::find(memories_, of, [](const auto& each) { return each->owner; });
+    if (auto unmapped = unmap(*memory, chunks); !unmapped) done = std::move(unmapped);
+  }
+  if (!done) {
+    drop_unread(stream);
+    return done;
+  }
   start_reading(stream, staging.first(stream.reads.size() * bytes), alone);
   return {};
+}
+
+// Where that fails nobody knows what the slots of its chunks hold: it leaves the GPU, and its streams end with busy.
+Expected<void> GpuDecoder::unmap(std::shared_ptr<Memory> memory, std::span<const uint64_t> chunks) {
+  auto done = gpu_.unmap(*memory->on_gpu, chunks);
+  if (!done) drop(std::move(memory));
+  return done;
 }
 
 // On another thread where other streams have something to compute meanwhile, else when it is waited for.
@@ -364,22 +387,40 @@ void GpuDecoder::start_reading(GpuStream& stream, ByteSpan into, bool alone) {
   }
   std::packaged_task<Expected<std::vector<Unreadable>>()> task(std::move(fetch));
   stream.reading = task.get_future();
-  boost::asio::post(readers_, std::move(task));
+  boost::asio::post(readers_, [this, task = std::move(task)]() mutable {
+    task();
+    ++reads_done_;
+    reads_done_.notify_one();
+  });
 }
 
-bool GpuDecoder::has_read(const GpuStream& stream) const {
-  return !stream.reading.valid() || stream.reading.wait_for(std::chrono::seconds(0)) != std::future_status::timeout;
+// On another thread.
+bool GpuDecoder::is_being_read(const GpuStream& stream) {
+  return stream.reading.valid() && stream.reading.wait_for(std::chrono::seconds(0)) == std::future_status::timeout;
 }
 
 // Puts what was read into the slots. Damaged chunks are hidden: others take their places.
 Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
   if (!stream.reading.valid()) return {};
+  if (!stream.memory->on_gpu) {  // its next token ends it
+    if (is_being_read(stream)) stream.reading.wait();
+    stream.reading = {};
+    drop_unread(stream);
+    return {};
+  }
   const auto damaged = stream.reading.get();
   const size_t reads = stream.reads.size();
   Expected<void> done = damaged ? leave_out(stream, *damaged) : std::unexpected(damaged.error());
   std::vector<Gpu::Fill> fills;
-  for (const GpuStream::Coming& each : stream.coming) fills.push_back({each.chunk, each.slot, each.record});
-  if (done) done = gpu_.fill(*stream.memory->on_gpu, fills);
+  std::vector<uint64_t> filled;
+  for (const GpuStream::Coming& each : stream.coming) {
+    fills.push_back({each.chunk, each.slot, each.record});
+    filled.push_back(each.chunk);
+  }
+  if (done) {
+    done = gpu_.fill(*stream.memory->on_gpu, fills);
+    if (!done) static_cast<void>(unmap(stream.memory, filled));  // a part of them may be there
+  }
   if (!done) {
     drop_unread(stream);
     return done;

@@ -55,8 +55,9 @@ class GpuDecoder final : public Decoder {
   Expected<bool> take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone);
   void note_attention(GpuStream& stream, const Gpu::Selection& selection) const;
   Expected<void> plan(GpuStream& stream, const std::vector<uint64_t>& chosen, ByteSpan staging, bool alone);
+  Expected<void> unmap(std::shared_ptr<Memory> memory, std::span<const uint64_t> chunks);
   void start_reading(GpuStream& stream, ByteSpan into, bool alone);
-  bool has_read(const GpuStream& stream) const;
+  static bool is_being_read(const GpuStream& stream);
   Expected<void> finish_reading(GpuStream& stream);
   Expected<void> leave_out(GpuStream& stream, std::span<const Unreadable> damaged);
   void drop_unread(GpuStream& stream);
@@ -74,6 +75,7 @@ class GpuDecoder final : public Decoder {
   std::vector<GpuStream*> lanes_;                // [lanes_max] null: free
   uint64_t owners_ = 0;
   std::atomic<uint64_t> hits_ = 0, misses_ = 0, read_bytes_ = 0;
+  std::atomic<uint64_t> reads_done_ = 0;  // by the readers
   boost::asio::thread_pool readers_{2};
 };
 

@@ -128,6 +128,8 @@ class EngineDriver {
     options.memory_budget_bytes = 64 << 20;
     options.threads = threads_;
     options.reencode = reencode;
+    if (open_gpu_) options.device = Device::cuda;
+    options.open_gpu = open_gpu_;
     options.now_us = [this] { return ++now_us_; };
     auto engine = Engine::open(std::move(options));
     if (!engine) return std::unexpected(std::move(engine).error());
@@ -138,6 +140,7 @@ class EngineDriver {
   void close() { engine_.reset(); }
   void use_model(std::filesystem::path model) { model_ = std::move(model); }
   void use_threads(size_t threads) { threads_ = threads; }
+  void use_gpu(decltype(EngineOptions::open_gpu) open) { open_gpu_ = std::move(open); }
 
   const std::filesystem::path& data() const { return data_; }
   Engine& operator*() { return *engine_; }
@@ -235,6 +238,7 @@ class EngineDriver {
   std::filesystem::path data_;
   std::filesystem::path model_;
   size_t threads_ = 0;
+  decltype(EngineOptions::open_gpu) open_gpu_;
   std::atomic<int64_t> now_us_ = 1'700'000'000'000'000;  // a clock that never stands still
   std::unique_ptr<Engine> engine_;
 };
