@@ -334,25 +334,6 @@ void report_cached_speed(const char* name, const Run& resident, const Run& run, 
               speed, cached_speed_min, goals.fast(speed >= cached_speed_min));
 }
 
-// Microseconds of the store to fetch as many chunks at random places: the median of many times. The rest of what a
-// token waits is copying them to the GPU and going on there.
-double fetch_us(const Store& store, const MemoryInfo& memory, const RecordShape& shape, size_t count,
-                std::mt19937& random) {
-  constexpr size_t warm_up = 50, times = 1000;
-  const size_t bytes = count * shape.kv_bytes;
-  const AlignedBuffer buffer((bytes + io_alignment - 1) / io_alignment * io_alignment);
-  std::uniform_int_distribution<uint64_t> any(0, memory.encoded_chunks - 1);
-  std::vector<uint64_t> chunks(count);
-  std::vector<double> us;
-  for (size_t i = 0; i < warm_up + times; ++i) {
-    for (uint64_t& chunk : chunks) chunk = any(random);
-    const auto start = Clock::now();
-    must(store.fetch(memory.id, chunks, buffer.bytes().first(bytes)), "fetch chunks");
-    if (i >= warm_up) us.push_back(us_since(start));
-  }
-  return median(us);
-}
-
 // How long tokens with misses waited, against as many reads without recalld. With several groups the chunks of a token
 // are not read in one batch but in one a group: then this is more than what it is compared with.
 void report_waits(const Store& store, const MemoryInfo& memory, const RecordShape& shape,
@@ -374,8 +355,8 @@ void report_waits(const Store& store, const MemoryInfo& memory, const RecordShap
     std::printf(
         "  %2llu missed (%5zu tokens): waits %.1f, of which the store's fetch %.1f; plain reads, median %.1f, ratio "
         "%.2f",
-        static_cast<unsigned long long>(misses), times.size(), wait_us, fetch_us(store, memory, shape, misses, random),
-        plain_us, wait_us / plain_us);
+        static_cast<unsigned long long>(misses), times.size(), wait_us,
+        fetch_us(store, memory, shape.kv_bytes, misses, random), plain_us, wait_us / plain_us);
     const auto fio_us = reads.fio_us(misses, fio_s);
     if (fio_us) std::printf("; fio, mean %.1f, ratio %.2f", *fio_us, wait_us / *fio_us);
     std::printf(" (goal: %.1f) %s\n", wait_max, goals.fast(wait_us <= wait_max * fio_us.value_or(plain_us)));

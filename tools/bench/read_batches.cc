@@ -24,6 +24,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr size_t warm_up = 50, batches_timed = 1000;
+
+double us_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
 // A ring that its owner submits one batch at a time to.
 class Ring {
  public:
@@ -77,6 +83,21 @@ bool uring_works() {
 
 }  // namespace
 
+double fetch_us(const Store& store, const MemoryInfo& memory, uint32_t kv_bytes, size_t count, std::mt19937& random) {
+  const size_t bytes = count * kv_bytes;
+  const AlignedBuffer buffer((bytes + io_alignment - 1) / io_alignment * io_alignment);
+  std::uniform_int_distribution<uint64_t> any(0, memory.encoded_chunks - 1);
+  std::vector<uint64_t> chunks(count);
+  std::vector<double> us;
+  for (size_t i = 0; i < warm_up + batches_timed; ++i) {
+    for (uint64_t& chunk : chunks) chunk = any(random);
+    const auto start = Clock::now();
+    must(store.fetch(memory.id, chunks, buffer.bytes().first(bytes)), "fetch chunks");
+    if (i >= warm_up) us.push_back(us_since(start));
+  }
+  return median(us);
+}
+
 ReadBatches::ReadBatches(const Store& store, const MemoryInfo& memory, const std::filesystem::path& data,
                          uint32_t kv_bytes)
     : record_bytes_((kv_bytes + io_alignment - 1) / io_alignment * io_alignment), uring_(uring_works()) {
@@ -102,12 +123,11 @@ std::string ReadBatches::describe() const {
 }
 
 double ReadBatches::plain_us(size_t count, std::mt19937& random) const {
-  constexpr size_t warm_up = 50, batches = 1000;
   const AlignedBuffer buffer(count * record_bytes_);
   Ring ring(static_cast<unsigned>(count));
   std::uniform_int_distribution<size_t> any(0, places_.size() - 1);
   std::vector<double> us;
-  for (size_t batch = 0; batch < warm_up + batches; ++batch) {
+  for (size_t batch = 0; batch < warm_up + batches_timed; ++batch) {
     std::vector<Place> places(count);
     for (Place& place : places) place = places_[any(random)];
     const auto start = Clock::now();
@@ -122,7 +142,7 @@ double ReadBatches::plain_us(size_t count, std::mt19937& random) const {
     }
     if (uring_) whole = ring.run(count, record_bytes_);
     if (!whole) give_up("read records", describe() + ": not all came back whole");
-    if (batch >= warm_up) us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+    if (batch >= warm_up) us.push_back(us_since(start));
   }
   return median(us);
 }

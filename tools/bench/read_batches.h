@@ -1,4 +1,4 @@
-// What it takes to read a few K/V records of a store in one batch, by io_uring alone and by fio.
+// What it takes to read a few K/V records of a store in one batch: by the store, by io_uring alone, and by fio.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,9 @@
 #include "memstore/store.h"
 
 namespace recalld::bench {
+
+// Microseconds of the store to fetch `count` chunks at random places into aligned memory: the median of many fetches.
+double fetch_us(const Store& store, const MemoryInfo& memory, uint32_t kv_bytes, size_t count, std::mt19937& random);
 
 class ReadBatches {
  public:
