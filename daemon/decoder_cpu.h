@@ -3,7 +3,6 @@
 #pragma once
 
 #include "daemon/decoder.h"
-#include "kernels/worker_pool.h"
 #include "model/ramba.h"
 
 namespace recalld {

@@ -10,7 +10,7 @@ namespace recalld::cuda {
 namespace {
 
 constexpr int warp = 32;
-constexpr int selection_threads = 256;
+constexpr int selection_threads = 1024;
 constexpr uint32_t fill_threads = 256, piece_bytes = sizeof(uint4);
 
 // A warp has the k chunks of one token and head: each goes to the place that the number of newer ones says.
@@ -53,6 +53,12 @@ __global__ void __launch_bounds__(selection_threads) select_kernel(ChunkSelectio
   if (ready) return;
   for (size_t i = threadIdx.x; i < static_cast<size_t>(lists) * all.k; i += selection_threads)
     all.slots[first + i] = no_chunk;
+}
+
+__global__ void branch_kernel(const uint32_t* ready, cudaGraphConditionalHandle branch) {
+  uint32_t any = 0;
+  for (uint32_t lane = 0; lane < lanes_max; ++lane) any |= ready[lane];
+  cudaGraphSetConditional(branch, any);
 }
 
 __global__ void point_kernel(LaneStates lanes) {
@@ -101,6 +107,11 @@ cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream) 
   for (uint32_t i = 0; i < selection.lane_count; ++i)
     if (selection.lanes[i].found > selection.k) return cudaErrorInvalidValue;
   select_kernel<<<lanes_max, selection_threads, 0, stream>>>(selection);
+  return cudaGetLastError();
+}
+
+cudaError_t branch_if_ready(const uint32_t* ready, cudaGraphConditionalHandle branch, cudaStream_t stream) {
+  branch_kernel<<<1, 1, 0, stream>>>(ready, branch);
   return cudaGetLastError();
 }
 

@@ -46,6 +46,9 @@ struct ChunkSelection {
 // shape out of bounds.
 cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream);
 
+// Sets the handle of a branch of a graph to whether any lane is ready. ready: [lanes_max] · one kernel
+cudaError_t branch_if_ready(const uint32_t* ready, cudaGraphConditionalHandle branch, cudaStream_t stream);
+
 // Where the states of lanes lie: those that are ready have theirs, others one that is thrown away.
 struct LaneStates {
   const uint32_t* ready = nullptr;  // [lanes_max]

@@ -1,4 +1,5 @@
-// Owners of what CUDA hands out: device and pinned memory, streams, graphs. Each is move-only and frees what it owns.
+// Owners of what CUDA hands out: device and pinned memory, streams, events, graphs. Each is move-only and frees what it
+// owns.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -84,27 +85,88 @@ class Stream {
   std::unique_ptr<CUstream_st, Destroy> handle_;
 };
 
+class Event {
+ public:
+  static cudaError_t open(Event& event) {
+    cudaEvent_t handle = nullptr;
+    const cudaError_t status = cudaEventCreateWithFlags(&handle, cudaEventDisableTiming);
+    if (status == cudaSuccess) event.handle_.reset(handle);
+    return status;
+  }
+  cudaError_t record(cudaStream_t stream) const { return cudaEventRecord(handle_.get(), stream); }
+  cudaError_t wait() const { return cudaEventSynchronize(handle_.get()); }
+
+ private:
+  struct Destroy {
+    void operator()(cudaEvent_t handle) const { cudaEventDestroy(handle); }
+  };
+  std::unique_ptr<CUevent_st, Destroy> handle_;
+};
+
 // Work that was captured once and is launched again and again.
 class Graph {
  public:
   // Captures what `work` (returning cudaError_t) enqueues on the stream.
   template <class Work>
   static cudaError_t capture(cudaStream_t stream, Work work, Graph& graph) {
-    cudaError_t status = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-    if (status != cudaSuccess) return status;
-    const cudaError_t enqueued = work();
-    cudaGraph_t captured = nullptr;
-    status = cudaStreamEndCapture(stream, &captured);
-    cudaGraphExec_t ready = nullptr;
-    if (enqueued == cudaSuccess && status == cudaSuccess) status = cudaGraphInstantiate(&ready, captured, 0);
-    if (captured) cudaGraphDestroy(captured);
-    if (enqueued != cudaSuccess) return enqueued;
-    if (status == cudaSuccess) graph.handle_.reset(ready);
-    return status;
+    Whole whole;
+    cudaError_t status = whole.create();
+    if (status == cudaSuccess) status = capture_into(whole.graph, stream, work);
+    return status == cudaSuccess ? instantiate(whole.graph, graph) : status;
   }
+
+  // The same behind a condition: `condition(handle)` enqueues one kernel, which gives the handle a value, and the work
+  // is done only where that is not 0.
+  template <class Condition, class Work>
+  static cudaError_t capture_if(cudaStream_t stream, Condition condition, Work work, Graph& graph) {
+    Whole whole;
+    cudaGraphConditionalHandle handle{};
+    cudaError_t status = whole.create();
+    if (status == cudaSuccess)
+      status = cudaGraphConditionalHandleCreate(&handle, whole.graph, 0, cudaGraphCondAssignDefault);
+    if (status == cudaSuccess) status = capture_into(whole.graph, stream, [&] { return condition(handle); });
+    cudaGraphNode_t kernel = nullptr, branch = nullptr;
+    size_t nodes = 1;
+    if (status == cudaSuccess) status = cudaGraphGetNodes(whole.graph, &kernel, &nodes);
+    cudaGraphNodeParams params{};
+    params.type = cudaGraphNodeTypeConditional;
+    params.conditional.handle = handle;
+    params.conditional.type = cudaGraphCondTypeIf;
+    params.conditional.size = 1;
+    if (status == cudaSuccess) status = cudaGraphAddNode(&branch, whole.graph, &kernel, nullptr, 1, &params);
+    if (status == cudaSuccess) status = capture_into(params.conditional.phGraph_out[0], stream, work);
+    return status == cudaSuccess ? instantiate(whole.graph, graph) : status;
+  }
+
   cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(handle_.get(), stream); }
 
  private:
+  struct Whole {
+    cudaGraph_t graph = nullptr;
+    cudaError_t create() { return cudaGraphCreate(&graph, 0); }
+    Whole() = default;
+    Whole(const Whole&) = delete;
+    Whole& operator=(const Whole&) = delete;
+    ~Whole() {
+      if (graph) cudaGraphDestroy(graph);
+    }
+  };
+  template <class Work>
+  static cudaError_t capture_into(cudaGraph_t graph, cudaStream_t stream, Work work) {
+    const cudaError_t begun =
+        cudaStreamBeginCaptureToGraph(stream, graph, nullptr, nullptr, 0, cudaStreamCaptureModeThreadLocal);
+    if (begun != cudaSuccess) return begun;
+    const cudaError_t enqueued = work();
+    cudaGraph_t captured = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(stream, &captured);
+    return enqueued != cudaSuccess ? enqueued : ended;
+  }
+  static cudaError_t instantiate(cudaGraph_t whole, Graph& graph) {
+    cudaGraphExec_t ready = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&ready, whole, 0);
+    if (status == cudaSuccess) graph.handle_.reset(ready);
+    return status;
+  }
   struct Destroy {
     void operator()(cudaGraphExec_t handle) const { cudaGraphExecDestroy(handle); }
   };

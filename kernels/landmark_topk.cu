@@ -1,4 +1,5 @@
-// One pass over the landmarks (landmark::scan) by as many blocks as the card holds, two a multiprocessor.
+// One pass over the landmarks (landmark::scan) by as many blocks as the card holds, two a multiprocessor, but
+// no more than one block can merge.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -13,11 +14,22 @@ using landmark::multiprocessors;
 
 constexpr int blocks_per_sm = 2;
 
+uint32_t blocks_max() {
+  return std::min<uint32_t>(multiprocessors() * blocks_per_sm, landmark::parts_max);
+}
+
+struct Call {
+  LandmarkTopK topk;
+  uint32_t blocks_max;
+};
+
 template <int registers>
-__global__ void __launch_bounds__(landmark::threads, blocks_per_sm) landmark_topk_kernel(LandmarkTopK topk) {
+__global__ void __launch_bounds__(landmark::threads, blocks_per_sm) landmark_topk_kernel(Call call) {
   extern __shared__ __align__(16) float query[];  // [dim]
   __shared__ uint64_t lists[landmark::warps / 2 * landmark::Best<registers>::slots];
+  const LandmarkTopK& topk = call.topk;
   auto* const state = static_cast<landmark::ScanState*>(topk.workspace);
+  auto* const heads = reinterpret_cast<uint64_t*>(state + 1);
   landmark::scan<registers>({.query = topk.query,
                              .landmarks = topk.landmarks,
                              .rows = nullptr,
@@ -27,26 +39,17 @@ __global__ void __launch_bounds__(landmark::threads, blocks_per_sm) landmark_top
                              .dots = topk.dots,
                              .chunks = topk.chunks,
                              .state = state,
-                             .lists = reinterpret_cast<uint64_t*>(state + 1),
+                             .heads = heads,
+                             .lists = heads + call.blocks_max * landmark::few,
                              .part = blockIdx.x,
                              .parts = gridDim.x},
                             query, lists);
 }
 
-template <int registers>
-cudaError_t launch(const LandmarkTopK& topk, cudaStream_t stream) {
-  constexpr uint64_t rows_of_block = uint64_t{landmark::warps} * landmark::rows;
-  const uint64_t most = static_cast<uint64_t>(multiprocessors()) * blocks_per_sm;
-  const uint64_t blocks = std::clamp<uint64_t>((topk.n + rows_of_block - 1) / rows_of_block, 1, most);
-  landmark_topk_kernel<registers>
-      <<<static_cast<unsigned>(blocks), landmark::threads, topk.dim * sizeof(float), stream>>>(topk);
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 size_t landmark_topk_workspace(uint32_t k) {
-  return sizeof(landmark::ScanState) + static_cast<size_t>(multiprocessors()) * blocks_per_sm * k * sizeof(uint64_t);
+  return sizeof(landmark::ScanState) + size_t{blocks_max()} * (landmark::few + k) * sizeof(uint64_t);
 }
 
 cudaError_t landmark_topk(const LandmarkTopK& topk, cudaStream_t stream) {
@@ -55,8 +58,12 @@ cudaError_t landmark_topk(const LandmarkTopK& topk, cudaStream_t stream) {
       topk.n >= 0xffffffffu)
     return cudaErrorInvalidValue;
   if (topk.n == 0) return cudaSuccess;
-  if (topk.k <= 32) return launch<1>(topk, stream);
-  return topk.k <= 64 ? launch<2>(topk, stream) : launch<4>(topk, stream);
+  const auto kernel = topk.k <= 32   ? landmark_topk_kernel<1>
+                      : topk.k <= 64 ? landmark_topk_kernel<2>
+                                     : landmark_topk_kernel<4>;
+  const Call call{topk, blocks_max()};
+  return landmark::launch(kernel, landmark::parts_of(topk.n, call.blocks_max), landmark::threads,
+                          topk.dim * sizeof(float), true, call, stream);
 }
 
 }  // namespace recalld::cuda

@@ -48,7 +48,8 @@ struct QueryState {
   float norm;   // an upper bound of the sum of the query's magnitudes
 };
 
-// All of the workspace but what finish() needs for a scan, which follows: lists [blocks + batch_max, k].
+// All of the workspace but what finish() needs for scans, which follows: heads [scan_parts, few] and lists
+// [scan_parts, k].
 struct Workspace {
   QueryState queries[landmark_topk_batch_max];
   landmark::ScanState scans[landmark_topk_batch_max];
@@ -61,7 +62,7 @@ struct Workspace {
 __host__ __device__ constexpr size_t candidates_at() {
   return (sizeof(Workspace) + 15) / 16 * 16;
 }
-__host__ __device__ constexpr size_t lists_at() {
+__host__ __device__ constexpr size_t heads_at() {
   return candidates_at() + size_t{landmark_topk_batch_max} * candidates_max * sizeof(Candidate);
 }
 
@@ -69,6 +70,7 @@ __host__ __device__ constexpr size_t lists_at() {
 struct Batch {
   LandmarkTopKBatch topk;
   uint32_t sample_stride;
+  uint32_t scan_parts;     // room for them: the finishing blocks and as many more as there are queries
   uint64_t sampled;        // landmarks
   uint32_t warp_groups;    // of a warp that scores the sample: 1, 4 or 8
   uint32_t sample_groups;  // of all its warps
@@ -78,8 +80,8 @@ struct Batch {
     auto* const all = reinterpret_cast<Candidate*>(static_cast<std::byte*>(topk.workspace) + candidates_at());
     return all + static_cast<size_t>(query) * candidates_max;
   }
-  __device__ uint64_t* lists() const {
-    return reinterpret_cast<uint64_t*>(static_cast<std::byte*>(topk.workspace) + lists_at());
+  __device__ uint64_t* heads() const {
+    return reinterpret_cast<uint64_t*>(static_cast<std::byte*>(topk.workspace) + heads_at());
   }
 };
 
@@ -244,6 +246,9 @@ __global__ void __launch_bounds__(score_threads, 1) score_all(Batch batch) {
       workspace.scans[threadIdx.x] = {};
       if (threadIdx.x == 0) workspace.magnitude = 0;
     }
+    for (uint32_t i = blockIdx.x * score_threads + threadIdx.x; i < batch.scan_parts * landmark::few;
+         i += gridDim.x * score_threads)
+      batch.heads()[i] = 0;
   } else if (threadIdx.x < blocks_of_queries * 8) {
     // What is no query has a floor that nothing reaches but where the margin is infinite; nobody looks at that.
     states[threadIdx.x] = threadIdx.x < topk.count ? workspace.queries[threadIdx.x] : QueryState{INFINITY, 0};
@@ -461,8 +466,11 @@ __global__ void __launch_bounds__(threads, 1) finish(Batch batch) {
   const LandmarkTopKBatch& topk = batch.topk;
   Workspace& workspace = batch.workspace();
   auto* const orders = reinterpret_cast<uint32_t*>(query_elements + topk.dim);
-  if (blockIdx.x < topk.count)
-    landmark::load_query(topk.queries + static_cast<size_t>(blockIdx.x) * topk.dim, topk.dim, query_elements);
+  if (blockIdx.x < topk.count) {
+    landmark::QueryPart part;
+    part.load(topk.queries + static_cast<size_t>(blockIdx.x) * topk.dim, topk.dim);
+    part.store(query_elements);
+  }
   landmark::await_kernel_before();
   if (blockIdx.x < topk.count) {
     const uint32_t count = workspace.counts[blockIdx.x];
@@ -478,25 +486,31 @@ __global__ void __launch_bounds__(threads, 1) finish(Batch batch) {
     if (workspace.counts[query] <= candidates_max) continue;
     if (before++ == turn) break;
   }
-  const uint32_t lists_each = (gridDim.x + full - 1) / full;
-  landmark::scan<registers>({.query = topk.queries + static_cast<size_t>(query) * topk.dim,
-                             .landmarks = topk.landmarks,
-                             .rows = nullptr,
-                             .n = topk.n,
-                             .dim = topk.dim,
-                             .k = topk.k,
-                             .dots = topk.dots + static_cast<size_t>(query) * topk.k,
-                             .chunks = topk.chunks + static_cast<size_t>(query) * topk.k,
-                             .state = &workspace.scans[query],
-                             .lists = batch.lists() + static_cast<size_t>(turn) * lists_each * topk.k,
-                             .part = part,
-                             .parts = (gridDim.x - turn + full - 1) / full},
-                            query_elements, lists);
+  const uint32_t parts_each = (gridDim.x + full - 1) / full;
+  landmark::scan<registers>(
+      {.query = topk.queries + static_cast<size_t>(query) * topk.dim,
+       .landmarks = topk.landmarks,
+       .rows = nullptr,
+       .n = topk.n,
+       .dim = topk.dim,
+       .k = topk.k,
+       .dots = topk.dots + static_cast<size_t>(query) * topk.k,
+       .chunks = topk.chunks + static_cast<size_t>(query) * topk.k,
+       .state = &workspace.scans[query],
+       .heads = batch.heads() + turn * parts_each * landmark::few,
+       .lists = batch.heads() + batch.scan_parts * landmark::few + static_cast<size_t>(turn) * parts_each * topk.k,
+       .part = part,
+       .parts = (gridDim.x - turn + full - 1) / full},
+      query_elements, lists);
 }
 
 // At least one a query.
 uint32_t finish_blocks() {
-  return std::max(static_cast<uint32_t>(multiprocessors()), landmark_topk_batch_max);
+  static_assert(landmark_topk_batch_max <= landmark::parts_max);
+  return std::clamp(static_cast<uint32_t>(multiprocessors()), landmark_topk_batch_max, landmark::parts_max);
+}
+uint32_t scan_parts() {
+  return finish_blocks() + landmark_topk_batch_max;
 }
 
 template <int blocks_of_queries>
@@ -506,6 +520,7 @@ cudaError_t enqueue(Batch batch, cudaStream_t stream) {
   const auto tiles_of = [](uint64_t rows) { return (rows + tile - 1) / tile; };
   // The more are wanted, the more are sampled, lest there be too many candidates.
   const uint64_t stride_max = std::clamp<uint64_t>(2048 / topk.k, 17, sample_stride_max);
+  batch.scan_parts = scan_parts();
   batch.sample_stride = static_cast<uint32_t>(std::clamp<uint64_t>(topk.n / sample_least, 1, stride_max));
   batch.sampled = (topk.n + batch.sample_stride - 1) / batch.sample_stride;
   const uint64_t sample_tiles = tiles_of(batch.sampled);
@@ -537,7 +552,7 @@ cudaError_t enqueue(Batch batch, cudaStream_t stream) {
 }  // namespace
 
 size_t landmark_topk_batch_workspace(uint32_t k) {
-  return lists_at() + (size_t{finish_blocks()} + landmark_topk_batch_max) * k * sizeof(uint64_t);
+  return heads_at() + size_t{scan_parts()} * (landmark::few + k) * sizeof(uint64_t);
 }
 
 cudaError_t landmark_topk_batch(const LandmarkTopKBatch& topk, cudaStream_t stream) {

@@ -22,7 +22,7 @@ struct LandmarkTopK {
   uint32_t k = 0;                   // 1 to landmark_topk_max
   float* dots = nullptr;            // [k], best first; of fewer landmarks than k, the first n
   uint64_t* chunks = nullptr;       // [k] indices of landmarks, of equals the lower one first
-  void* workspace = nullptr;        // of landmark_topk_workspace() bytes, zeroed before its first use
+  void* workspace = nullptr;        // of landmark_topk_workspace() bytes, at a multiple of 16, zeroed before first use
 };
 
 // Bytes. For any n and dim, on the current device.

@@ -121,6 +121,11 @@ class Best {
     note_least();
   }
 
+  // This lane's of the first 32.
+  __device__ __forceinline__ uint64_t first() const {
+    return slots_[0];
+  }
+
   __device__ __forceinline__ void store(uint64_t* keys, int lane) const {
 #pragma unroll
     for (int r = 0; r < registers; ++r) keys[r * warp + lane] = slots_[r];
@@ -178,12 +183,12 @@ __device__ __forceinline__ void write_best(const Best<registers>& best, uint64_t
   }
 }
 
-// What is read once: past the L1 cache, and with as much of a row at a time as the L2 cache can be told to fetch, since
-// the four threads of a row ask for 64 bytes of it. With plain loads the card reads at 0.85 of its rate, with these at
-// 0.98 (1 Mi rows of 1024, H100).
+// What is read once: as much of a row at a time as the L2 cache can be told to fetch, since the four threads of a row
+// ask for 64 bytes of it. With plain loads the card reads at 0.85 of its rate, with these at 0.98 (1 Mi rows of 1024,
+// H100). With L1::no_allocate the L2 cache would not keep it for the next query either.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
   uint4 data;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(data.x), "=r"(data.y), "=r"(data.z), "=r"(data.w)
                : "l"(from));
   return data;
@@ -212,23 +217,22 @@ __device__ __forceinline__ void add_steps(float (&sums)[8], const uint4* landmar
   for (int i = 0; i < count; ++i) add(sums, loaded[i], query + i * 32);
 }
 
-// Four threads share a row: each adds up eight of the 32 partial sums that define a score, from loads of 16 bytes.
-// Returns the score to all four.
-// landmark: [dim] bf16 · query: [dim] fp32, in shared memory
-__device__ __forceinline__ float score(const Bf16* landmark, const float* query, uint32_t dim, int lane) {
-  const int part = lane % row_threads;
-  const uint4* const from = reinterpret_cast<const uint4*>(landmark) + part;
-  const float* const query_part = query + 8 * part;
-  const uint32_t steps = dim / 32;
-  float sums[8] = {};
-  uint32_t step = 0;
-  for (; step + 16 <= steps; step += 16) add_steps<16>(sums, from + step * row_threads, query_part + step * 32);
+// Four threads share a row: each adds up eight of the 32 partial sums that define a score, from loads of 16 bytes. This
+// adds up a thread's part of the row from `step` on.
+// from: [steps, row_threads] · query: [steps, 32] fp32, in shared memory; both start at the thread's part
+__device__ __forceinline__ void add_row(float (&sums)[8], const uint4* from, const float* query, uint32_t step,
+                                        uint32_t steps) {
+  for (; step + 16 <= steps; step += 16) add_steps<16>(sums, from + step * row_threads, query + step * 32);
   if (step + 8 <= steps) {
-    add_steps<8>(sums, from + step * row_threads, query_part + step * 32);
+    add_steps<8>(sums, from + step * row_threads, query + step * 32);
     step += 8;
   }
-  for (; step < steps; ++step) add_steps<1>(sums, from + step * row_threads, query_part + step * 32);
-    // Neighbours first: within a thread, then with the next thread, then with the one after that.
+  for (; step < steps; ++step) add_steps<1>(sums, from + step * row_threads, query + step * 32);
+}
+
+// The score, to all four threads.
+__device__ __forceinline__ float sum_up(float (&sums)[8]) {
+  // Neighbours first: within a thread, then with the next thread, then with the one after that.
 #pragma unroll
   for (int width = 1; width < 8; width *= 2)
 #pragma unroll
@@ -239,11 +243,78 @@ __device__ __forceinline__ float score(const Bf16* landmark, const float* query,
   return dot;
 }
 
-// to: [dim], in shared memory; the block has to wait for all of it.
-__device__ __forceinline__ void load_query(const Bf16* query, uint32_t dim, float* to) {
-  for (uint32_t i = threadIdx.x; i < dim; i += threads)
-    to[i] = __uint_as_float(static_cast<uint32_t>(query[i].bits) << 16);
+__device__ __forceinline__ const uint4* part_of(const Bf16* landmark, int lane) {
+  return reinterpret_cast<const uint4*>(landmark) + lane % row_threads;
 }
+
+// landmark: [dim] bf16 · query: [dim] fp32, in shared memory
+__device__ __forceinline__ float score(const Bf16* landmark, const float* query, uint32_t dim, int lane) {
+  float sums[8] = {};
+  add_row(sums, part_of(landmark, lane), query + lane % row_threads * 8, 0, dim / 32);
+  return sum_up(sums);
+}
+
+// The first row that a thread has a part of: its start is loaded before the query is there.
+class FirstRow {
+ public:
+  __device__ __forceinline__ void load(const Bf16* landmark, uint32_t dim, int lane) {
+    from_ = part_of(landmark, lane);
+#pragma unroll
+    for (uint32_t i = 0; i < ahead; ++i)
+      if (i < dim / 32) ahead_[i] = load_once(from_ + i * row_threads);
+  }
+  // As score(), once.
+  __device__ __forceinline__ float score(const float* query, uint32_t dim, int lane) const {
+    const float* const query_part = query + lane % row_threads * 8;
+    float sums[8] = {};
+    if (dim >= ahead * 32) {
+#pragma unroll
+      for (uint32_t i = 0; i < ahead; ++i) add(sums, ahead_[i], query_part + i * 32);
+    } else {
+#pragma unroll
+      for (uint32_t i = 0; i < ahead; ++i)
+        if (i < dim / 32) add(sums, ahead_[i], query_part + i * 32);
+    }
+    add_row(sums, from_, query_part, ahead, dim / 32);
+    return sum_up(sums);
+  }
+
+ private:
+  static constexpr uint32_t ahead = 8;
+
+  const uint4* from_ = nullptr;
+  uint4 ahead_[ahead];
+};
+
+// A thread's part of a query, on its way to shared memory.
+class QueryPart {
+ public:
+  __device__ __forceinline__ void load(const Bf16* query, uint32_t dim) {
+    query_ = query;
+    dim_ = dim;
+#pragma unroll
+    for (uint32_t i = 0; i < ahead; ++i)
+      if (threadIdx.x + i * threads < dim_) ahead_[i] = query[threadIdx.x + i * threads];
+  }
+  // to: [dim] fp32; the block has to wait for all of it.
+  __device__ __forceinline__ void store(float* to) const {
+#pragma unroll
+    for (uint32_t i = 0; i < ahead; ++i)
+      if (threadIdx.x + i * threads < dim_) to[threadIdx.x + i * threads] = as_float(ahead_[i]);
+    for (uint32_t i = threadIdx.x + ahead * threads; i < dim_; i += threads) to[i] = as_float(query_[i]);
+  }
+
+ private:
+  static constexpr uint32_t ahead = 4;
+
+  __device__ static float as_float(Bf16 value) {
+    return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+  }
+
+  const Bf16* query_;
+  uint32_t dim_;
+  Bf16 ahead_[ahead];
+};
 
 // A number that at least k of the values have or exceed, and the greatest such one but for its last 12 bits, which are
 // 0; 0 for fewer values than k. For a whole block, all threads of which get it. values: [count] and counts: [32], in
@@ -273,12 +344,36 @@ __device__ __forceinline__ uint32_t kth_greatest(const uint32_t* values, uint32_
   return found;
 }
 
+// How many of the 64 keys are better than number threadIdx.x / 4; they differ, but for zeros. For a whole block of
+// `threads`. keys: [64], in shared memory
+__device__ __forceinline__ uint32_t rank_among(const uint64_t* keys, uint64_t own) {
+  uint32_t better = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const ulonglong2 pair = *reinterpret_cast<const ulonglong2*>(keys + 8 * i + threadIdx.x % 4 * 2);
+    better += (pair.x > own) + (pair.y > own);
+  }
+  better += __shfl_xor_sync(everyone, better, 1);
+  return better + __shfl_xor_sync(everyone, better, 2);
+}
+
 // What the blocks of a scan tell each other; zero before it and after it.
 struct ScanState {
   unsigned long long floor;  // at least k keys are no worse
-  uint32_t ended;            // blocks, until all have
+  uint32_t started;          // blocks
   uint32_t unused;
 };
+
+inline constexpr uint32_t few = 8;          // the most that are found on the short way
+inline constexpr uint64_t no_landmark = 1;  // a key below every landmark's
+inline constexpr uint32_t parts_max = threads;
+static_assert(rows == few);
+
+// Of a scan of n landmarks by at most so many blocks.
+__host__ __device__ inline uint32_t parts_of(uint64_t n, uint32_t most) {
+  const uint64_t tiles = (n + rows - 1) / rows;
+  return static_cast<uint32_t>(tiles < 1 ? 1 : tiles < most ? tiles : most);
+}
 
 struct Scan {
   const Bf16* query;
@@ -289,88 +384,240 @@ struct Scan {
   float* dots;
   uint64_t* chunks;
   ScanState* state;
-  uint64_t* lists;       // [parts, k]
-  uint32_t part, parts;  // this block's, and how many blocks take part
+  uint64_t* heads;       // [parts, few], at a multiple of 16 bytes: zero before the scan and after it
+  uint64_t* lists;       // [parts, k]; not used on the short way
+  uint32_t part, parts;  // this block's, and how many blocks take part, parts_max at most
+
+  __device__ uint64_t* head(uint32_t of_part) const { return heads + of_part * few; }
+  __device__ uint64_t* list(uint32_t of_part) const { return lists + static_cast<uint64_t>(of_part) * k; }
+  __device__ uint32_t found() const { return static_cast<uint32_t>(min(n, static_cast<uint64_t>(k))); }
 };
 
-// One pass over landmarks by all blocks of the scan. A warp has eight rows at a time and keeps its k best in
-// registers; blocks merge those of their warps, and the last block to end merges those of the blocks. Whoever has found
-// k tells all others the least of them: what is worse than that they need not look at. Nor need the last block look at
-// what is worse than the k-th best of the blocks' best.
-// query: [dim] fp32 · lists: [warps / 2, slots], both in shared memory
+// Takes this thread's block's list, best first, as soon as it is there, and leaves zeros; zeros where there is no such
+// block.
+__device__ __forceinline__ void take_list(const Scan& scan, uint64_t (&keys)[few]) {
+#pragma unroll
+  for (uint64_t& key : keys) key = 0;
+  if (threadIdx.x >= scan.parts) return;
+  uint64_t* const list = scan.head(threadIdx.x);
+  bool there = false;
+  while (!there) {
+    there = true;
+#pragma unroll
+    for (uint32_t i = 0; i < few; i += 2)
+      asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                   : "=l"(keys[i]), "=l"(keys[i + 1])
+                   : "l"(list + i)
+                   : "memory");
+#pragma unroll
+    for (const uint64_t key : keys) there = there && key != 0;
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < few; i += 2) *reinterpret_cast<ulonglong2*>(list + i) = {0, 0};
+}
+
+// Of the lists of a warp's threads, best first, tells the `few` best. What is number j of the list whose head is number
+// r of the heads, from 0, has r + j better ones at least: no others need be compared.
+// heads: [warp], chosen: [chosen_max] scratch of the warp, at multiples of 16 bytes · best: [few] zeros, all in shared
+// memory
+inline constexpr uint32_t chosen_max = few * (few + 1) / 2;
+__device__ __forceinline__ void merge_lanes(const uint64_t (&list)[few], uint64_t* heads, uint64_t* chosen,
+                                            uint64_t* best, int lane) {
+  static_assert(chosen_max <= 2 * warp);
+  heads[lane] = list[0];
+  chosen[lane] = 0;
+  if (lane + warp < static_cast<int>(chosen_max)) chosen[lane + warp] = 0;
+  __syncwarp();
+  uint32_t rank = 0;
+#pragma unroll
+  for (int i = 0; i < warp; i += 2) {
+    const ulonglong2 pair = *reinterpret_cast<const ulonglong2*>(heads + i);
+    rank += (pair.x > list[0]) + (pair.y > list[0]);
+  }
+  if (rank < few && list[0] > no_landmark) {
+    uint64_t* const to = chosen + rank * (2 * few + 1 - rank) / 2;
+#pragma unroll
+    for (uint32_t j = 0; j < few; ++j)
+      if (rank + j < few) to[j] = list[j];
+  }
+  __syncwarp();
+  const uint64_t own[2] = {chosen[lane], lane + warp < static_cast<int>(chosen_max) ? chosen[lane + warp] : 0};
+  uint32_t ranks[2] = {};
+#pragma unroll
+  for (uint32_t i = 0; i < chosen_max; i += 2) {
+    const ulonglong2 pair = *reinterpret_cast<const ulonglong2*>(chosen + i);
+#pragma unroll
+    for (int which = 0; which < 2; ++which) ranks[which] += (pair.x > own[which]) + (pair.y > own[which]);
+  }
+#pragma unroll
+  for (int which = 0; which < 2; ++which)
+    if (ranks[which] < few && own[which] > no_landmark) best[ranks[which]] = own[which];
+}
+
+// The short way for no more than `few`: keys by their ranks instead of lists kept in order. A slot of a block's list is
+// its own sign that it has been written, so nobody waits for a fence.
+// keys: [64] in shared memory · count: of them that are not zero
+__device__ __forceinline__ void tell_few(const Scan& scan, const uint64_t* keys, uint32_t count, bool has_told_floor) {
+  const uint64_t own = keys[threadIdx.x / 4];
+  const uint32_t rank = rank_among(keys, own);
+  // The next call's floor must not be what this one's blocks tell.
+  if (has_told_floor) __threadfence();
+  uint64_t* const list = scan.head(scan.part);
+  const auto tell = [&](uint32_t slot, uint64_t key) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(list + slot), "l"(key) : "memory");
+  };
+  if (threadIdx.x % 4 == 0 && own != 0 && rank < scan.k) tell(rank, own);
+  if (threadIdx.x < few && threadIdx.x >= min(count, scan.k)) tell(threadIdx.x, no_landmark);
+}
+// scratch: [warps, warp + chosen_max] · keys: [64] zeros, both in shared memory
+__device__ __forceinline__ void merge_few(const Scan& scan, uint64_t* scratch, uint64_t* keys, int in_block, int lane,
+                                          bool has_told_floor) {
+  uint64_t list[few];
+  take_list(scan, list);
+  if (has_told_floor) __threadfence();
+  uint64_t* const heads = scratch + in_block * (warp + chosen_max);
+  merge_lanes(list, heads, heads + warp, keys + in_block * few, lane);
+  __syncthreads();
+  if (threadIdx.x == 0) *scan.state = {};
+  const uint64_t own = keys[threadIdx.x / 4];
+  const uint32_t rank = rank_among(keys, own);
+  if (threadIdx.x % 4 != 0 || own == 0 || rank >= scan.k) return;
+  scan.dots[rank] = dot_of(own);
+  scan.chunks[rank] = row_of(own);
+}
+
+// For more than `few`.
 template <int registers>
-__device__ __forceinline__ void scan(const Scan& scan, float* query, uint64_t* lists) {
-  __shared__ bool is_last;
-  const int lane = static_cast<int>(threadIdx.x) % warp, in_block = static_cast<int>(threadIdx.x) / warp;
-  const uint32_t k = scan.k;
-  const uint64_t stride = static_cast<uint64_t>(scan.parts) * warps * rows;
-  const uint64_t begin = (static_cast<uint64_t>(scan.part) * warps + in_block) * rows;
-  // The first rows are on their way while the query is.
-  if (const uint64_t row = begin + lane / row_threads; row < scan.n && scan.rows == nullptr) {
-    constexpr uint32_t line = 128 / sizeof(Bf16), lines_ahead = 16;
-    for (uint32_t i = lane % row_threads * line; i < min(scan.dim, lines_ahead * line); i += row_threads * line)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(scan.landmarks + row * scan.dim + i));
-  }
-  load_query(scan.query, scan.dim, query);
-  __syncthreads();
-
-  Best<registers> best(k);
-  for (uint64_t first = begin; first < scan.n; first += stride) {
-    const uint64_t floor = __ldcg(&scan.state->floor);
-    const uint64_t at = first + lane / row_threads;
-    const bool there = at < scan.n;
-    const auto place = static_cast<uint32_t>(there ? at : scan.n - 1);
-    const uint32_t row = scan.rows == nullptr ? place : scan.rows[place];
-    const float dot = score(scan.landmarks + static_cast<uint64_t>(row) * scan.dim, query, scan.dim, lane);
-    best.raise(floor);
-    best.offer(there && lane % row_threads == 0 ? key_of(dot, row) : 0, lane);
-    if (lane == 0 && best.least() > floor) atomicMax(&scan.state->floor, static_cast<unsigned long long>(best.least()));
-  }
-
+__device__ __forceinline__ void tell_many(const Scan& scan, Best<registers>& best, uint64_t* lists, int in_block,
+                                          int lane) {
   merge_warps(best, lists, in_block, lane);
-  if (in_block == 0) {
-    best.store(lists, lane);
-    __syncwarp();
-    uint64_t* const mine = scan.lists + static_cast<uint64_t>(scan.part) * k;
-    for (uint32_t i = lane; i < k; i += warp) mine[i] = lists[i];
-    __threadfence();
-    if (lane == 0) is_last = atomicAdd(&scan.state->ended, 1) + 1 == scan.parts;
-  }
-  __syncthreads();
-  if (!is_last) return;
-
-  __threadfence();
+  if (in_block != 0) return;
+  best.store(lists, lane);
+  __syncwarp();
+  uint64_t* const list = scan.list(scan.part);
+  for (uint32_t i = lane; i < scan.k; i += warp) list[i] = lists[i];
+  __syncwarp();
+  // The head tells that the list is there.
+  if (lane == 0)
+    asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(scan.head(scan.part)), "l"(max(lists[0], no_landmark))
+                 : "memory");
+}
+template <int registers>
+__device__ __forceinline__ void merge_many(const Scan& scan, uint64_t* lists, int in_block, int lane) {
+  const uint32_t k = scan.k;
   Best<registers> all(k);
-  // This thread's greatest head of a list; then a number that k threads' heads have or exceed, close to the k-th.
+  // The head of this thread's block's list; then a number that k threads' heads have or exceed, close to the k-th. What
+  // is worse than the k-th best of the blocks' best need not be looked at.
   uint32_t head = 0, kth_head = 0;
-  for (uint32_t part = threadIdx.x; part < scan.parts; part += threads)
-    head = max(head, static_cast<uint32_t>(__ldcg(scan.lists + static_cast<uint64_t>(part) * k) >> 32));
+  if (threadIdx.x < scan.parts) {
+    uint64_t* const from = scan.head(threadIdx.x);
+    uint64_t key = 0;
+    while (key == 0) asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(key) : "l"(from) : "memory");
+    *from = 0;
+    head = static_cast<uint32_t>(key >> 32);
+  }
   for (int bit = 31; bit >= 12; --bit) {
     const uint32_t tried = kth_head | 1u << bit;
     if (static_cast<uint32_t>(__syncthreads_count(head >= tried)) >= k) kth_head = tried;
   }
   const uint64_t floor = max(static_cast<uint64_t>(__ldcg(&scan.state->floor)), static_cast<uint64_t>(kth_head) << 32);
   // What equals the floor counts.
-  all.raise(floor == 0 ? 0 : floor - 1);
-  for (uint32_t first = in_block * warp; first < scan.parts; first += threads) {
-    const bool there = first + lane < scan.parts;
-    const uint64_t* const list = scan.lists + static_cast<uint64_t>(there ? first + lane : 0) * k;
-    // Every list goes from the best down.
-    constexpr uint32_t ahead = 8;
-    bool more = there;
-    for (uint32_t i = 0; __any_sync(everyone, more); i += ahead) {
-      uint64_t keys[ahead];
+  all.raise(floor == 0 ? no_landmark : floor - 1);
+  bool more = threadIdx.x < scan.parts;
+  const uint64_t* const list = scan.list(more ? threadIdx.x : 0);
+  // Every list goes from the best down.
+  constexpr uint32_t ahead = 8;
+  for (uint32_t i = 0; __any_sync(everyone, more); i += ahead) {
+    uint64_t keys[ahead];
 #pragma unroll
-      for (uint32_t j = 0; j < ahead; ++j) keys[j] = more && i + j < k ? __ldcg(list + i + j) : 0;
+    for (uint32_t j = 0; j < ahead; ++j) keys[j] = more && i + j < k ? __ldcg(list + i + j) : 0;
 #pragma unroll
-      for (uint32_t j = 0; j < ahead; ++j) all.offer(keys[j], lane);
-      more = keys[ahead - 1] != 0 && keys[ahead - 1] >= floor;
-    }
+    for (uint32_t j = 0; j < ahead; ++j) all.offer(keys[j], lane);
+    more = keys[ahead - 1] != 0 && keys[ahead - 1] >= floor;
   }
   merge_warps(all, lists, in_block, lane);
-  if (in_block != 0) return;
-  write_best(all, lists, static_cast<uint32_t>(min(scan.n, static_cast<uint64_t>(k))), scan.dots, scan.chunks, lane);
-  if (lane == 0) *scan.state = {};
+  if (threadIdx.x == 0) *scan.state = {};
+  if (in_block == 0) write_best(all, lists, scan.found(), scan.dots, scan.chunks, lane);
+}
+
+// One pass over landmarks by all blocks of the scan. A warp has eight rows at a time and keeps its k best in
+// registers; blocks merge those of their warps, and the block that was the last to start merges those of the blocks, as
+// soon as they tell: it waits for none that does not run yet. Whoever has found k tells all others the least of them:
+// what is worse than that they need not look at.
+// query: [dim] fp32 · lists: [warps / 2, slots], both in shared memory
+template <int registers>
+__device__ __forceinline__ void scan(const Scan& scan, float* query, uint64_t* lists) {
+  __shared__ __align__(16) uint64_t keys[2][warps * few], scratch[warps * (warp + chosen_max)];
+  __shared__ bool is_merger;
+  const int lane = static_cast<int>(threadIdx.x) % warp, in_block = static_cast<int>(threadIdx.x) / warp;
+  const uint32_t k = scan.k;
+  const uint64_t stride = static_cast<uint64_t>(scan.parts) * warps * rows;
+  const bool is_few = registers == 1 && k <= few, once = stride >= scan.n;
+  // So few landmarks are spread over all blocks.
+  const uint64_t begin = (once ? static_cast<uint64_t>(in_block) * scan.parts + scan.part
+                               : static_cast<uint64_t>(scan.part) * warps + in_block) *
+                         rows;
+  await_kernel_before();
+  // Loads come back in order: what is needed first is asked for first.
+  QueryPart query_part;
+  query_part.load(scan.query, scan.dim);
+  const auto row_at = [&](uint64_t first) {
+    const auto place = static_cast<uint32_t>(min(first + lane / row_threads, scan.n - 1));
+    return scan.rows == nullptr ? place : scan.rows[place];
+  };
+  const auto landmark = [&](uint32_t row) { return scan.landmarks + static_cast<uint64_t>(row) * scan.dim; };
+  uint32_t row = 0;
+  FirstRow first_row;
+  if (begin < scan.n) {
+    row = row_at(begin);
+    first_row.load(landmark(row), scan.dim, lane);
+  }
+  uint32_t started_before = 0;
+  if (threadIdx.x == 0) started_before = atomicAdd(&scan.state->started, 1);
+  query_part.store(query);
+  if (threadIdx.x < warps * few) keys[0][threadIdx.x] = keys[1][threadIdx.x] = 0;
+  __syncthreads();
+
+  Best<registers> best(k);
+  bool has_key = false;
+  const auto key = [&](float dot, uint64_t first) {
+    const bool offers = first + lane / row_threads < scan.n && lane % row_threads == 0;
+    return offers ? key_of(dot, row) : 0;
+  };
+  const auto offer = [&](float dot, uint64_t first, uint64_t floor) {
+    best.raise(floor);
+    best.offer(key(dot, first), lane);
+    if (!once && lane == 0 && best.least() > floor)
+      atomicMax(&scan.state->floor, static_cast<unsigned long long>(best.least()));
+  };
+  if (begin < scan.n) {
+    const float dot = first_row.score(query, scan.dim, lane);
+    if (is_few && once) {
+      const uint64_t own = key(dot, begin);
+      has_key = own != 0;
+      if (has_key) keys[0][in_block * rows + lane / row_threads] = own;
+    } else {
+      offer(dot, begin, 0);
+    }
+  }
+  for (uint64_t first = begin + stride; first < scan.n; first += stride) {
+    const uint64_t floor = __ldcg(&scan.state->floor);
+    row = row_at(first);
+    offer(score(landmark(row), query, scan.dim, lane), first, floor);
+  }
+
+  if (threadIdx.x == 0) is_merger = started_before + 1 == scan.parts;
+  if (is_few) {
+    if (!once && lane < static_cast<int>(few)) {
+      has_key = best.first() != 0;
+      keys[0][in_block * few + lane] = best.first();
+    }
+    tell_few(scan, keys[0], static_cast<uint32_t>(__syncthreads_count(has_key)), !once);
+    if (is_merger) merge_few(scan, scratch, keys[1], in_block, lane, !once);
+  } else {
+    tell_many(scan, best, lists, in_block, lane);
+    if (is_merger) merge_many<registers>(scan, lists, in_block, lane);
+  }
 }
 
 }  // namespace recalld::cuda::landmark

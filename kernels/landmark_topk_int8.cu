@@ -41,7 +41,12 @@ struct Workspace {
   uint32_t groups[groups_max];
   Candidate found[candidates_max];
   uint32_t rows[candidates_max];  // what is kept
+
+  // Behind this: heads [blocks, few] and lists [blocks, k] of the scan.
+  __device__ uint64_t* heads() { return reinterpret_cast<uint64_t*>(this + 1); }
 };
+
+static_assert(sizeof(Workspace) % 16 == 0);
 
 struct Search {
   LandmarkTopKInt8 topk;
@@ -49,6 +54,7 @@ struct Search {
   uint64_t sampled;      // landmarks
   uint32_t warp_groups;  // of a warp that looks at the sample: 1 or 8
   uint32_t groups;       // of all its warps
+  uint32_t rescore_blocks;
 
   __device__ Workspace& workspace() const { return *static_cast<Workspace*>(topk.workspace); }
 };
@@ -166,9 +172,14 @@ __global__ void __launch_bounds__(threads, blocks_per_sm) score_codes(Search sea
   landmark::let_next_kernel_start();
   const Query query = load_query(topk.query, topk.dim, bytes);
   landmark::await_kernel_before();
-  if (sample && blockIdx.x == 0 && threadIdx.x == 0) {
-    workspace.scan = {};
-    workspace.candidates = workspace.kept = 0;
+  if constexpr (sample) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+      workspace.scan = {};
+      workspace.candidates = workspace.kept = 0;
+    }
+    for (uint32_t i = blockIdx.x * threads + threadIdx.x; i < search.rescore_blocks * landmark::few;
+         i += gridDim.x * threads)
+      workspace.heads()[i] = 0;
   }
   const uint32_t floor = sample ? 0 : workspace.floor;
   const uint64_t n = sample ? search.sampled : topk.n;
@@ -248,8 +259,7 @@ __global__ void __launch_bounds__(threads, blocks_per_sm) rescore(Search search)
   landmark::await_kernel_before();
   const bool all = workspace.kept > candidates_max;
   const uint64_t n = all ? topk.n : workspace.kept;
-  const auto parts = static_cast<uint32_t>(
-      min(static_cast<uint64_t>(gridDim.x), max((n + warps * rows - 1) / (warps * rows), uint64_t{1})));
+  const uint32_t parts = landmark::parts_of(n, gridDim.x);
   if (blockIdx.x >= parts) return;
   landmark::scan<registers>({.query = topk.query,
                              .landmarks = topk.landmarks,
@@ -260,7 +270,8 @@ __global__ void __launch_bounds__(threads, blocks_per_sm) rescore(Search search)
                              .dots = topk.dots,
                              .chunks = topk.chunks,
                              .state = &workspace.scan,
-                             .lists = reinterpret_cast<uint64_t*>(&workspace + 1),
+                             .heads = workspace.heads(),
+                             .lists = workspace.heads() + gridDim.x * landmark::few,
                              .part = blockIdx.x,
                              .parts = parts},
                             query, lists);
@@ -286,10 +297,14 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
+uint32_t rescore_blocks() {
+  return std::min<uint32_t>(multiprocessors() * blocks_per_sm, landmark::parts_max);
+}
+
 }  // namespace
 
 size_t landmark_topk_int8_workspace(uint32_t k) {
-  return sizeof(Workspace) + static_cast<size_t>(multiprocessors()) * blocks_per_sm * k * sizeof(uint64_t);
+  return sizeof(Workspace) + size_t{rescore_blocks()} * (landmark::few + k) * sizeof(uint64_t);
 }
 
 cudaError_t landmark_topk_int8(const LandmarkTopKInt8& topk, cudaStream_t stream) {
@@ -312,6 +327,7 @@ cudaError_t landmark_topk_int8(const LandmarkTopKInt8& topk, cudaStream_t stream
     return static_cast<uint32_t>(std::clamp<uint64_t>((of_rows + warps * rows - 1) / (warps * rows), 1, most));
   };
   const uint32_t most = multiprocessors() * blocks_per_sm;
+  search.rescore_blocks = rescore_blocks();
   const size_t query_bytes = 2 * size_t{topk.dim};
   // All sample blocks, also when they have no row, so that a group is where it is sought.
   cudaError_t status = launch(score_codes<true>, sample_blocks, threads, query_bytes, false, search, stream);
@@ -323,7 +339,7 @@ cudaError_t landmark_topk_int8(const LandmarkTopKInt8& topk, cudaStream_t stream
   status = launch(prune, 1, prune_threads, 0, true, search, stream);
   if (status != cudaSuccess) return status;
   const auto kernel = topk.k <= 32 ? rescore<1> : topk.k <= 64 ? rescore<2> : rescore<4>;
-  return launch(kernel, most, threads, topk.dim * sizeof(float), true, search, stream);
+  return launch(kernel, search.rescore_blocks, threads, topk.dim * sizeof(float), true, search, stream);
 }
 
 cudaError_t landmarks_to_int8(const Bf16* landmarks, uint64_t n, uint32_t dim, int8_t* codes, float* scales,

@@ -31,7 +31,8 @@ class Linear {
   // x: [rows, in] Bf16 or float by type · y: [rows, out]. Several threads may run it at once.
   void run(const void* x, float* y) const;
 
-  // The same with this many rows, rows() or rows_few; the bits of a row may differ between the two.
+  // The same with this many rows, rows() or rows_few; the bits of a row may differ between the two. Of rows_few, a
+  // row's do not depend on its place, nor on the others.
   void run(const void* x, float* y, size_t of_rows) const;
 
   size_t rows() const;

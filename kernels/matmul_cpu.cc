@@ -86,7 +86,19 @@ class Matmul {
 
 }  // namespace
 
+namespace {
+
+// Rows of the small product that the library computes alike: its AVX2 kernel takes six, and what is left by another
+// way, so that eight rows would not all have the bits that they have in the first place.
+size_t few_at_once() {
+  cpu_isa();
+  return dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core ? Linear::rows_few : Linear::rows_few / 2;
+}
+
+}  // namespace
+
 struct Linear::Impl {
+  ProductType type;
   size_t rows, out, in;
   Matmul matmul, few;
   memory weights, few_weights;  // one and the same where both products want the same layout
@@ -103,7 +115,7 @@ Linear Linear::pack(ProductType type, size_t rows, size_t out, size_t in, const 
                   {{dim(of_rows), dim(out)}, memory::data_type::f32, memory::format_tag::ab});
   };
   const memory::desc any({dim(in), dim(out)}, data_type(type), memory::format_tag::any);
-  Matmul matmul = product(rows, any), few = product(rows_few, any);
+  Matmul matmul = product(rows, any), few = product(few_at_once(), any);
   // The checkpoint has [out, in]; the library reorders into whatever layout its kernel for this shape wants.
   std::vector<float> plain(out * in);
   for (size_t i = 0; i < plain.size(); ++i) plain[i] = to_float(weights[i]);
@@ -117,7 +129,7 @@ Linear Linear::pack(ProductType type, size_t rows, size_t out, size_t in, const 
   memory of_rows = packed(matmul.weights());
   memory of_few = few.weights() == matmul.weights() ? of_rows : packed(few.weights());
   return Linear(std::make_unique<Impl>(
-      Impl{rows, out, in, std::move(matmul), std::move(few), std::move(of_rows), std::move(of_few)}));
+      Impl{type, rows, out, in, std::move(matmul), std::move(few), std::move(of_rows), std::move(of_few)}));
 }
 
 void Linear::run(const void* x, float* y) const {
@@ -126,7 +138,11 @@ void Linear::run(const void* x, float* y) const {
 void Linear::run(const void* x, float* y, size_t of_rows) const {
   assert(of_rows == impl_->rows || of_rows == rows_few);
   if (of_rows == impl_->rows) return run(x, y);
-  impl_->few.run(x, impl_->few_weights.get_data_handle(), y);
+  const size_t at_once = few_at_once();
+  const size_t row_bytes = impl_->in * (impl_->type == ProductType::bf16 ? sizeof(Bf16) : sizeof(float));
+  for (size_t row = 0; row < rows_few; row += at_once)
+    impl_->few.run(static_cast<const char*>(x) + row * row_bytes, impl_->few_weights.get_data_handle(),
+                   y + row * impl_->out);
 }
 size_t Linear::rows() const {
   return impl_->rows;

@@ -150,6 +150,7 @@ __device__ __forceinline__ float softplus(float x) {
 constexpr int decay_warps = 8;  // heads of one thread block: their dt share sectors
 
 __global__ void __launch_bounds__(decay_warps* warp) decays_kernel(const __grid_constant__ Window window) {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
   const uint32_t block = blockIdx.x, lane = threadIdx.x % warp;
   const uint32_t head = blockIdx.y * decay_warps + threadIdx.x / warp;
   uint32_t p = 0;
@@ -228,6 +229,7 @@ __global__ void __launch_bounds__(states_threads) states_kernel(const __grid_con
   const size_t first_at = static_cast<size_t>(part.first_block) * window.heads + head;
   const Bf16* const rows = window.xbc + static_cast<size_t>(part.first) * window.channels;
 
+  asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;");
 
   // The states before these blocks have been written, by threads that have passed a barrier since. A fence takes about
@@ -594,11 +596,11 @@ int multiprocessors() {
   return count;
 }
 
-// `beside`: it may start as soon as all thread blocks of the kernel ahead of it in the stream have.
+// It may start as soon as all thread blocks of the kernel ahead of it in the stream have let it, or have ended.
 template <class... Args>
-cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, int threads, size_t shared_bytes, bool beside,
-                          cudaStream_t stream, const Args&... args) {
-  // A multiprocessor cannot divide its memory anew while thread blocks run, so both kernels ask for the same.
+cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
+                          const Args&... args) {
+  // A multiprocessor cannot divide its memory anew while thread blocks run, so all kernels ask for the same.
   for (const auto& [attribute, value] :
        {std::pair{cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)},
         std::pair{cudaFuncAttributePreferredSharedMemoryCarveout, static_cast<int>(cudaSharedmemCarveoutMaxShared)}})
@@ -612,19 +614,22 @@ cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, int threads, size_
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = beside ? 1 : 0;
+  config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 template <int state_size>
 cudaError_t launch(const Window& window, cudaStream_t stream) {
-  decays_kernel<<<dim3(window.blocks, (window.heads + decay_warps - 1) / decay_warps), decay_warps * warp, 0, stream>>>(
-      window);
-  if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess) return status;
-  // Not beside decays_kernel: its thread blocks would crowd where others leave room, and the slowest one counts.
+  if (const cudaError_t status =
+          launch_kernel(decays_kernel, dim3(window.blocks, (window.heads + decay_warps - 1) / decay_warps),
+                        decay_warps * warp, 0, stream, window);
+      status != cudaSuccess)
+    return status;
+  // It comes when all of decays_kernel's thread blocks have ended: beside them, its own would crowd where they leave
+  // room, and the slowest one counts.
   if (const cudaError_t status =
           launch_kernel(states_kernel<state_size>, dim3(state_size / state_rows, window.heads, window.part_count),
-                        states_threads, states_rounds * states_blocks * sizeof(StatesStage), false, stream, window);
+                        states_threads, states_rounds * states_blocks * sizeof(StatesStage), stream, window);
       status != cudaSuccess)
     return status;
   // A group shares its scores, but the card must be filled.
@@ -632,7 +637,7 @@ cudaError_t launch(const Window& window, cudaStream_t stream) {
   const auto wanted = static_cast<uint32_t>(multiprocessors()) * 6;
   while (group > 1 && window.blocks * ((window.heads + group - 1) / group) < wanted) group /= 2;
   return launch_kernel(outputs_kernel<state_size>, dim3((window.heads + group - 1) / group, window.blocks),
-                       outputs_threads, sizeof(OutputsShared<state_size>), true, stream, window, group);
+                       outputs_threads, sizeof(OutputsShared<state_size>), stream, window, group);
 }
 
 // ---- One token ----

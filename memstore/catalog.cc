@@ -304,6 +304,12 @@ void Catalog::Database::steer_compactions() {
 
 // ---- Reading
 
+uint64_t Catalog::version() const {
+  // Both only grow, so that no two states have the same sum.
+  const std::lock_guard lock(database_->state_mutex);
+  return database_->db->GetLatestSequenceNumber() + database_->remakes;
+}
+
 Expected<std::optional<std::string>> Catalog::get(Family family, std::string_view key) const {
   rocksdb::PinnableSlice stored;
   const auto handle = database_->family(family);

@@ -100,6 +100,9 @@ class Catalog {
   // Why writes are refused now; nothing when they are not.
   std::optional<Error> refuses_writes() const;
 
+  // Another number after every change. Rows that were read after it was asked for are still the same while it is.
+  uint64_t version() const;
+
   // The value of a key; nothing when there is none.
   Expected<std::optional<std::string>> get(Family family, std::string_view key) const;
 

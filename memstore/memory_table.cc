@@ -10,6 +10,15 @@
 namespace recalld {
 namespace {
 
+// Kept in RAM: so many records, each with at most so many gaps and extents. These are some hundred KiB at the most.
+constexpr size_t recent_max = 16;
+constexpr size_t recent_parts_max = 256;
+
+size_t parts(const MemoryRecord& record) {
+  const auto of = [](const Layout& layout) { return layout.gaps.gaps().size() + layout.extents.size(); };
+  return of(record.serving.layout) + (record.next ? of(record.next->layout) : 0);
+}
+
 Error damaged_row(MemoryId id) {
   return {ErrorKind::corrupt, "read memory " + std::to_string(id) +
                                   ": one of its rows is missing or no such row; restore the store from a backup"};
@@ -80,6 +89,22 @@ Expected<MemoryRecord> MemoryTable::record(MemoryId id) const {
   record.journal = *std::move(journal);
   if (next_encoding.has_value() != next_layout.has_value()) return std::unexpected(damaged_row(id));
   if (next_layout) record.next = {*next_encoding, *std::move(next_layout)};
+  return record;
+}
+
+Expected<std::shared_ptr<const MemoryRecord>> MemoryTable::recent(MemoryId id) const {
+  const uint64_t version = catalog_.version();
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::ranges::find(recent_, id, [](const Recent& of) { return of.record->id; });
+    if (found != recent_.end() && found->version == version) return found->record;
+  }
+  RECALLD_TRY(MemoryRecord read, record(id));
+  auto record = std::make_shared<const MemoryRecord>(std::move(read));
+  const std::lock_guard lock(mutex_);
+  std::erase_if(recent_, [&](const Recent& of) { return of.record->id == id || of.version < version; });
+  if (recent_.size() == recent_max) recent_.erase(recent_.begin());
+  if (parts(*record) <= recent_parts_max) recent_.push_back({version, record});
   return record;
 }
 

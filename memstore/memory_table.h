@@ -1,8 +1,10 @@
-// The memories that there are, as rows of the catalog. Nothing is kept in RAM, so that their number costs none: what is
-// used often lies in the catalog's cache of blocks.
+// The memories that there are, as rows of the catalog. Their number costs no RAM: a few are kept that were read last,
+// as long as nothing is written, and what else is used often lies in the catalog's cache of blocks.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -47,6 +49,9 @@ class MemoryTable {
   Expected<MemoryRecord> record(MemoryId id) const;            // not_found
   Expected<MemoryRecord> record(std::string_view name) const;  // not_found
 
+  // The same as record(id); what was read last is given again while the catalog has not changed.
+  Expected<std::shared_ptr<const MemoryRecord>> recent(MemoryId id) const;
+
   struct Page {
     std::vector<MemoryId> memories;  // by name
     std::string next;                // the name to go on after; empty: the end
@@ -66,7 +71,14 @@ class MemoryTable {
   static void stage_next(MemoryId id, const std::optional<Generation>& next, Catalog::Batch& rows);
 
  private:
+  struct Recent {
+    uint64_t version = 0;                        // of the catalog, before it was read
+    std::shared_ptr<const MemoryRecord> record;  // shared with those who read by it
+  };
+
   const Catalog& catalog_;
+  mutable std::mutex mutex_;            // guards what follows
+  mutable std::vector<Recent> recent_;  // what was read first comes first
 };
 
 }  // namespace recalld

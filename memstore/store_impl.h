@@ -37,12 +37,12 @@ class Store::Impl {
   // Reads from a memory that may be changed or removed meanwhile: what is then missing or torn is no damage.
   template <class Read>
   auto read(MemoryId id, Read read_from) const -> decltype(read_from(std::declval<const MemoryRecord&>())) {
-    RECALLD_TRY(MemoryRecord record, table.record(id));
+    RECALLD_TRY(auto record, table.recent(id));
     while (true) {
-      auto result = read_from(record);
+      auto result = read_from(*record);
       if (result) return result;
-      RECALLD_TRY(MemoryRecord now, table.record(id));
-      if (now.serving.stream() == record.serving.stream() && now.gaps() == record.gaps()) return result;
+      RECALLD_TRY(auto now, table.recent(id));
+      if (now->serving.stream() == record->serving.stream() && now->gaps() == record->gaps()) return result;
       record = std::move(now);
     }
   }

@@ -51,8 +51,15 @@ Expected<GpuLinear> GpuWeights::linear(const std::vector<Stacked>& parts, size_t
   linear.in = static_cast<uint32_t>(in);
   linear.out = static_cast<uint32_t>((stacked.size() / in + 15) / 16 * 16);
   stacked.resize(size_t{linear.out} * in);
-  RECALLD_CHECK(gpu_done("choose how the GPU multiplies by " + parts.front().name,
-                         matmul_.choose(linear.out, linear.in, linear.plan)));
+  const auto known = std::ranges::find_if(
+      plans_, [&](const cuda::MatmulPlan& plan) { return plan.out == linear.out && plan.in == linear.in; });
+  if (known != plans_.end()) {
+    linear.plan = *known;
+  } else {
+    RECALLD_CHECK(gpu_done("choose how the GPU multiplies by " + parts.front().name,
+                           matmul_.choose(linear.out, linear.in, linear.plan)));
+    plans_.push_back(linear.plan);
+  }
   RECALLD_TRY(linear.w, upload(std::span<const Bf16>(stacked)));
   return linear;
 }

@@ -56,6 +56,7 @@ class GpuWeights {
   const Weights& weights_;
   const cuda::Matmul& matmul_;
   std::vector<cuda::DeviceBuffer> buffers_;
+  std::vector<cuda::MatmulPlan> plans_;  // one a shape: choosing takes the device some time
   uint64_t bytes_ = 0;
 };
 

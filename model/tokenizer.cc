@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cassert>
+#include <optional>
 #include <utility>
 
 #include "base/bytes.h"
+#include "model/word_cache.h"
 
 namespace recalld {
 namespace {
@@ -19,8 +21,8 @@ constexpr size_t block_bytes = 2048;
 // Where no space comes after that (encoded bytes, rows of blanks), this much: the library takes some 200 times as much.
 constexpr size_t word_bytes_max = size_t{64} << 10;
 
-// The library does not tell which pieces are user-defined, so their types are read from the model's own bytes: a
-// protobuf ModelProto, whose field 1 is a piece and whose field 3 in turn is the piece's type.
+// What the library does not tell is read from the model's own bytes, a protobuf ModelProto: field 1 is a piece, 2 how
+// it was trained, 3 how text is normalised.
 class ProtoFields {
  public:
   explicit ProtoFields(std::string_view message) : in_(message) {}
@@ -58,6 +60,7 @@ class ProtoFields {
 
 constexpr uint64_t type_normal = 1;
 constexpr uint64_t type_user_defined = 4;
+constexpr uint64_t type_unused = 5;
 
 std::vector<uint64_t> piece_types(std::string_view model) {
   std::vector<uint64_t> types;
@@ -70,6 +73,50 @@ std::vector<uint64_t> piece_types(std::string_view model) {
     types.push_back(type);
   }
   return types;
+}
+
+// Whether words are cut one by one, as far as that does not depend on the pieces: byte-pair encoding, in which two
+// neighbours only join where the vocabulary has both as one piece, of text as it is but for one mark a space.
+bool cuts_word_by_word(std::string_view model) {
+  constexpr uint64_t byte_pair_encoding = 2;
+  uint64_t kind = 0, byte_fallback = 0, spaces_behind = 0;
+  uint64_t dummy_prefix = 1, remove_spaces = 1, mark_spaces = 1;
+  bool maps_characters = false;
+  for (ProtoFields fields(model); fields.next();) {
+    if (fields.field == 2) {
+      for (ProtoFields trained(fields.bytes); trained.next();) {
+        if (trained.field == 3) kind = trained.number;
+        if (trained.field == 24) spaces_behind = trained.number;
+        if (trained.field == 35) byte_fallback = trained.number;
+      }
+    } else if (fields.field == 3) {
+      for (ProtoFields normalised(fields.bytes); normalised.next();) {
+        if (normalised.field == 2) maps_characters = !normalised.bytes.empty();
+        if (normalised.field == 3) dummy_prefix = normalised.number;
+        if (normalised.field == 4) remove_spaces = normalised.number;
+        if (normalised.field == 5) mark_spaces = normalised.number;
+      }
+    }
+  }
+  return kind == byte_pair_encoding && byte_fallback != 0 && spaces_behind == 0 && !maps_characters &&
+         dummy_prefix != 0 && remove_spaces == 0 && mark_spaces != 0;
+}
+
+// Where the word that begins at `at` ends: before the next space, in either of its forms, before a newline and after
+// one, or at `end`. One that is prefixed has the dummy prefix for its space, and may be empty.
+size_t end_of_word(std::string_view text, size_t at, size_t end, bool prefixed) {
+  if (!prefixed && text[at++] == '\n') return at;
+  for (; at < end; ++at) {
+    const char c = text[at];
+    if (c == ' ' || c == '\n' || (c == space_mark[0] && text.substr(at).starts_with(space_mark))) break;
+  }
+  return at;
+}
+
+// The word as the cache has it; nothing where it is too long for it.
+std::optional<WordCache::Word> word_of(std::string_view text, bool prefixed) {
+  if (text.size() + (prefixed ? 1 : 0) > WordCache::word_bytes_max) return std::nullopt;
+  return prefixed ? WordCache::Word::behind_space(text) : WordCache::Word(text);
 }
 
 // How a block of text begins, which decides how it is encoded so that its ids are those of the whole text.
@@ -89,10 +136,14 @@ struct Tokenizer::Impl {
   std::vector<std::string> specials;  // user-defined pieces that content must not become, that is all but the newline
   // No piece has a space after another character, so that a text may be cut before any space.
   bool spaces_only_lead = true;
+  // There where every word's pieces are the same in any text: no piece goes on over the beginning of a word.
+  std::unique_ptr<WordCache> words;
 
   Expected<void> load(const std::string& path);
   void encode(std::string_view text, Tokens& out) const;
   void encode_block(std::string_view text, size_t begin, size_t end, Lead lead, Tokens& out) const;
+  void encode_words(std::string_view text, size_t begin, size_t end, Lead lead, Tokens& out) const;
+  void keep_words(std::string_view text, size_t begin, size_t end, Lead lead, const Tokens& from, size_t piece) const;
   bool space_cut(std::string_view text, size_t at) const;
 };
 
@@ -108,6 +159,7 @@ Expected<void> Tokenizer::Impl::load(const std::string& path) {
                   "read " + path + ": piece " + std::to_string(id) +
                       " is not the user-defined one that config.json says it is (newline or <|recall|>)");
   }
+  bool word_by_word = vocab_size <= WordCache::ids_max && cuts_word_by_word(processor.serialized_model_proto());
   for (uint32_t id = 0; id < vocab_size; ++id) {
     const std::string& piece = processor.IdToPiece(static_cast<int>(id));
     if (types[id] == type_user_defined && id != newline_id && piece.size() > 1) specials.push_back(piece);
@@ -117,7 +169,11 @@ Expected<void> Tokenizer::Impl::load(const std::string& path) {
       if (first_other != std::string::npos && piece.find(space_mark, first_other) != std::string::npos)
         spaces_only_lead = false;
     }
+    // The library takes unused pieces apart by what it met last, anywhere in the text.
+    word_by_word = word_by_word && types[id] != type_unused && piece.find(space_mark, 1) == std::string::npos &&
+                   (types[id] != type_user_defined || piece != " ");
   }
+  if (word_by_word) words = std::make_unique<WordCache>();
   return {};
 }
 
@@ -147,7 +203,10 @@ void Tokenizer::Impl::encode(std::string_view text, Tokens& out) const {
     const size_t end_max = std::min(begin + word_bytes_max, limit);
     while (end < end_max && !space_cut(text, end)) ++end;
     while (end < limit && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) ++end;  // not inside a character
-    encode_block(text, begin, end, lead, out);
+    if (words)
+      encode_words(text, begin, end, lead, out);
+    else
+      encode_block(text, begin, end, lead, out);
     lead = end < limit && space_cut(text, end) ? Lead::space : Lead::none;
     begin = end;
   }
@@ -174,6 +233,57 @@ void Tokenizer::Impl::encode_block(std::string_view text, size_t begin, size_t e
     out.ids[first + i] = piece.id();
     out.ends[first + i] =
         more_bytes ? out.ends[first + i + 1] : static_cast<uint32_t>(shift + piece.end() - shift_back);
+  }
+}
+
+// The same word by word: those that are known from the cache, and what lies between them from the library at once.
+void Tokenizer::Impl::encode_words(std::string_view text, size_t begin, size_t end, Lead lead, Tokens& out) const {
+  size_t done = begin;
+  const auto encode_until = [&](size_t at) {
+    if (done == at) return;
+    const size_t piece = out.ids.size();
+    encode_block(text, done, at, lead, out);
+    keep_words(text, done, at, lead, out, piece);
+  };
+  if (lead == Lead::space) lead = Lead::none;  // its space begins its first word
+  WordCache::Pieces pieces;
+  bool prefixed = lead == Lead::text;
+  for (size_t at = begin, next = 0; at < end || prefixed; at = next, prefixed = false) {
+    next = end_of_word(text, at, end, prefixed);
+    // The library puts no prefix before nothing: an empty first word that is unknown goes with the next one.
+    if (lead == Lead::text && done == at && !prefixed) continue;
+    const auto word = word_of(text.substr(at, next - at), prefixed);
+    if (!word || !words->find(*word, pieces)) continue;
+    encode_until(at);
+    const size_t shift = at - (prefixed ? 1 : 0);
+    for (size_t i = 0; i < pieces.count; ++i) {
+      out.ids.push_back(pieces.ids[i]);
+      out.ends.push_back(static_cast<uint32_t>(shift + pieces.ends[i]));
+    }
+    done = next;
+    lead = Lead::none;
+  }
+  encode_until(end);
+}
+
+// Keeps the words of a block that was encoded, of which `piece` is the first piece.
+void Tokenizer::Impl::keep_words(std::string_view text, size_t begin, size_t end, Lead lead, const Tokens& from,
+                                 size_t piece) const {
+  WordCache::Pieces pieces;
+  bool prefixed = lead == Lead::text;
+  for (size_t at = begin, next = 0; at < end || prefixed; at = next, prefixed = false) {
+    next = end_of_word(text, at, end, prefixed);
+    const size_t first = piece;
+    while (piece < from.ids.size() && from.ends[piece] <= next) ++piece;
+    const auto word = word_of(text.substr(at, next - at), prefixed);
+    pieces.count = piece - first;
+    if (!word || pieces.count == 0 || pieces.count > WordCache::pieces_max || from.ends[piece - 1] != next) continue;
+    const size_t shift = at - (prefixed ? 1 : 0);
+    for (size_t i = 0; i < pieces.count; ++i) {
+      pieces.ids[i] = from.ids[first + i];
+      pieces.ends[i] = static_cast<uint8_t>(from.ends[first + i] - shift);
+    }
+    words->keep(*word, pieces);
   }
 }
 

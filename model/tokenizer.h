@@ -19,7 +19,9 @@ struct Tokens {
   std::vector<uint32_t> ends;
 };
 
-// Const functions may be called from any thread.
+// Const functions may be called from any thread. Where the model cuts every word alike wherever it stands, as byte-pair
+// encoding does when no piece goes on over a word's beginning, words are remembered (word_cache.h: one cache for all
+// threads, of fixed size) and the library cuts only those that are not; ids and ends are the same.
 class Tokenizer {
  public:
   // Reads a SentencePiece model file. recall_id and newline_id come from the checkpoint's config.

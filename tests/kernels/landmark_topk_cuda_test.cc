@@ -55,6 +55,55 @@ TEST_F(LandmarkTopKCuda, HasTheBitsAndTheOrderOfTheCpu) {
   }
 }
 
+TEST_F(LandmarkTopKCuda, ManyRoundsFindWhatOneFinds) {
+  const size_t dim = 32;
+  const auto query = rounded(random_floats(dim, 7));
+  for (const size_t n : {16'384, 16'897, 70'000, 300'000}) {
+    const auto landmarks = rounded(random_floats(dim * n, n));
+    for (const uint32_t k : {1, 2, 3, 7, 8, 9, 31, 128}) expect_parity(query, landmarks, k);
+  }
+}
+
+TEST_F(LandmarkTopKCuda, TheBestMayAllLieTogether) {
+  const size_t dim = 32;
+  const std::vector<Bf16> query(dim, to_bf16(1.0f));
+  for (const size_t n : {500, 16'000, 40'000}) {
+    for (const size_t first : {size_t{0}, n / 2, n - 128}) {
+      std::vector<Bf16> landmarks(dim * n);
+      for (size_t i = 0; i < 128; ++i) landmarks[(first + i) * dim] = to_bf16(static_cast<float>(1 + i % 100));
+      for (const uint32_t k : {1, 5, 8, 16, 128}) expect_parity(query, landmarks, k);
+    }
+  }
+}
+
+TEST_F(LandmarkTopKCuda, AWorkspaceServesEveryKInTurn) {
+  const size_t dim = 64, n = 20'000;
+  const auto query = rounded(random_floats(dim, 8)), landmarks = rounded(random_floats(dim * n, 9));
+  const DeviceArray<Bf16> device_query(query), device_landmarks(landmarks);
+  const DeviceArray<float> dots(cuda::landmark_topk_max);
+  const DeviceArray<uint64_t> chunks(cuda::landmark_topk_max);
+  const DeviceArray<std::byte> workspace(cuda::landmark_topk_workspace(cuda::landmark_topk_max));
+  workspace.fill(0);
+  for (const uint32_t k : {8, 128, 1, 33, 8, 9, 64, 3}) {
+    for (const size_t some : {n, n / 2, size_t{100}}) {
+      must(cuda::landmark_topk({.query = device_query.data(),
+                                .landmarks = device_landmarks.data(),
+                                .n = some,
+                                .dim = dim,
+                                .k = k,
+                                .dots = dots.data(),
+                                .chunks = chunks.data(),
+                                .workspace = workspace.data()},
+                               nullptr));
+      const auto expected = on_cpu(query, {landmarks.begin(), landmarks.begin() + dim * some}, k);
+      const auto found_dots = dots.host();
+      const auto found_chunks = chunks.host();
+      expect_found(expected, std::span(found_dots).first(expected.size()),
+                   std::span(found_chunks).first(expected.size()), "k " + std::to_string(k));
+    }
+  }
+}
+
 TEST_F(LandmarkTopKCuda, TiesGoToTheLowerChunk) {
   std::mt19937 random(3);
   const size_t dim = 64;

@@ -148,6 +148,24 @@ TEST_P(Products, LinearMultipliesByTheTransposedWeights) {
   }
 }
 
+TEST_P(Products, ARowOfAFewHasTheSameBitsInEachPlaceBesideAnyOthers) {
+  constexpr size_t rows = Linear::rows_few;
+  for (const auto& [out, in] : {std::pair<size_t, size_t>{52, 96}, {1676, 384}, {384, 768}, {128, 64}, {8192, 384}}) {
+    const Linear layer = Linear::pack(GetParam(), 64, out, in, rounded(random_floats(out * in, 5)).data());
+    const std::vector<float> row = random_floats(in, 6);
+    std::vector<float> expected;
+    for (size_t place = 0; place < rows; ++place) {
+      std::vector<float> x = random_floats(rows * in, 10 + place), y(rows * out);
+      std::ranges::copy(row, x.begin() + place * in);
+      layer.run(operand(x).data(), y.data(), rows);
+      const std::vector<float> found(y.begin() + place * out, y.begin() + (place + 1) * out);
+      if (place == 0) expected = found;
+      EXPECT_EQ(std::memcmp(found.data(), expected.data(), out * sizeof(float)), 0)
+          << out << " x " << in << ", row " << place;
+    }
+  }
+}
+
 TEST_P(Products, BatchedProductsTakeTheSecondOperandEitherWay) {
   const size_t batch = 3, m = 20, n = 24, k = 40;
   auto a = random_floats(batch * m * k, 1), b = random_floats(batch * k * n, 2);

@@ -97,8 +97,9 @@ TEST_F(MatmulCuda, ProductsAreNearPlainLoops) {
 }
 
 TEST_F(MatmulCuda, ARowHasTheSameBitsHoweverManyRowsAreInTheCall) {
-  const uint32_t rows = 4096;
-  for (const Shape& shape : starter_shapes) {
+  const uint32_t rows = 20'000;  // more than any choice of a plan is for
+  for (const Shape& shape : {starter_shapes[0], starter_shapes[1], starter_shapes[2], starter_shapes[3],
+                             Shape{384, 1680}, Shape{384, 128}, Shape{392, 1036}}) {
     const Problem problem(shape, rows);
     const cuda::MatmulPlan plan = plan_of(shape);
     const std::vector<float> whole = problem.run(matmul, plan, 0, rows);
@@ -107,11 +108,25 @@ TEST_F(MatmulCuda, ARowHasTheSameBitsHoweverManyRowsAreInTheCall) {
       const std::vector<float> part = problem.run(matmul, plan, first, count);
       EXPECT_EQ(0, std::memcmp(part.data(), whole.data() + size_t{first} * shape.out, part.size() * sizeof(float)));
     };
-    for (uint32_t first = 0; first < rows; first += 64) expect_same(first, 64);
-    for (const uint32_t count : {1, 2, 3, 7, 8, 9, 16, 33, 63, 65, 127, 128, 129, 255, 512, 1000, 2049, 4095}) {
+    for (uint32_t first = 0; first < rows; first += first < 1024 ? 64 : 960) expect_same(first, 64);
+    for (const uint32_t count :
+         {1, 2, 3, 7, 8, 9, 16, 33, 63, 65, 127, 128, 129, 255, 512, 1000, 2049, 4095, 8191, 8193, 16'385}) {
       expect_same(0, count);
       expect_same(rows - count, count);
       expect_same(std::min(37u, rows - count), count);
+    }
+  }
+}
+
+TEST_F(MatmulCuda, AllAlgorithmsOfAPlanGiveTheSameBits) {
+  for (const Shape& shape : {starter_shapes[1], Shape{384, 1680}, Shape{5120, 132}}) {
+    const Problem problem(shape, 300);
+    const cuda::MatmulPlan plan = plan_of(shape);
+    const std::vector<float> expected = problem.run(matmul, plan, 0, problem.rows);
+    for (const cublasLtMatmulAlgo_t& algorithm : plan.algorithms) {
+      cuda::MatmulPlan one{.out = plan.out, .in = plan.in};
+      std::fill(std::begin(one.algorithms), std::end(one.algorithms), algorithm);
+      EXPECT_EQ(problem.run(matmul, one, 0, problem.rows), expected) << shape.name();
     }
   }
 }

@@ -1,13 +1,18 @@
 // How fast K/V records are read at random, against fio on the same files: how many a second, how late the slowest of a
 // hundred is, and what a read costs in CPU.
 //
-// Usage: kv_read [rounds=5] [seconds=2] [depths=1,8,32,64] [parent directory=the temporary one]
-// Makes 1 GiB of segments below the parent directory, whose file system is what is measured, and removes them.
+// Usage: kv_read [rounds=5] [seconds=2] [depths=1,8,32,64; none: ""] [parent directory=the temporary one]
+//                [fetches=1,2,4,8; none: ""]
+// Makes 1 GiB of segments, and then a store of 320 MiB, below the parent directory, whose file system is what is
+// measured, and removes them.
 // Ours is KvFile::stream, as a fetch from the store uses it, on one thread, with `depth` reads in flight all the time;
 // once into memory of KvFile::buffer, and once into the middle of other memory, where records are copied to. fio reads
 // the same records with O_DIRECT through io_uring, on one thread, with registered files and buffers.
 // Order of measurement in a round: fio, ours, ours copied, ours copied, ours, fio. Medians over the rounds are printed,
 // and medians of the ratios of each round. Other work on the machine shows in all of them: the load is printed too.
+//
+// Then what a few chunks take from a store, one fetch after another as an answer waits for them, beside batches of
+// reads of as many records by io_uring alone. Order: reads, fetches, fetches, reads.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -26,7 +31,11 @@
 #include <vector>
 
 #include "memstore/kv_file.h"
+#include "memstore/store.h"
 #include "tools/bench/daemon_process.h"
+#include "tools/bench/fill_store.h"
+#include "tools/bench/gpu_setup.h"
+#include "tools/bench/read_batches.h"
 
 using namespace recalld;
 using namespace recalld::bench;
@@ -189,11 +198,6 @@ Figures read_by_us(const Files& files, size_t depth, unsigned seconds, Into into
   return {count / std::chrono::duration<double>(now - start).count(), *p99, cpu_us / count};
 }
 
-double median(std::vector<double> values) {
-  std::ranges::sort(values);
-  return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2;
-}
-
 Figures middle(Figures a, Figures b) {
   return {(a.reads_per_s + b.reads_per_s) / 2, (a.p99_us + b.p99_us) / 2, (a.cpu_us + b.cpu_us) / 2};
 }
@@ -224,14 +228,10 @@ std::vector<size_t> numbers(const std::string& list) {
   return numbers;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) try {
-  const size_t rounds = argc > 1 ? std::stoul(argv[1]) : 5;
-  const auto seconds = static_cast<unsigned>(argc > 2 ? std::stoul(argv[2]) : 2);
-  const std::vector<size_t> depths = numbers(argc > 3 ? argv[3] : "1,8,32,64");
+void compare_with_fio(const std::filesystem::path& parent, const std::vector<size_t>& depths, size_t rounds,
+                      unsigned seconds) {
   if (std::system("command -v fio >/dev/null") != 0) give_up("find fio", "apt-get install fio");
-  const Files files(argc > 4 ? std::filesystem::path(argv[4]) : std::filesystem::temp_directory_path());
+  const Files files(parent);
   std::printf("%u segments of %llu MiB, records of 16 KiB; ours: %s; %zu rounds of %u s a measurement\n", segments,
               static_cast<unsigned long long>(kv_segment_bytes >> 20), files.kv().describe().c_str(), rounds, seconds);
   std::mt19937 random(9);
@@ -260,6 +260,68 @@ int main(int argc, char** argv) try {
     print("  to fio", medians(copied_ratio), ratios);
     std::fflush(stdout);
   }
+}
+
+// ---- Fetches from a store
+
+class StoreDirectory {
+ public:
+  explicit StoreDirectory(const std::filesystem::path& parent)
+      : path_(parent / ("recalld-bench-kv-fetch-" + std::to_string(getpid()))) {}
+  ~StoreDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  StoreDirectory(const StoreDirectory&) = delete;
+  StoreDirectory& operator=(const StoreDirectory&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  const std::filesystem::path path_;
+};
+
+void compare_fetches(const std::filesystem::path& parent, const std::vector<size_t>& counts, size_t rounds) {
+  constexpr uint64_t chunks = 20'000;
+  constexpr RecordShape shape{.kv_bytes = kv_bytes, .landmark_dim = 128, .state_bytes = 4096};
+  const StoreDirectory directory(parent);
+  const auto open = [&] {
+    StoreOptions options;
+    options.shape = shape;
+    return must(Store::open(directory.path(), std::move(options)), "open store");
+  };
+  fill_made_up(*open(), "bench/fetch", shape, chunks);
+  const auto store = open();  // what was filled lies in tables now
+  const MemoryInfo memory = must(store->memory("bench/fetch"), "find memory");
+  const ReadBatches reads(*store, memory, directory.path(), kv_bytes);
+  std::printf("\nfetches of random chunks of %llu, us; beside %s; %zu rounds\n",
+              static_cast<unsigned long long>(chunks), reads.describe().c_str(), rounds);
+  std::mt19937 random(11);
+  for (const size_t count : counts) {
+    std::vector<double> plain, fetched, ratios;
+    for (size_t round = 0; round < rounds; ++round) {
+      const double plain_first = reads.plain_us(count, random);
+      const double fetched_first = fetch_us(*store, memory, kv_bytes, count, random);
+      fetched.push_back((fetched_first + fetch_us(*store, memory, kv_bytes, count, random)) / 2);
+      plain.push_back((plain_first + reads.plain_us(count, random)) / 2);
+      ratios.push_back(fetched.back() / plain.back());
+    }
+    std::printf("%zu chunks: reads %.1f, fetch %.1f, ratio %.2f (load average %.1f)\n", count, median(plain),
+                median(fetched), median(ratios), load());
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const size_t rounds = argc > 1 ? std::stoul(argv[1]) : 5;
+  const auto seconds = static_cast<unsigned>(argc > 2 ? std::stoul(argv[2]) : 2);
+  const std::vector<size_t> depths = numbers(argc > 3 ? argv[3] : "1,8,32,64");
+  const std::filesystem::path parent = argc > 4 ? argv[4] : std::filesystem::temp_directory_path();
+  const std::vector<size_t> fetches = numbers(argc > 5 ? argv[5] : "1,2,4,8");
+  if (!depths.empty()) compare_with_fio(parent, depths, rounds, seconds);
+  if (!fetches.empty()) compare_fetches(parent, fetches, rounds);
   return 0;
 } catch (const GaveUp& reason) {
   std::fprintf(stderr, "kv_read: %s\n", reason.what());

@@ -1,0 +1,436 @@
+// Generating on a GPU: landmarks, the cache of chunks, and the steps of lanes.
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+#include <utility>
+
+#include "kernels/elementwise_cuda.h"
+#include "kernels/landmark_topk_batch_cuda.h"
+#include "kernels/landmark_topk_cuda.h"
+#include "kernels/landmark_topk_int8_cuda.h"
+#include "model/gpu_ramba_impl.h"
+
+namespace recalld {
+
+// ---- Landmarks and the cache
+
+Expected<std::unique_ptr<GpuMemory>> GpuRamba::open_memory() {
+  return std::make_unique<GpuLandmarks>(static_cast<uint32_t>(config_.retrieval_dim), landmarks_share_, host_share_,
+                                        stream_.get());
+}
+
+bool GpuRamba::has_room(const GpuMemory& memory, uint64_t chunks) const {
+  return static_cast<const GpuLandmarks&>(memory).has_room(chunks);
+}
+
+Expected<void> GpuRamba::reserve(GpuMemory& memory, uint64_t chunks) {
+  return static_cast<GpuLandmarks&>(memory).reserve(chunks);
+}
+
+Expected<void> GpuRamba::write_landmarks(GpuMemory& memory, uint64_t first, std::span<const Bf16> landmarks) {
+  return static_cast<GpuLandmarks&>(memory).write(first, landmarks);
+}
+
+Expected<void> GpuRamba::hide(GpuMemory& memory, uint64_t chunk) {
+  for (Lane& lane : lanes_) lane.has_found = false;  // what waits may have to choose again
+  return static_cast<GpuLandmarks&>(memory).hide(chunk);
+}
+
+// Pinned memory: the records of a block, then those of each lane.
+ByteSpan GpuRamba::block_staging() {
+  return {staging_.as<std::byte>(), block * list_places() * kv_bytes()};
+}
+ByteSpan GpuRamba::staging(uint32_t lane) {
+  const size_t of_lane = list_places() * kv_bytes();
+  return {staging_.as<std::byte>(block_staging().size() + lane * of_lane), of_lane};
+}
+
+Expected<void> GpuRamba::fill(GpuMemory& memory, std::span<const Fill> fills) {
+  uint32_t* const page_table = static_cast<GpuLandmarks&>(memory).page_table();
+  std::vector<cuda::SlotFill> items;
+  for (const Fill& each : fills)
+    items.push_back({.record = each.record.data(),
+                     .page_table = page_table,
+                     .chunk = static_cast<uint32_t>(each.chunk),
+                     .slot = each.slot});
+  return gpu_done(
+      "copy chunks to the GPU",
+      cuda::fill_slots(items.data(), items.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(), stream_.get()));
+}
+
+Expected<void> GpuRamba::unmap(GpuMemory& memory, std::span<const uint64_t> chunks) {
+  uint32_t* const page_table = static_cast<GpuLandmarks&>(memory).page_table();
+  std::vector<cuda::SlotFill> items;
+  for (const uint64_t chunk : chunks)
+    items.push_back(
+        {.record = nullptr, .page_table = page_table, .chunk = static_cast<uint32_t>(chunk), .slot = no_slot});
+  return gpu_done(
+      "drop chunks from the GPU's cache",
+      cuda::fill_slots(items.data(), items.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(), stream_.get()));
+}
+
+Expected<void> GpuRamba::erase(std::span<const uint32_t> slots) {
+  const auto overwrite = [&]() -> cudaError_t {
+    for (const uint32_t slot : slots)
+      RECALLD_CUDA(cudaMemsetAsync(cache_.as<char>(slot * kv_bytes()), 0, kv_bytes(), stream_.get()));
+    return cudaStreamSynchronize(stream_.get());
+  };
+  return gpu_done("overwrite chunks on the GPU", overwrite());
+}
+
+Expected<void> GpuRamba::erase_scratch() {
+  const size_t width = config_.hidden_size;
+  const auto overwrite = [&]() -> cudaError_t {
+    RECALLD_CUDA(states_->erase_free(stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(encode_tokens_in_, 0, encoding_bytes_, stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(block_hidden_, 0, block * width * sizeof(float), stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(hidden_, 0, lanes * width * sizeof(float), stream_.get()));
+    return cudaStreamSynchronize(stream_.get());
+  };
+  RECALLD_CHECK(gpu_done("overwrite what is left of chunks on the GPU", overwrite()));
+  for (const cuda::PinnedBuffer* buffer : {&staging_, &encoded_, &results_})
+    std::memset(buffer->as<void>(), 0, buffer->bytes());
+  return {};
+}
+
+// ---- Generating
+
+Expected<void> GpuRamba::reset(uint32_t lane) {
+  lanes_[lane] = {};
+  const auto clear = [&]() -> cudaError_t {
+    RECALLD_CUDA(
+        cudaMemsetAsync(lower_states_ + lane * lower_floats(), 0, lower_floats() * sizeof(float), stream_.get()));
+    return cudaMemsetAsync(upper_states_ + lane * upper_floats(), 0, upper_floats() * sizeof(float), stream_.get());
+  };
+  return gpu_done("clear the states of an answer", clear());
+}
+
+// Lanes that read a token: lower half, then the queries of the first group. Captured once.
+cudaError_t GpuRamba::read_tokens() {
+  const auto width = static_cast<uint32_t>(config_.hidden_size);
+  RECALLD_CUDA(
+      cudaMemcpyAsync(input_, results_.as<StepInput>(), sizeof(StepInput), cudaMemcpyHostToDevice, stream_.get()));
+  RECALLD_CUDA(cuda::point_states({.ready = input_->reads,
+                                   .states = lower_states_,
+                                   .lane_floats = lower_floats(),
+                                   .unwanted = unwanted_states_,
+                                   .layers = static_cast<uint32_t>(lower_.size()),
+                                   .layer_floats = layer_floats(),
+                                   .conv_floats = GpuMamba2::conv_floats(config_),
+                                   .conv = conv_,
+                                   .ssm = ssm_},
+                                  stream_.get()));
+  RECALLD_CUDA(cuda::embedding_lookup(embeddings_, input_->tokens, lanes, width, hidden_, stream_.get()));
+  for (size_t layer = 0; layer < lower_.size(); ++layer)
+    RECALLD_CUDA(lower_[layer].step(gpu_, mamba_, conv_ + layer * lanes, ssm_ + layer * lanes, hidden_));
+  RECALLD_CUDA(cuda::copy_rows(hidden_, input_->reads, width, lane_hidden_, stream_.get()));
+  return groups_[0].retrieval.run(gpu_, retrieval_, lanes, lane_hidden_, of_lanes_[0].queries);
+}
+
+// Lanes that are ready: one group, then the queries of the next one, or the logits. Captured once.
+cudaError_t GpuRamba::compute_group(uint32_t group) {
+  const auto width = static_cast<uint32_t>(config_.hidden_size);
+  const GroupBuffers& of = of_lanes_[group];
+  RECALLD_CUDA(cuda::point_states({.ready = of.ready,
+                                   .states = upper_states_ + group * layers_of_group() * layer_floats(),
+                                   .lane_floats = upper_floats(),
+                                   .unwanted = unwanted_states_,
+                                   .layers = static_cast<uint32_t>(layers_of_group()),
+                                   .layer_floats = layer_floats(),
+                                   .conv_floats = GpuMamba2::conv_floats(config_),
+                                   .conv = conv_,
+                                   .ssm = ssm_},
+                                  stream_.get()));
+  RECALLD_CUDA(cudaMemcpyAsync(hidden_, lane_hidden_, size_t{lanes} * width * sizeof(float), cudaMemcpyDeviceToDevice,
+                               stream_.get()));
+  size_t layer = 0;
+  for (const UpperGroup::Stage& stage : groups_[group].stages) {
+    RECALLD_CUDA(stage.hsa.run(
+        gpu_, hsa_, {.slots = of.slots, .scores = of.scores, .identity = identity_, .cache = cache_.as<Bf16>()}, lanes,
+        hidden_));
+    for (const GpuMamba2& mamba : stage.blocks) {
+      RECALLD_CUDA(mamba.step(gpu_, mamba_, conv_ + layer * lanes, ssm_ + layer * lanes, hidden_));
+      ++layer;
+    }
+  }
+  RECALLD_CUDA(cuda::copy_rows(hidden_, of.ready, width, lane_hidden_, stream_.get()));
+  if (group + 1 < groups_.size())
+    return groups_[group + 1].retrieval.run(gpu_, retrieval_, lanes, lane_hidden_, of_lanes_[group + 1].queries);
+  RECALLD_CUDA(cuda::rmsnorm({.x = lane_hidden_,
+                              .x_stride = width,
+                              .weight = final_norm_,
+                              .rows = lanes,
+                              .heads = 1,
+                              .width = width,
+                              .eps = config_.layer_norm_epsilon},
+                             normed_, stream_.get()));
+  return gpu_.multiply(head_, normed_, lanes, logits_);
+}
+
+cudaError_t GpuRamba::capture() {
+  if (groups_.empty()) return cudaSuccess;
+  // Once before it is captured: libraries and kernels take their memory when they first run.
+  RECALLD_CUDA(read_tokens());
+  for (uint32_t group = 0; group < groups_.size(); ++group) RECALLD_CUDA(compute_group(group));
+  RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
+  RECALLD_CUDA(cuda::Graph::capture(
+      stream_.get(), [&] { return read_tokens(); }, read_tokens_));
+  compute_group_.resize(groups_.size());
+  for (uint32_t group = 0; group < groups_.size(); ++group)
+    RECALLD_CUDA(cuda::Graph::capture_if(
+        stream_.get(),
+        [&](cudaGraphConditionalHandle branch) {
+          return cuda::branch_if_ready(of_lanes_[group].ready, branch, stream_.get());
+        },
+        [&] { return compute_group(group); }, compute_group_[group]));
+  return cudaSuccess;
+}
+
+// The best landmarks of each of `count` queries, wherever the landmarks lie.
+cudaError_t GpuRamba::find_chunks(const GpuLandmarks& memory, uint64_t n, const Bf16* queries, uint32_t count,
+                                  float* dots, uint64_t* chunks) {
+  const auto dim = static_cast<uint32_t>(config_.retrieval_dim), k = static_cast<uint32_t>(config_.chunk_topk);
+  const bool int8 = memory.placement() == Placement::device_int8;
+  if (count > 1 && !int8) {
+    for (uint32_t done = 0; done < count; done += cuda::landmark_topk_batch_max)
+      RECALLD_CUDA(cuda::landmark_topk_batch({.queries = queries + size_t{done} * dim,
+                                              .count = std::min(cuda::landmark_topk_batch_max, count - done),
+                                              .landmarks = memory.landmarks(),
+                                              .n = n,
+                                              .dim = dim,
+                                              .k = k,
+                                              .dots = dots + size_t{done} * k,
+                                              .chunks = chunks + size_t{done} * k,
+                                              .workspace = topk_batch_},
+                                             stream_.get()));
+    return cudaSuccess;
+  }
+  for (uint32_t i = 0; i < count; ++i) {
+    const Bf16* const query = queries + size_t{i} * dim;
+    if (int8)
+      RECALLD_CUDA(cuda::landmark_topk_int8({.query = query,
+                                             .codes = memory.codes(),
+                                             .scales = memory.scales(),
+                                             .landmarks = memory.landmarks(),
+                                             .n = n,
+                                             .dim = dim,
+                                             .k = k,
+                                             .dots = dots + size_t{i} * k,
+                                             .chunks = chunks + size_t{i} * k,
+                                             .workspace = topk_int8_},
+                                            stream_.get()));
+    else
+      RECALLD_CUDA(cuda::landmark_topk({.query = query,
+                                        .landmarks = memory.landmarks(),
+                                        .n = n,
+                                        .dim = dim,
+                                        .k = k,
+                                        .dots = dots + size_t{i} * k,
+                                        .chunks = chunks + size_t{i} * k,
+                                        .workspace = topk_},
+                                       stream_.get()));
+  }
+  return cudaSuccess;
+}
+
+// row: of the lane's first token in the group's buffers.
+cudaError_t GpuRamba::find_chunks(const LaneWork& work, uint32_t tokens, const GroupBuffers& into, uint32_t row) {
+  const auto heads = static_cast<uint32_t>(config_.retrieval_heads());
+  const auto& memory = static_cast<const GpuLandmarks&>(*work.memory);
+  const uint64_t n = std::min(work.chunks, memory.chunks());
+  if (n == 0) return cudaSuccess;
+  return find_chunks(memory, n, into.queries + size_t{row} * heads * config_.retrieval_dim, tokens * heads,
+                     into.dots + row * list_places(), into.chunks + row * list_places());
+}
+
+cuda::SelectionLane GpuRamba::selection_lane(const LaneWork& work, uint32_t tokens, const GroupBuffers& of,
+                                             uint32_t row, bool enters) const {
+  const auto& memory = static_cast<const GpuLandmarks&>(*work.memory);
+  const uint64_t n = std::min(work.chunks, memory.chunks());
+  return {.dots = of.dots + row * list_places(),
+          .chunks = of.chunks + row * list_places(),
+          .page_table = memory.page_table(),
+          .tokens = tokens,
+          .found = static_cast<uint32_t>(std::min<uint64_t>(n, config_.chunk_topk)),
+          .row = row,
+          .enters = enters};
+}
+
+// Which lanes have all the chunks of their tokens in the cache, and where.
+cudaError_t GpuRamba::select(uint32_t group, std::span<const LaneWork> work) {
+  const GroupBuffers& of = of_lanes_[group];
+  cuda::ChunkSelection selection;
+  selection.lane_count = lanes;
+  selection.heads = static_cast<uint32_t>(config_.retrieval_heads());
+  selection.k = static_cast<uint32_t>(config_.chunk_topk);
+  selection.scale = score_scale();
+  selection.ready_before = group > 0 ? of_lanes_[group - 1].ready : nullptr;
+  selection.slots = of.slots;
+  selection.ids = of.ids;
+  selection.scores = of.scores;
+  selection.ready = of.ready;
+  for (uint32_t lane = 0; lane < lanes; ++lane) selection.lanes[lane].row = lane;
+  for (const LaneWork& each : work)
+    if (lanes_[each.lane].group <= group)
+      selection.lanes[each.lane] = selection_lane(each, 1, of, each.lane, lanes_[each.lane].group == group);
+  return cuda::select_chunks(selection, stream_.get());
+}
+
+Gpu::Selection GpuRamba::selection(uint32_t group, const uint32_t* ids, size_t row, size_t rows, size_t places,
+                                   bool cached) const {
+  const auto* const scores = reinterpret_cast<const float*>(ids + places);
+  const size_t first = row * list_places(), end = first + rows * list_places();
+  return {
+      .group = group, .cached = cached, .chunks = {ids + first, ids + end}, .scores = {scores + first, scores + end}};
+}
+
+Expected<std::vector<Gpu::LaneResult>> GpuRamba::step(std::span<const LaneWork> work) {
+  std::vector<LaneResult> results(work.size());
+  if (work.empty()) return results;
+  const LaneWork& first = work.front();
+  const bool of_block = first.tokens.size() > 1 || lanes_[first.lane].tokens > 1;
+  assert(!of_block || work.size() == 1);
+  const cudaError_t status = of_block ? step_block(first, results.front()) : step_lanes(work, results);
+  if (status != cudaSuccess) static_cast<void>(cudaStreamSynchronize(stream_.get()));  // it may read pinned memory
+  RECALLD_CHECK(gpu_done("generate on the GPU", status));
+  return results;
+}
+
+cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<LaneResult>& results) {
+  auto* const input = results_.as<StepInput>();
+  *input = {};
+  bool reads = false;
+  uint32_t first_group = static_cast<uint32_t>(groups_.size());
+  for (const LaneWork& each : work) {
+    Lane& lane = lanes_[each.lane];
+    if (!each.tokens.empty()) {
+      lane = {.group = 0, .tokens = 1};
+      input->tokens[each.lane] = each.tokens.front();
+      input->reads[each.lane] = 1;
+      reads = true;
+    }
+    first_group = std::min(first_group, lane.group);
+  }
+  if (reads) RECALLD_CUDA(read_tokens_.launch(stream_.get()));
+  const size_t places = lanes * list_places(), group_words = 2 * places + lanes;
+  auto* const selected = reinterpret_cast<uint32_t*>(input + 1);  // [groups] ids, scores, ready
+  for (uint32_t group = first_group; group < groups_.size(); ++group) {
+    const GroupBuffers& of = of_lanes_[group];
+    for (const LaneWork& each : work) {
+      Lane& lane = lanes_[each.lane];
+      if (lane.group > group || (lane.group == group && lane.has_found)) continue;
+      RECALLD_CUDA(find_chunks(each, 1, of, each.lane));
+      lane.has_found = lane.group == group;
+    }
+    RECALLD_CUDA(select(group, work));
+    RECALLD_CUDA(compute_group_[group].launch(stream_.get()));
+    uint32_t* const to = selected + group * group_words;
+    RECALLD_CUDA(cudaMemcpyAsync(to, of.ids, 2 * places * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream_.get()));
+    RECALLD_CUDA(
+        cudaMemcpyAsync(to + 2 * places, of.ready, lanes * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream_.get()));
+  }
+  auto* const logits = reinterpret_cast<float*>(selected + groups_.size() * group_words);
+  for (const LaneWork& each : work)
+    RECALLD_CUDA(cudaMemcpyAsync(logits + each.lane * size_t{config_.vocab_size},
+                                 logits_ + each.lane * size_t{head_.out}, config_.vocab_size * sizeof(float),
+                                 cudaMemcpyDeviceToHost, stream_.get()));
+  RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
+
+  for (size_t i = 0; i < work.size(); ++i) {
+    Lane& lane = lanes_[work[i].lane];
+    LaneResult& result = results[i];
+    for (bool ready = true; ready && lane.group < groups_.size();) {
+      const uint32_t* const of = selected + lane.group * group_words;
+      ready = of[2 * places + work[i].lane] != 0;
+      result.selections.push_back(selection(lane.group, of, work[i].lane, 1, places, ready));
+      lane.has_found = !ready;  // in the group that it stays in
+      if (ready) ++lane.group;
+    }
+    result.done = lane.group == groups_.size();
+    if (!result.done) continue;
+    const float* const of_lane = logits + work[i].lane * size_t{config_.vocab_size};
+    result.logits.assign(of_lane, of_lane + config_.vocab_size);
+    lane = {};
+  }
+  return cudaSuccess;
+}
+
+cudaError_t GpuRamba::step_block(const LaneWork& work, LaneResult& result) {
+  const auto width = static_cast<uint32_t>(config_.hidden_size);
+  Lane& lane = lanes_[work.lane];
+  const auto run = [&](std::span<const GpuMamba2> blocks, float* states) -> cudaError_t {
+    for (const GpuMamba2& mamba : blocks) {
+      const GpuStreamRows all{.state = states, .first = 0, .tokens = lane.tokens};
+      RECALLD_CUDA(mamba.run(gpu_, mamba_, std::span(&all, 1), lane.tokens, block_hidden_));
+      states += layer_floats();
+    }
+    return cudaSuccess;
+  };
+  if (!work.tokens.empty()) {
+    lane = {.group = 0, .tokens = static_cast<uint32_t>(work.tokens.size())};
+    std::ranges::copy(work.tokens, results_.as<uint32_t>());
+    RECALLD_CUDA(cudaMemcpyAsync(block_tokens_in_, results_.as<void>(), work.tokens.size_bytes(),
+                                 cudaMemcpyHostToDevice, stream_.get()));
+    RECALLD_CUDA(
+        cuda::embedding_lookup(embeddings_, block_tokens_in_, lane.tokens, width, block_hidden_, stream_.get()));
+    RECALLD_CUDA(run(lower_, lower_states_ + work.lane * lower_floats()));
+  }
+  const size_t places = block * list_places();
+  auto* const selected = reinterpret_cast<uint32_t*>(results_.as<StepInput>() + 1);
+  while (lane.group < groups_.size()) {
+    const UpperGroup& group = groups_[lane.group];
+    if (!lane.has_found) {
+      RECALLD_CUDA(group.retrieval.run(gpu_, retrieval_, lane.tokens, block_hidden_, of_block_.queries));
+      RECALLD_CUDA(find_chunks(work, lane.tokens, of_block_, 0));
+    }
+    cuda::ChunkSelection selection_of{.lanes = {},
+                                      .lane_count = 1,
+                                      .heads = static_cast<uint32_t>(config_.retrieval_heads()),
+                                      .k = static_cast<uint32_t>(config_.chunk_topk),
+                                      .scale = score_scale(),
+                                      .ready_before = nullptr,
+                                      .slots = of_block_.slots,
+                                      .ids = of_block_.ids,
+                                      .scores = of_block_.scores,
+                                      .ready = of_block_.ready};
+    selection_of.lanes[0] = selection_lane(work, lane.tokens, of_block_, 0, true);
+    RECALLD_CUDA(cuda::select_chunks(selection_of, stream_.get()));
+    RECALLD_CUDA(
+        cudaMemcpyAsync(selected, of_block_.ids, 2 * places * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream_.get()));
+    RECALLD_CUDA(cudaMemcpyAsync(selected + 2 * places, of_block_.ready, sizeof(uint32_t), cudaMemcpyDeviceToHost,
+                                 stream_.get()));
+    RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
+    const bool ready = selected[2 * places] != 0;
+    result.selections.push_back(selection(lane.group, selected, 0, lane.tokens, places, ready));
+    lane.has_found = !ready;
+    if (!ready) return cudaSuccess;
+    float* states = upper_states_ + work.lane * upper_floats() + lane.group * layers_of_group() * layer_floats();
+    for (const UpperGroup::Stage& stage : group.stages) {
+      RECALLD_CUDA(stage.hsa.run(
+          gpu_, hsa_,
+          {.slots = of_block_.slots, .scores = of_block_.scores, .identity = identity_, .cache = cache_.as<Bf16>()},
+          lane.tokens, block_hidden_));
+      RECALLD_CUDA(run(stage.blocks, states));
+      states += stage.blocks.size() * layer_floats();
+    }
+    ++lane.group;
+  }
+  RECALLD_CUDA(cuda::rmsnorm({.x = block_hidden_ + (lane.tokens - 1) * width,
+                              .x_stride = width,
+                              .weight = final_norm_,
+                              .rows = 1,
+                              .heads = 1,
+                              .width = width,
+                              .eps = config_.layer_norm_epsilon},
+                             normed_, stream_.get()));
+  RECALLD_CUDA(gpu_.multiply(head_, normed_, 1, logits_));
+  result.logits.resize(config_.vocab_size);
+  RECALLD_CUDA(cudaMemcpyAsync(result.logits.data(), logits_, config_.vocab_size * sizeof(float),
+                               cudaMemcpyDeviceToHost, stream_.get()));
+  RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
+  result.done = true;
+  lane = {};
+  return cudaSuccess;
+}
+
+}  // namespace recalld
