@@ -27,6 +27,10 @@ endif()
 
 # CUDA is found, not required.
 set(RECALLD_HAVE_CUDA OFF)
+string(TOLOWER "${RECALLD_CUDA}" RECALLD_CUDA)
+if(NOT RECALLD_CUDA MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "RECALLD_CUDA=${RECALLD_CUDA}: expected auto, on or off")
+endif()
 if(NOT RECALLD_CUDA STREQUAL "off")
   include(CheckLanguage)
   check_language(CUDA)

@@ -56,8 +56,9 @@ class Decoder {
   };
   virtual std::vector<std::optional<Expected<Read>>> write(std::span<const Written> tokens) = 0;
 
-  // Overwrites all that is kept of a memory for later answers. Streams that are open on it are not to be used again.
-  virtual void forget(MemoryId memory) = 0;
+  // Overwrites all that is kept of a memory, for later answers and by streams that are open on it, which are not to be
+  // used again. On success it has happened.
+  virtual Expected<void> forget(MemoryId memory) = 0;
 };
 
 }  // namespace recalld

@@ -16,7 +16,7 @@ class CpuDecoder : public Decoder {
   Expected<std::unique_ptr<Stream>> open(Source source) override;
   Expected<Read> read(Stream& stream, std::span<const uint32_t> tokens, bool last) override;
   std::vector<std::optional<Expected<Read>>> write(std::span<const Written> tokens) override;  // none has to wait
-  void forget(MemoryId) override {}  // nothing is kept outside of streams
+  Expected<void> forget(MemoryId) override { return {}; }  // nothing is kept outside of streams
 
  private:
   struct CpuStream;

@@ -32,14 +32,15 @@ Engine::Impl::Impl(EngineOptions options) : options_(std::move(options)) {
 }
 
 Expected<void> Engine::Impl::open() {
-  RECALLD_CHECK(open_gpu());
+  // One that is asked for is a reason not to start, so it comes before a store is made; one that may be there comes
+  // after the store's lock is had, so that a second daemon says what is wrong.
+  const bool asked_for = options_.device == Device::cuda;
+  if (asked_for) RECALLD_CHECK(open_gpu());
   // With a GPU the CPU's model is there for its shapes, and to explain searches.
-  const Parts parts = gpu_ ? Parts::lower : Parts::all;
+  const Parts parts = asked_for ? Parts::lower : Parts::all;
   RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, parts, *pool_));
   model_ = std::move(loaded.model);
   tokenizer_ = std::move(loaded.tokenizer);
-  if (!gpu_) cpu_backend_ = std::make_unique<CpuBackend>(*model_);
-  backend_ = gpu_ ? gpu_.get() : cpu_backend_.get();
   // As much as the catalog writes out when it goes on after it found no room.
   Reserve reserve(options_.data / "reserve", std::max(options_.memory_budget_bytes / 8, uint64_t{4} << 20));
   reserve.give_up_when_short();
@@ -54,9 +55,13 @@ Expected<void> Engine::Impl::open() {
   if (options_.repair && stamp) RECALLD_CHECK(Store::drop_damaged_tables(options_.data, store));
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
+  if (!asked_for) RECALLD_CHECK(open_gpu());
+  if (!gpu_) cpu_backend_ = std::make_unique<CpuBackend>(*model_);
+  backend_ = gpu_ ? gpu_.get() : cpu_backend_.get();
   // Of the GPU's states one is a query's.
   const size_t streams_max = gpu_ ? gpu_->states_max() - 1 : 0;
-  encoder_ = std::make_unique<Encoder>(*store_, *backend_, loaded.shape, *tokenizer_, state_bytes_max, streams_max);
+  const uint64_t states_in_ram_max = gpu_ ? UINT64_MAX : state_bytes_max;  // a GPU's are not in RAM
+  encoder_ = std::make_unique<Encoder>(*store_, *backend_, loaded.shape, *tokenizer_, states_in_ram_max, streams_max);
   if (gpu_) {
     auto decoder = std::make_unique<GpuDecoder>(*store_, *model_, *gpu_);
     gpu_decoder_ = decoder.get();
@@ -113,12 +118,15 @@ Expected<void> Engine::Impl::open_gpu() {
   if (gpu) {
     gpu_ = *std::move(gpu);
     gpu_name_ = gpu_->name();
+    if (options_.precision == Precision::f32)
+      spdlog::warn("precision f32 is the CPU's alone: the GPU multiplies in bf16; use --device cpu for f32");
     gpu_slots_ = gpu_->slots();
     return {};
   }
   Error error = std::move(gpu).error();
   if (options_.device == Device::cuda) {
-    error.message += "; --device cpu does without a GPU";
+    const bool of_gpu = error.kind == ErrorKind::device || error.kind == ErrorKind::not_found;
+    if (of_gpu && !error.message.contains("--device")) error.message += "; --device cpu does without a GPU";
     return std::unexpected(std::move(error));
   }
   const bool none = error.kind == ErrorKind::not_found;
@@ -138,7 +146,8 @@ Engine::Impl::~Impl() {
   appends_.reset();  // commits what was accepted
   if (verifier_) verifier_->stop();
   if (model_thread_) model_thread_->stop();  // ranks the searches that were accepted
-  readers_.join();                           // answers them
+  model_thread_ended_ = true;
+  readers_.join();  // answers them
   if (forgetter_) forgetter_->stop();
   if (transfer_) transfer_->stop();
   upkeep_.join();

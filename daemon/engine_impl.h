@@ -116,7 +116,7 @@ class Engine::Impl {
   Expected<void> change_over(const RecordShape& shape);
   Expected<void> open_successor();
   Forgetter::Follower follower();
-  void forget_cached(MemoryId id);
+  Expected<void> forget_cached(MemoryId id);
   Expected<JobView> start_reencoding(const std::filesystem::path& model);
   Expected<JobView> cancel_reencoding();
   uint64_t successor_bytes() const { return std::max(options_.memory_budget_bytes / 4, uint64_t{8} << 20); }
@@ -188,6 +188,7 @@ class Engine::Impl {
   std::unique_ptr<Forgetter> forgetter_;  // between the read workers, the model thread and the upkeep thread
   std::unique_ptr<Transfer> transfer_;    // between the read workers, the tokenise workers and the upkeep thread
   std::atomic<bool> stopping_ = false;
+  std::atomic<bool> model_thread_ended_ = false;  // what is posted to it from here on never runs
 };
 
 }  // namespace recalld

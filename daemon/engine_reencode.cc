@@ -67,21 +67,23 @@ Forgetter::Follower Engine::Impl::follower() {
           [this, with_successor] {
             return with_successor([&](Successor& successor) { return successor.forget_missing(*store_); });
           },
-      .forget_cached = [this](MemoryId id) { forget_cached(id); }};
+      .forget_cached = [this](MemoryId id) { return forget_cached(id); }};
 }
 
-// On the model thread, which alone may use the decoder; the CPU's keeps nothing.
-void Engine::Impl::forget_cached(MemoryId id) {
-  if (!gpu_) return;
+// On the model thread, which alone may use encoder and decoder. The CPU's keep nothing that is of use to anybody.
+Expected<void> Engine::Impl::forget_cached(MemoryId id) {
+  if (!gpu_) return {};
   constexpr std::chrono::milliseconds patience{50};
-  const auto done = std::make_shared<std::promise<void>>();  // shared: after a stop nobody waits for the other thread
-  const auto forgotten = done->get_future();
+  const auto done = std::make_shared<std::promise<Expected<void>>>();  // shared: after a stop nobody waits any more
+  auto forgotten = done->get_future();
   model_thread_->search([this, id, done] {
-    decoder_->forget(id);
-    done->set_value();
+    encoder_->forget(id);  // its states go first, so that they are overwritten with what else is free
+    done->set_value(decoder_->forget(id));
   });
-  while (!stopping_ && forgotten.wait_for(patience) != std::future_status::ready) {
-  }
+  while (forgotten.wait_for(patience) != std::future_status::ready)
+    if (model_thread_ended_ && forgotten.wait_for(patience) != std::future_status::ready)
+      return fail(ErrorKind::busy, "the daemon stops before the GPU's memory is overwritten");
+  return forgotten.get();
 }
 
 // On the model thread, which alone may use the pool that models compute with.

@@ -239,22 +239,7 @@ void Forgetter::erase(MemoryId id) {
   const bool swapped = memory ? !memory->next : memory.error().kind == ErrorKind::not_found;
   const auto erased = erase_everywhere(id, waiting);
   reserve_.take();
-  if (!erased) {
-    spdlog::error("erase what was forgotten of memory {}: {} (tried again until it works)", id, erased.error().message);
-    const Error told = Error(erased.error())
-                           .within(
-                               "the turns are gone from every read, but not all of their bytes from the disk, which "
-                               "is tried again until it works");
-    for (Pending& each : waiting) {
-      jobs_.fail(each.job, told.message);  // until it has worked
-      // What is given back first may be the room that the rest needs.
-      const bool hopeless = erased.error().kind != ErrorKind::full && erased.error().kind != ErrorKind::busy;
-      if (each.done && (hopeless || ++each.attempts >= attempts_max))
-        std::exchange(each.done, {})(std::unexpected(told));
-    }
-    keep_waiting(id, std::move(waiting));
-    return retry_later(id);
-  }
+  if (!erased) return try_again(id, std::move(waiting), erased.error());
   for (Pending& each : waiting) {
     for (const Erasure::Segment& segment : erased->segments)
       each.receipt.files.push_back({"kv/" + segment_name(segment.segment), segment.records, segment.bytes});
@@ -267,7 +252,7 @@ void Forgetter::erase(MemoryId id) {
     if (now && !now->next) erase_soon(id);
     return;
   }
-  follower_.forget_cached(id);
+  if (auto cached = follower_.forget_cached(id); !cached) return try_again(id, std::move(waiting), cached.error());
   for (Pending& each : waiting) {
     Receipt& receipt = each.receipt;
     receipt.files.push_back({"catalog", receipt.turn_count, each.catalog_bytes});
@@ -278,11 +263,31 @@ void Forgetter::erase(MemoryId id) {
   }
 }
 
+void Forgetter::try_again(MemoryId id, std::vector<Pending> waiting, const Error& because) {
+  spdlog::error("erase what was forgotten of memory {}: {} (tried again until it works)", id, because.message);
+  const Error told = Error(because).within(
+      "the turns are gone from every read, but not all of their bytes are erased, which is tried again until it works");
+  for (Pending& each : waiting) {
+    jobs_.fail(each.job, told.message);  // until it has worked
+    // What is given back first may be the room that the rest needs.
+    const bool hopeless = because.kind != ErrorKind::full && because.kind != ErrorKind::busy;
+    if (each.done && (hopeless || ++each.attempts >= attempts_max)) std::exchange(each.done, {})(std::unexpected(told));
+  }
+  keep_waiting(id, std::move(waiting));
+  retry_later(id);
+}
+
 void Forgetter::keep_waiting(MemoryId id, std::vector<Pending> waiting) {
-  const std::lock_guard lock(mutex_);
-  std::vector<Pending>& here = pending_[id];
-  std::ranges::move(here, std::back_inserter(waiting));
-  here = std::move(waiting);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!stopped_) {
+      std::vector<Pending>& here = pending_[id];
+      std::ranges::move(here, std::back_inserter(waiting));
+      here = std::move(waiting);
+      return;
+    }
+  }
+  answer_at_stop(waiting);
 }
 
 void Forgetter::retry_later(MemoryId id) {
@@ -322,13 +327,16 @@ void Forgetter::stop() {
     waiting.swap(pending_);
     retries_.clear();  // cancels them
   }
-  for (auto& [id, each] : waiting) {
-    for (Pending& pending : each)
-      if (pending.done)
-        pending.done(fail(ErrorKind::busy,
-                          "the turns are gone from every read, but the daemon stops before all of their bytes "
-                          "are erased: the next start goes on with it"));
-  }
+  for (auto& [id, each] : waiting) answer_at_stop(each);
+}
+
+void Forgetter::answer_at_stop(std::vector<Pending>& waiting) {
+  for (Pending& pending : waiting)
+    if (pending.done)
+      std::exchange(pending.done,
+                    {})(fail(ErrorKind::busy,
+                             "the turns are gone from every read, but the daemon stops before all of their bytes "
+                             "are erased: the next start goes on with it"));
 }
 
 }  // namespace recalld

@@ -29,8 +29,8 @@ class Forgetter {
     std::function<Expected<void>(const std::string& memory, int64_t created_us, std::span<const TurnRange> turns)>
         forget;
     std::function<Expected<void>(const std::string& memory, int64_t created_us)> remove;
-    std::function<Expected<void>()> forget_missing;  // whatever is not in the store any more
-    std::function<void(MemoryId)> forget_cached;     // what answers were computed from
+    std::function<Expected<void>()> forget_missing;         // whatever is not in the store any more
+    std::function<Expected<void>(MemoryId)> forget_cached;  // what encodings and answers were computed from
   };
 
   // Everything is borrowed but `reserve`. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.
@@ -77,7 +77,9 @@ class Forgetter {
   Expected<Erasure> erase_everywhere(MemoryId id, std::vector<Pending>& pending);
   void erase_soon(MemoryId id);
   void erase(MemoryId id);
+  void try_again(MemoryId id, std::vector<Pending> waiting, const Error& because);
   void keep_waiting(MemoryId id, std::vector<Pending> waiting);
+  static void answer_at_stop(std::vector<Pending>& waiting);
   void retry_later(MemoryId id);
 
   Store& store_;

@@ -12,8 +12,6 @@
 #include <spdlog/spdlog.h>
 #include <boost/asio/post.hpp>
 
-#include "base/quote.h"
-
 namespace recalld {
 namespace {
 
@@ -27,6 +25,11 @@ const char* name_of(Placement placement) {
       return "in the host's memory";
   }
   return "";
+}
+
+// What is dropped for want of room or for its damage, nobody waits for.
+void tell(const Expected<void>& dropped) {
+  if (!dropped) spdlog::error("{}", dropped.error().message);
 }
 
 // The chunks of a selection, each once.
@@ -101,7 +104,7 @@ Expected<std::unique_ptr<Decoder::Stream>> GpuDecoder::open(Source source) {
     RECALLD_TRY(memory->on_gpu, gpu_.open_memory());
   }
   if (auto loaded = load(*memory, source); !loaded) {
-    if (memory->streams == 0) drop(memory);
+    if (memory->streams == 0) tell(drop(memory));
     return std::unexpected(std::move(loaded).error());
   }
   RECALLD_CHECK(gpu_.reset(lane));
@@ -120,7 +123,7 @@ void GpuDecoder::close(GpuStream& stream) {
   static_cast<void>(gpu_.reset(stream.lane));
   lanes_[stream.lane] = nullptr;
   // What is damaged now may be mended when the memory is asked again.
-  if (--stream.memory->streams == 0 && !stream.memory->damage.empty()) drop(stream.memory);
+  if (--stream.memory->streams == 0 && !stream.memory->damage.empty()) tell(drop(stream.memory));
 }
 
 std::shared_ptr<GpuDecoder::Memory> GpuDecoder::memory_of(const MemoryInfo& info) {
@@ -129,7 +132,8 @@ std::shared_ptr<GpuDecoder::Memory> GpuDecoder::memory_of(const MemoryInfo& info
     memories_.splice(memories_.begin(), memories_, found);
   } else {
     // Other generations of it.
-    if (std::ranges::any_of(memories_, [&](const auto& each) { return each->info.id == info.id; })) forget(info.id);
+    if (std::ranges::any_of(memories_, [&](const auto& each) { return each->info.id == info.id; }))
+      tell(forget(info.id));
     memories_.push_front(std::make_shared<Memory>());
     memories_.front()->owner = ++owners_;
   }
@@ -162,7 +166,7 @@ Expected<void> GpuDecoder::load(Memory& memory, const Source& source) {
   if (const Placement placement = memory.on_gpu->placement(); placement != memory.told) {
     memory.told = placement;
     spdlog::info("landmarks of memory {}: {} chunks lie {} now; with a larger --gpu-budget answers would be faster",
-                 in_quotes(memory.info.name), end_chunk, name_of(placement));
+                 memory.info.id, end_chunk, name_of(placement));
   }
   return {};
 }
@@ -174,29 +178,31 @@ void GpuDecoder::make_room(const Memory& memory, uint64_t chunks) {
       return each->streams == 0 && each.get() != &memory && each->on_gpu;
     });
     if (idle == memories_.rend()) return;
-    drop(*idle);
+    tell(drop(*idle));
   }
 }
 
 // Nothing of it stays on the GPU.
-void GpuDecoder::drop(std::shared_ptr<Memory> memory) {
-  erase(cache_.forget(memory->owner));
+Expected<void> GpuDecoder::drop(std::shared_ptr<Memory> memory) {
   memory->on_gpu.reset();
   std::erase(memories_, memory);
-}
-
-void GpuDecoder::erase(std::span<const uint32_t> slots) {
-  if (const auto erased = gpu_.erase(slots); !erased) spdlog::error("{}", erased.error().message);
+  return gpu_.erase(cache_.forget(memory->owner));
 }
 
 // Also where none of its landmarks are here: it may have been encoded, or have made way for others.
-void GpuDecoder::forget(MemoryId id) {
+Expected<void> GpuDecoder::forget(MemoryId id) {
+  settle_all();
   std::vector<std::shared_ptr<Memory>> forgotten;
   for (const auto& memory : memories_)
     if (memory->info.id == id) forgotten.push_back(memory);
-  settle_all();
-  for (auto& memory : forgotten) drop(std::move(memory));
-  if (const auto erased = gpu_.erase_scratch(); !erased) spdlog::error("{}", erased.error().message);
+  Expected<void> done;
+  for (auto& memory : forgotten)
+    if (auto dropped = drop(std::move(memory)); !dropped) done = std::move(dropped);
+  for (const GpuStream* stream : lanes_)
+    if (stream && !stream->memory->on_gpu)
+      if (auto cleared = gpu_.reset(stream->lane); !cleared) done = std::move(cleared);
+  if (auto erased = gpu_.erase_scratch(); !erased) done = std::move(erased);
+  return done;
 }
 
 // ---- Reading and writing
@@ -370,7 +376,7 @@ Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& 
 // Where that fails nobody knows what the slots of its chunks hold: it leaves the GPU, and its streams end with busy.
 Expected<void> GpuDecoder::unmap(std::shared_ptr<Memory> memory, std::span<const uint64_t> chunks) {
   auto done = gpu_.unmap(*memory->on_gpu, chunks);
-  if (!done) drop(std::move(memory));
+  if (!done) tell(drop(std::move(memory)));
   return done;
 }
 
@@ -453,7 +459,7 @@ void GpuDecoder::drop_unread(GpuStream& stream) {
     loading_[each.slot] = false;
     slots.push_back(each.slot);
   }
-  erase(slots);
+  tell(gpu_.erase(slots));
   stream.coming.clear();
   stream.reads.clear();
 }

@@ -30,7 +30,7 @@ class GpuDecoder final : public Decoder {
   Expected<std::unique_ptr<Stream>> open(Source source) override;
   Expected<Read> read(Stream& stream, std::span<const uint32_t> tokens, bool last) override;
   std::vector<std::optional<Expected<Read>>> write(std::span<const Written> tokens) override;
-  void forget(MemoryId memory) override;
+  Expected<void> forget(MemoryId memory) override;
 
   // Since the start; any thread may ask.
   struct Counts {
@@ -48,8 +48,7 @@ class GpuDecoder final : public Decoder {
   Expected<void> load(Memory& memory, const Source& source);
   void make_room(const Memory& memory, uint64_t chunks);
   void close(GpuStream& stream);
-  void drop(std::shared_ptr<Memory> memory);
-  void erase(std::span<const uint32_t> slots);
+  Expected<void> drop(std::shared_ptr<Memory> memory);
 
   Gpu::LaneWork work_of(const GpuStream& stream, std::span<const uint32_t> tokens) const;
   Expected<bool> take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone);

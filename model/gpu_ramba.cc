@@ -159,16 +159,12 @@ size_t GpuRamba::carve_generating(void* base) {
   hsa_ = GpuHsa::scratch(config_, block, carver);
   retrieval_ = GpuRetrieval::scratch(config_, block, carver);
   block_hidden_ = carver.take<float>(block * config_.hidden_size);
-  lane_hidden_ = carver.take<float>(lanes * config_.hidden_size);
   hidden_ = carver.take<float>(lanes * config_.hidden_size);
   normed_ = carver.take<Bf16>(lanes * config_.hidden_size);
   logits_ = carver.take<float>(lanes * size_t{head_.out});
   input_ = carver.take<StepInput>(1);
   block_tokens_in_ = carver.take<uint32_t>(block);
   of_block_ = GroupBuffers::carve(config_, block, carver);
-  of_lanes_.clear();
-  for (size_t group = 0; group < groups_.size(); ++group)
-    of_lanes_.push_back(GroupBuffers::carve(config_, lanes, carver));
   const auto k = static_cast<uint32_t>(config_.chunk_topk);
   topk_ = carver.take<char>(cuda::landmark_topk_workspace(k));
   topk_batch_ = carver.take<char>(cuda::landmark_topk_batch_workspace(k));
@@ -176,6 +172,12 @@ size_t GpuRamba::carve_generating(void* base) {
   const size_t layers = std::max(lower_.size(), config_.num_upper_layers);
   conv_ = carver.take<float*>(layers * lanes);
   ssm_ = carver.take<float*>(layers * lanes);
+  // What lanes that wait must keep comes last.
+  scratch_bytes_ = carver.used();
+  lane_hidden_ = carver.take<float>(lanes * config_.hidden_size);
+  of_lanes_.clear();
+  for (size_t group = 0; group < groups_.size(); ++group)
+    of_lanes_.push_back(GroupBuffers::carve(config_, lanes, carver));
   return carver.used();
 }
 

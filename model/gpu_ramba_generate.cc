@@ -79,12 +79,11 @@ Expected<void> GpuRamba::erase(std::span<const uint32_t> slots) {
 }
 
 Expected<void> GpuRamba::erase_scratch() {
-  const size_t width = config_.hidden_size;
   const auto overwrite = [&]() -> cudaError_t {
     RECALLD_CUDA(states_->erase_free(stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(encode_tokens_in_, 0, encoding_bytes_, stream_.get()));
-    RECALLD_CUDA(cudaMemsetAsync(block_hidden_, 0, block * width * sizeof(float), stream_.get()));
-    RECALLD_CUDA(cudaMemsetAsync(hidden_, 0, lanes * width * sizeof(float), stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(workspace_.data(), 0, scratch_bytes_, stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(unwanted_states_, 0, lanes * layer_floats() * sizeof(float), stream_.get()));
     return cudaStreamSynchronize(stream_.get());
   };
   RECALLD_CHECK(gpu_done("overwrite what is left of chunks on the GPU", overwrite()));
@@ -100,7 +99,20 @@ Expected<void> GpuRamba::reset(uint32_t lane) {
   const auto clear = [&]() -> cudaError_t {
     RECALLD_CUDA(
         cudaMemsetAsync(lower_states_ + lane * lower_floats(), 0, lower_floats() * sizeof(float), stream_.get()));
-    return cudaMemsetAsync(upper_states_ + lane * upper_floats(), 0, upper_floats() * sizeof(float), stream_.get());
+    RECALLD_CUDA(
+        cudaMemsetAsync(upper_states_ + lane * upper_floats(), 0, upper_floats() * sizeof(float), stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(lane_hidden_ + lane * config_.hidden_size, 0, config_.hidden_size * sizeof(float),
+                                 stream_.get()));
+    const size_t places = list_places(), dims = config_.retrieval_heads() * config_.retrieval_dim;
+    for (const GroupBuffers& of : of_lanes_) {
+      RECALLD_CUDA(cudaMemsetAsync(of.queries + lane * dims, 0, dims * sizeof(Bf16), stream_.get()));
+      RECALLD_CUDA(cudaMemsetAsync(of.dots + lane * places, 0, places * sizeof(float), stream_.get()));
+      RECALLD_CUDA(cudaMemsetAsync(of.chunks + lane * places, 0, places * sizeof(uint64_t), stream_.get()));
+      RECALLD_CUDA(cudaMemsetAsync(of.slots + lane * places, 0, places * sizeof(uint32_t), stream_.get()));
+      RECALLD_CUDA(cudaMemsetAsync(of.ids + lane * places, 0, places * sizeof(uint32_t), stream_.get()));
+      RECALLD_CUDA(cudaMemsetAsync(of.scores + lane * places, 0, places * sizeof(float), stream_.get()));
+    }
+    return cudaSuccess;
   };
   return gpu_done("clear the states of an answer", clear());
 }

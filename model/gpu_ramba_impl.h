@@ -165,7 +165,8 @@ class GpuRamba final : public Gpu {
   GpuShare landmarks_share_, host_share_;
   size_t segments_max_ = 1;
   uint32_t encode_tokens_ = 0;  // of one pass
-  size_t encoding_bytes_ = 0;   // of the part of workspace_ that encode() has
+  size_t scratch_bytes_ = 0;    // of the part of workspace_ that nothing is kept in between steps
+  size_t encoding_bytes_ = 0;   // of the part that encode() has
   uint32_t slots_ = 0;
 
   // In this order they are made, and freed in the other.

@@ -353,7 +353,7 @@ class FakeDecoder : public Decoder {
     for (size_t i = 0; i < passed.size(); ++i) reads[places[i]] = std::move(written[i]);
     return reads;
   }
-  void forget(MemoryId memory) override { real_.forget(memory); }
+  Expected<void> forget(MemoryId memory) override { return real_.forget(memory); }
 
  private:
   struct FakeStream : Stream {
