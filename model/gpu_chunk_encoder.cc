@@ -90,24 +90,11 @@ GpuChunkEncoder::Scratch GpuChunkEncoder::scratch(const Config& config, uint32_t
           .landmarks = carver.take<float>(chunks * config.retrieval_dim)};
 }
 
-template <class T>
-cudaError_t GpuChunkEncoder::norm(const GpuContext& gpu, const float* x, const float* weight, uint32_t rows,
-                                  T* y) const {
-  return cuda::rmsnorm({.x = x,
-                        .x_stride = hidden_size_,
-                        .weight = weight,
-                        .rows = rows,
-                        .heads = 1,
-                        .width = hidden_size_,
-                        .eps = eps_},
-                       y, gpu.stream);
-}
-
 // x += o_proj(attention(RMSNorm(x))); x += MLP(RMSNorm(x))
 cudaError_t GpuChunkEncoder::run_layer(const GpuContext& gpu, const Scratch& scratch, const Layer& layer,
                                        uint32_t chunks) const {
   const uint32_t rows = chunks * rows_;
-  RECALLD_CUDA(norm(gpu, scratch.x, layer.input_norm, rows, scratch.normed));
+  RECALLD_CUDA(gpu.norm(scratch.x, layer.input_norm, rows, hidden_size_, eps_, scratch.normed));
   RECALLD_CUDA(gpu.multiply(layer.qkv, scratch.normed, rows, scratch.qkv));
   RECALLD_CUDA(cuda::encoder_attention({.qkv = scratch.qkv,
                                         .qkv_stride = layer.qkv.out,
@@ -124,7 +111,7 @@ cudaError_t GpuChunkEncoder::run_layer(const GpuContext& gpu, const Scratch& scr
                                        scratch.attended, gpu.stream));
   RECALLD_CUDA(gpu.multiply(layer.o_proj, scratch.attended, rows, scratch.out));
   RECALLD_CUDA(cuda::add(scratch.out, rows, hidden_size_, scratch.x, gpu.stream));
-  RECALLD_CUDA(norm(gpu, scratch.x, layer.post_norm, rows, scratch.normed));
+  RECALLD_CUDA(gpu.norm(scratch.x, layer.post_norm, rows, hidden_size_, eps_, scratch.normed));
   return layer.mlp.add_to(gpu, scratch.mlp, scratch.normed, rows, scratch.x);
 }
 
@@ -133,7 +120,7 @@ cudaError_t GpuChunkEncoder::run(const GpuContext& gpu, const Scratch& scratch, 
   const uint32_t rows = chunks * rows_;
   RECALLD_CUDA(cuda::encoder_input(hidden, cls_, chunks, hidden_size_, scratch.x, gpu.stream));
   for (const Layer& layer : layers_) RECALLD_CUDA(run_layer(gpu, scratch, layer, chunks));
-  RECALLD_CUDA(norm(gpu, scratch.x, norm_, rows, scratch.x));
+  RECALLD_CUDA(gpu.norm(scratch.x, norm_, rows, hidden_size_, eps_, scratch.x));
 
   RECALLD_CUDA(cuda::to_bf16(scratch.x, rows, hidden_size_, scratch.normed, gpu.stream));
   RECALLD_CUDA(gpu.multiply(kv_proj_, scratch.normed, rows, scratch.kv));

@@ -37,8 +37,6 @@ class GpuChunkEncoder {
   };
   static Expected<Layer> load_layer(GpuWeights& weights, const std::string& prefix, const Config& config);
 
-  template <class T>
-  cudaError_t norm(const GpuContext& gpu, const float* x, const float* weight, uint32_t rows, T* y) const;
   cudaError_t run_layer(const GpuContext& gpu, const Scratch& scratch, const Layer& layer, uint32_t chunks) const;
 
   uint32_t hidden_size_ = 0, rows_ = 0, heads_ = 0, kv_heads_ = 0, head_dim_ = 0, dim_ = 0, retrieval_heads_ = 0;

@@ -82,14 +82,7 @@ GpuMamba2::Scratch GpuMamba2::scratch(const Config& config, uint32_t rows, uint3
 }
 
 cudaError_t GpuMamba2::begin(const GpuContext& gpu, const Scratch& scratch, uint32_t rows, const float* hidden) const {
-  RECALLD_CUDA(cuda::rmsnorm({.x = hidden,
-                              .x_stride = hidden_size_,
-                              .weight = norm_,
-                              .rows = rows,
-                              .heads = 1,
-                              .width = hidden_size_,
-                              .eps = eps_},
-                             scratch.normed, gpu.stream));
+  RECALLD_CUDA(gpu.norm(hidden, norm_, rows, hidden_size_, eps_, scratch.normed));
   return gpu.multiply(in_proj_, scratch.normed, rows, scratch.projected);
 }
 
@@ -233,14 +226,7 @@ GpuHsa::Scratch GpuHsa::scratch(const Config& config, uint32_t rows, Carver& car
 }
 
 cudaError_t GpuHsa::query(const GpuContext& gpu, const Scratch& scratch, uint32_t rows, const float* hidden) const {
-  RECALLD_CUDA(cuda::rmsnorm({.x = hidden,
-                              .x_stride = hidden_size_,
-                              .weight = pre_norm_,
-                              .rows = rows,
-                              .heads = 1,
-                              .width = hidden_size_,
-                              .eps = eps_},
-                             scratch.normed, gpu.stream));
+  RECALLD_CUDA(gpu.norm(hidden, pre_norm_, rows, hidden_size_, eps_, scratch.normed));
   RECALLD_CUDA(gpu.multiply(q_proj_, scratch.normed, rows, scratch.q));
   if (!q_norm_) return cudaSuccess;
   return cuda::rmsnorm({.x = scratch.q,
@@ -275,15 +261,7 @@ cudaError_t GpuHsa::run(const GpuContext& gpu, const Scratch& scratch, const Gpu
                                    gpu.stream));
   RECALLD_CUDA(gpu.multiply(o_proj_, scratch.read, rows, scratch.sum));
   RECALLD_CUDA(cuda::add(hidden, rows, hidden_size_, scratch.sum, gpu.stream));  // x + o
-  if (mlp_)
-    RECALLD_CUDA(cuda::rmsnorm({.x = scratch.sum,
-                                .x_stride = hidden_size_,
-                                .weight = mlp_norm_,
-                                .rows = rows,
-                                .heads = 1,
-                                .width = hidden_size_,
-                                .eps = eps_},
-                               scratch.normed, gpu.stream));
+  if (mlp_) RECALLD_CUDA(gpu.norm(scratch.sum, mlp_norm_, rows, hidden_size_, eps_, scratch.normed));
   if (!mlp_ || reset_residual_)
     RECALLD_CUDA(cudaMemcpyAsync(hidden, scratch.sum, size_t{rows} * hidden_size_ * sizeof(float),
                                  cudaMemcpyDeviceToDevice, gpu.stream));

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/chunk_selection_cuda.h"
+#include "kernels/elementwise_cuda.h"
 #include "kernels/matmul_cuda.h"
 #include "model/config.h"
 #include "model/gpu_weights.h"
@@ -29,6 +30,12 @@ struct GpuContext {
 
   cudaError_t multiply(const GpuLinear& linear, const Bf16* x, uint32_t rows, float* y) const {
     return matmul->run(linear.plan, x, linear.w, rows, y, matmul_workspace, stream);
+  }
+  // y = RMSNorm(x), of whole rows. x, y: [rows, width] · y: float or Bf16
+  template <class T>
+  cudaError_t norm(const float* x, const float* weight, uint32_t rows, uint32_t width, float eps, T* y) const {
+    return cuda::rmsnorm(
+        {.x = x, .x_stride = width, .weight = weight, .rows = rows, .heads = 1, .width = width, .eps = eps}, y, stream);
   }
 };
 

@@ -168,14 +168,7 @@ cudaError_t GpuRamba::compute_group(uint32_t group) {
   RECALLD_CUDA(cuda::copy_rows(hidden_, of.ready, width, lane_hidden_, stream_.get()));
   if (group + 1 < groups_.size())
     return groups_[group + 1].retrieval.run(gpu_, retrieval_, lanes, lane_hidden_, of_lanes_[group + 1].queries);
-  RECALLD_CUDA(cuda::rmsnorm({.x = lane_hidden_,
-                              .x_stride = width,
-                              .weight = final_norm_,
-                              .rows = lanes,
-                              .heads = 1,
-                              .width = width,
-                              .eps = config_.layer_norm_epsilon},
-                             normed_, stream_.get()));
+  RECALLD_CUDA(gpu_.norm(lane_hidden_, final_norm_, lanes, width, config_.layer_norm_epsilon, normed_));
   return gpu_.multiply(head_, normed_, lanes, logits_);
 }
 
@@ -427,14 +420,8 @@ cudaError_t GpuRamba::step_block(const LaneWork& work, LaneResult& result) {
     }
     ++lane.group;
   }
-  RECALLD_CUDA(cuda::rmsnorm({.x = block_hidden_ + (lane.tokens - 1) * width,
-                              .x_stride = width,
-                              .weight = final_norm_,
-                              .rows = 1,
-                              .heads = 1,
-                              .width = width,
-                              .eps = config_.layer_norm_epsilon},
-                             normed_, stream_.get()));
+  RECALLD_CUDA(
+      gpu_.norm(block_hidden_ + (lane.tokens - 1) * width, final_norm_, 1, width, config_.layer_norm_epsilon, normed_));
   RECALLD_CUDA(gpu_.multiply(head_, normed_, 1, logits_));
   result.logits.resize(config_.vocab_size);
   RECALLD_CUDA(cudaMemcpyAsync(result.logits.data(), logits_, config_.vocab_size * sizeof(float),

@@ -33,14 +33,7 @@ GpuRetrieval::Scratch GpuRetrieval::scratch(const Config& config, uint32_t rows,
 
 cudaError_t GpuRetrieval::run(const GpuContext& gpu, const Scratch& scratch, uint32_t rows, const float* hidden,
                               Bf16* queries) const {
-  RECALLD_CUDA(cuda::rmsnorm({.x = hidden,
-                              .x_stride = hidden_size_,
-                              .weight = pre_norm_,
-                              .rows = rows,
-                              .heads = 1,
-                              .width = hidden_size_,
-                              .eps = eps_},
-                             scratch.normed, gpu.stream));
+  RECALLD_CUDA(gpu.norm(hidden, pre_norm_, rows, hidden_size_, eps_, scratch.normed));
   RECALLD_CUDA(gpu.multiply(ln_, scratch.normed, rows, scratch.projected));
   return cuda::retrieval_queries({.x = scratch.projected,
                                   .x_stride = ln_.out,
