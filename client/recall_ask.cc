@@ -61,6 +61,8 @@ int run_ask(const Globals& globals, const AskArguments& arguments) {
          " are damaged and were not read; run recall verify");
   if (reply->finish == "cancelled")
     return fail_with({ErrorKind::busy, "cancelled: the answer is not complete"}, exit_interrupted);
+  if (reply->chunks.empty())
+    warn("the answer was read from no chunk of the memory: only complete chunks of 64 tokens are read");
   if (reply->finish == "max_tokens")
     warn("the answer was cut after " + counted(reply->tokens, "token") + "; --max-tokens lets it be longer");
   else if (reply->text.empty())

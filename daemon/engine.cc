@@ -56,6 +56,7 @@ Expected<void> Engine::Impl::open() {
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
 
   if (!asked_for) RECALLD_CHECK(open_gpu());
+  if (!gpu_ && options_.gpu_budget_bytes != 0) spdlog::warn("gpu-budget is not used: the CPU computes");
   if (!gpu_) cpu_backend_ = std::make_unique<CpuBackend>(*model_);
   backend_ = gpu_ ? gpu_.get() : cpu_backend_.get();
   // Of the GPU's states one is a query's.

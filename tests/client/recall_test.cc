@@ -170,14 +170,19 @@ TEST(Recall, AskWritesTheAnswerAsItComesAndItsSourcesWhenAsked) {
 
 TEST(Recall, AskPrintsTheReplyAsItIsWithJsonAndTellsOfACutOrEmptyAnswer) {
   const Json cut = generated("one", "max_tokens");
+  Json unread = generated("made up", "newline");
+  unread["chunks"] = Json::array();
   const FakeDaemon daemon([&](const std::string& line) {
-    return Json::parse(line)["params"]["memory"] == "cut" ? told(line, {}, cut)
-                                                          : told(line, {}, generated("", "newline"));
+    const std::string memory = Json::parse(line)["params"]["memory"];
+    return told(line, {}, memory == "cut" ? cut : memory == "short" ? unread : generated("", "newline"));
   });
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "ask cut q --json").output, cut.dump() + "\n");
   EXPECT_FALSE(Json::parse(daemon.lines().at(0))["params"].contains("stream"));
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask cut q").output, HasSubstr("cut after 3 tokens; --max-tokens"));
-  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask empty q").output, HasSubstr("the model wrote nothing"));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask empty q").output,
+              AllOf(HasSubstr("the model wrote nothing"), Not(HasSubstr("read from no chunk"))));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask short q").output,
+              AllOf(HasSubstr("made up"), HasSubstr("read from no chunk of the memory")));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "ask m q --temperature 3").output,
             "recall: --temperature: expected a number from 0 to 2, got '3'; see recall ask --help\n");
 }
