@@ -48,11 +48,14 @@ Expected<ByteView> map_file(const std::filesystem::path& path) {
 }  // namespace
 
 Weights::Weights(Weights&& other) noexcept
-    : file_(std::exchange(other.file_, {})), tensors_(std::move(other.tensors_)) {}
+    : file_(std::exchange(other.file_, {})),
+      tensors_(std::move(other.tensors_)),
+      expanded_(std::move(other.expanded_)) {}
 
 Weights& Weights::operator=(Weights&& other) noexcept {
   std::swap(file_, other.file_);
   std::swap(tensors_, other.tensors_);
+  std::swap(expanded_, other.expanded_);
   return *this;
 }
 
@@ -101,7 +104,29 @@ Expected<Weights> Weights::open(const std::filesystem::path& path) {
     tensor.data = data.subspan(begin, end - begin);
     weights.tensors_.emplace(name, std::move(tensor));
   }
+  for (auto& [name, tensor] : weights.tensors_)
+    if (tensor.type == "I8")
+      if (auto expanded = weights.expand(name, tensor); !expanded) return corrupt(expanded.error().message);
   return weights;
+}
+
+Expected<void> Weights::expand(const std::string& name, Tensor& tensor) {
+  const auto scale = tensors_.find(name + "_scale");
+  if (tensor.shape.size() != 2 || scale == tensors_.end() || scale->second.type != "F32" ||
+      scale->second.shape != std::vector<size_t>{tensor.shape[0]})
+    return fail(ErrorKind::corrupt,
+                "tensor " + name + " is I8 and needs to be a matrix with the scales of its rows in " + name + "_scale");
+  std::vector<float> scales(tensor.shape[0]);
+  if (!scales.empty()) std::memcpy(scales.data(), scale->second.data.data(), scale->second.data.size());
+  std::vector<Bf16>& values = expanded_.emplace_back(tensor.data.size());
+  const auto* const codes = reinterpret_cast<const int8_t*>(tensor.data.data());
+  const size_t columns = tensor.shape[1];
+  for (size_t row = 0; row < scales.size(); ++row)
+    for (size_t column = 0; column < columns; ++column)
+      values[row * columns + column] = to_bf16(scales[row] * static_cast<float>(codes[row * columns + column]));
+  tensor.type = "BF16";
+  tensor.data = std::as_bytes(std::span(values));
+  return {};
 }
 
 bool Weights::has(std::string_view name) const {

@@ -1,9 +1,12 @@
 // Tensors of a safetensors file, mapped into memory and read where they lie.
 //
 // The format: 8 bytes little-endian length of a JSON header, the header (name → dtype, shape, data_offsets), the data.
+// A matrix may be stored as I8 beside a tensor NAME_scale (F32, [rows]): it stands for the BF16 matrix whose element is
+// scale[row] * q, rounded to nearest even; open() expands it.
 #pragma once
 
 #include <cstddef>
+#include <deque>
 #include <filesystem>
 #include <map>
 #include <span>
@@ -20,7 +23,8 @@ namespace recalld {
 // Const functions may be called from any thread. Spans live as long as the object.
 class Weights {
  public:
-  // io: the file cannot be read. corrupt: the header or an extent is not what the format demands.
+  // io: the file cannot be read. corrupt: the header, an extent or the scale of an I8 matrix is not what the format
+  // demands.
   static Expected<Weights> open(const std::filesystem::path& file);
   Weights(Weights&& other) noexcept;
   Weights& operator=(Weights&& other) noexcept;
@@ -46,12 +50,14 @@ class Weights {
   };
 
   Weights() = default;
+  Expected<void> expand(const std::string& name, Tensor& tensor);
   Expected<const Tensor*> find(std::string_view name) const;
   Expected<const Tensor*> find(std::string_view name, const std::vector<size_t>& shape) const;
   static Expected<std::vector<float>> to_floats(std::string_view name, const Tensor& tensor);
 
   ByteView file_;  // mapped
   std::map<std::string, Tensor, std::less<>> tensors_;
+  std::deque<std::vector<Bf16>> expanded_;  // matrices that the file has as I8
 };
 
 }  // namespace recalld

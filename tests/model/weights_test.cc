@@ -50,6 +50,33 @@ TEST_F(WeightsTest, ReadsTensorsByNameTypeAndShape) {
   EXPECT_THAT(weights->floats("c", {1}).error().message, HasSubstr("no tensor c"));
 }
 
+TEST_F(WeightsTest, MatricesOfEightBitsAreExpandedByTheScalesOfTheirRows) {
+  std::string data;
+  for (const float scale : {0.5f, 0.003f}) ByteWriter(data).u32(std::bit_cast<uint32_t>(scale));
+  for (const int8_t code : {127, -127, 3, 0, 1, -128}) ByteWriter(data).u8(static_cast<uint8_t>(code));
+  const auto header = [](const std::string& scale) {
+    std::string text = R"({"w_scale":{"dtype":"F32","shape":)" + scale + R"(,"data_offsets":[0,8]},)" +
+                       R"("w":{"dtype":"I8","shape":[2,3],"data_offsets":[8,14]}})";
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    return text;
+  };
+  auto opened = open(header("[2]"), data);
+  ASSERT_TRUE(opened) << opened.error().message;
+  const Weights weights = std::move(*opened);
+  const auto values = weights.bf16("w", {2, 3});
+  ASSERT_TRUE(values) << values.error().message;
+  const float expected[] = {63.5f, -63.5f, 1.5f, 0.0f, 0.003f, -0.384f};
+  for (size_t i = 0; i < 6; ++i) EXPECT_EQ((*values)[i].bits, to_bf16(expected[i]).bits) << i;
+
+  const auto other = open(header("[1,2]"), data);
+  ASSERT_FALSE(other);
+  EXPECT_EQ(other.error().kind, ErrorKind::corrupt);
+  EXPECT_THAT(other.error().message, HasSubstr("w_scale"));
+  std::string alone = R"({"w":{"dtype":"I8","shape":[2,3],"data_offsets":[0,6]}})";
+  alone.resize((alone.size() + 7) / 8 * 8, ' ');
+  EXPECT_THAT(open(alone, data.substr(8)).error().message, HasSubstr("w_scale"));
+}
+
 TEST_F(WeightsTest, EveryDamageToTheFileIsNamed) {
   const std::string good = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}  )";
   const std::string data(8, 'x');
