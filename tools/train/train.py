@@ -1,0 +1,334 @@
+"""Trains a model on one GPU, by seconds or by steps, and saves it as it goes. See README.md for the whole recipe.
+
+A run writes into its directory: config.json and model.safetensors (bf16, the reference's names; export.py makes a
+checkpoint of them), run.json (arguments, figures), log.csv (a line every --log-every steps), resume.pt with --resumable.
+"""
+import argparse
+import csv
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from data import MakerOptions, batches
+from lexical import SPECIAL_PIECES, Lexical
+from losses import Chunks, LateQuestions, contrast, evidence_of, late_interaction, towards_words
+from model import Config, build
+from muon import Muon
+
+CHUNK = 64
+CONTEXT_SHARE = 0.3     # of the previous chunk's words in what a landmark is drawn towards
+LATE_QUESTIONS = 8      # of each sequence
+ROW_COPIES = 640        # answer tokens of rows whose retrieval is trained, a batch
+CARRY_STATE = 0.5       # of the sequences go on with the state that the one before left
+WARMUP_STEPS = 100
+GRADIENT_NORM_MAX = 1.0
+
+
+@dataclass
+class Weights:
+    """Of the losses. The next token of the stream and of rows has 1."""
+    contrast: float = 0.5   # the evidence first, for questions in the stream, alone and in rows
+    hold: float = 0.25      # and again at each token of the answer
+    read: float = 0.2       # half of HSA's heads look at the token to copy
+    lexical: float = 6.0    # landmarks and questions towards their words; falls to 0.3 of it over the whole schedule
+    late: float = 0.25      # keys tell chunks apart
+
+
+METRICS = ("next_token", "row_token", "first_stream", "first_alone", "first_row", "hold", "read", "copied", "row_exact",
+           "contrast", "lexical", "late", "late_first")
+
+
+def gather_rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[B, n, w] at [B, m] (-1: any) -> [B, m, w]"""
+    return values.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+class Objective:
+    """All losses of one batch. The bank holds landmarks and words of earlier batches; it is no parameter."""
+
+    def __init__(self, model, lexical: Lexical, weights: Weights):
+        self.model, self.lexical, self.weights = model, lexical, weights
+
+    def __call__(self, batch, state, bank_landmarks, bank_words, lexical_share):
+        model, weights = self.model, self.weights
+        ids = batch.ids
+        sequences, length = ids.shape
+        per_sequence = length // CHUNK
+        device_type = ids.device.type
+        chunk_words = self.lexical.chunks(ids.view(sequences, per_sequence, CHUNK))
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
+            out = model(ids, state, batch.rows, batch.copies, batch.row_copies)
+            flat_alone = batch.alone.flatten(0, 1)
+            alone_at = batch.alone_meta[..., 0].flatten().clamp(min=0)
+            alone, token_queries = model.questions(flat_alone, alone_at)
+
+            # The next token.
+            logits = model.logits(out.hidden[:, :-1])
+            token_loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            next_token = mean_of(token_loss, batch.weight[:, :-1].flatten())
+            asked_from = batch.rows.shape[-1] - CHUNK - 1  # what comes before is the memory's end
+            row_weight = batch.row_weight[:, :, asked_from:-1]
+            row_next = batch.rows[:, :, asked_from + 1:]
+            row_logits = model.logits(out.row_hidden[:, :, asked_from:-1])
+            row_loss = F.cross_entropy(row_logits.float().flatten(0, 2), row_next.flatten(), reduction="none")
+            row_token = mean_of(row_loss, row_weight.flatten())
+
+            # Retrieval: for questions, and at each token of an answer.
+            words = F.normalize(chunk_words.flatten(0, 1), dim=-1).to(torch.bfloat16)
+            here = Chunks(out.landmarks.flatten(0, 1), words, per_sequence, sequences)
+            everywhere = Chunks(torch.cat([here.landmarks, bank_landmarks.to(here.landmarks.dtype)]),
+                                torch.cat([words, bank_words]), per_sequence, sequences)
+            asked = model.retrieval_queries(gather_rows(out.lower, batch.asked[..., 0]))
+            asked_evidence = evidence_of(batch.asked, batch.asked[..., 0] // CHUNK)
+            stream_loss, first_stream = contrast(asked.flatten(0, 1), asked_evidence, everywhere)
+            alone_evidence = evidence_of(batch.alone_meta, batch.alone_meta[..., 3])
+            alone_loss, first_alone = contrast(alone, alone_evidence, everywhere)
+            everything = torch.full_like(batch.row_recall[..., 0], per_sequence)
+            row_evidence = evidence_of(batch.row_recall, everything)
+            flat_lower = out.row_lower.flatten(0, 1)  # [B*G, T, d]
+            row_asked = model.retrieval_queries(gather_rows(flat_lower, batch.row_recall[..., 0].view(-1, 1)))
+            row_question_loss, first_row = contrast(row_asked.flatten(0, 1), row_evidence, everywhere)
+
+            at, source = batch.copies.unbind(-1)
+            copied_from = evidence_of(torch.stack([at, source // CHUNK, source // CHUNK], -1), at // CHUNK)
+            stream_hold, _ = contrast(model.retrieval_queries(gather_rows(out.lower, at)).flatten(0, 1), copied_from, here)
+            row_hold = self._row_hold(out, batch, everywhere)
+
+            # Late interaction, for the first questions: real ones come first.
+            spoken = (flat_alone >= SPECIAL_PIECES) & (torch.arange(flat_alone.shape[1], device=ids.device) < alone_at[:, None])
+            said = self.lexical.questions(torch.where(spoken, flat_alone, 0))
+
+            def of_first(values):
+                return values.unflatten(0, (sequences, -1))[:, :LATE_QUESTIONS].flatten(0, 1)
+
+            late, late_first = late_interaction(
+                LateQuestions(of_first(token_queries), of_first(spoken), of_first(said), of_first(alone_evidence)),
+                out.keys.reshape(sequences * per_sequence, CHUNK, -1), here)
+
+        # Words.
+        context = torch.cat([torch.zeros_like(chunk_words[:, :1]), chunk_words[:, :-1]], 1)
+        lexical = towards_words(out.landmarks, chunk_words + CONTEXT_SHARE * context)
+        lexical = lexical + towards_words(alone, said, batch.alone_meta[..., 0].flatten() >= 0)
+
+        contrastive = stream_loss + alone_loss + row_question_loss
+        loss = (next_token + row_token + weights.contrast * contrastive + weights.hold * (stream_hold + row_hold) +
+                weights.read * (out.read + out.row_read) + weights.lexical * lexical_share * lexical + weights.late * late)
+        metrics = torch.stack([value.detach().float() for value in (
+            next_token, row_token, first_stream, first_alone, first_row, stream_hold + row_hold, out.read + out.row_read,
+            self._copied(logits, ids, batch), self._row_exact(row_logits, row_next, row_weight),
+            contrastive, lexical, late, late_first)])
+        return loss, metrics, out.state, here.landmarks.detach().to(torch.bfloat16), words
+
+    def _row_hold(self, out, batch, chunks: Chunks) -> torch.Tensor:
+        """Rows copy few tokens: those that do are taken together."""
+        at, source = batch.row_copies.unbind(-1)
+        sequence = torch.arange(at.shape[0], device=at.device)[:, None, None].expand(at.shape)
+        valid = at >= 0
+        evidence = torch.stack([torch.where(valid, sequence, -1), source // CHUNK, source // CHUNK,
+                                torch.full_like(at, chunks.per_sequence)], -1).flatten(0, 2)
+        queries = self.model.retrieval_queries(gather_rows(out.row_lower.flatten(0, 1), at.flatten(0, 1))).flatten(0, 1)
+        chosen = valid.flatten().int().argsort(descending=True, stable=True)[:ROW_COPIES]
+        return contrast(queries[chosen], evidence[chosen], chunks)[0]
+
+    @staticmethod
+    def _copied(logits, ids, batch):
+        """Share of the stream's copied tokens that come first, what is before them given."""
+        at = batch.copies[..., 0]
+        place = at.clamp(min=0, max=ids.shape[1] - 2)
+        right = logits.detach().argmax(-1).gather(1, place) == ids.gather(1, place + 1)
+        return mean_of(right.float(), at >= 0)
+
+    @staticmethod
+    def _row_exact(logits, expected, weight):
+        """Share of rows whose whole answer comes first, what is before each token given."""
+        wrong = (logits.detach().argmax(-1) != expected) & (weight > 0)
+        return mean_of((~wrong.any(-1)).float(), (weight > 0).any(-1))
+
+
+class Schedule:
+    """Warm-up, constant, then linear to nothing over the last `decay` of the whole schedule, of which a run may be a
+    part: from `begin` to `end`."""
+
+    def __init__(self, args):
+        self.args = args
+
+    def progress(self, share: float) -> float:
+        return self.args.begin + (self.args.end - self.args.begin) * min(1.0, share)
+
+    def rate(self, step: int, progress: float) -> float:
+        falling = min(1.0, max(0.02, (1 - progress) / self.args.decay)) if self.args.decay > 0 else 1.0
+        return self.args.lr * min(1.0, (step + 1) / self.args.warmup) * falling
+
+
+def load_weights(model, directory: Path) -> None:
+    found = {name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()}
+    missing, unexpected = model.load_state_dict(found, strict=False)
+    if unexpected:
+        raise SystemExit(f"train: {directory} has weights that the model lacks: {sorted(unexpected)[:4]} ...")
+    print(f"weights of {directory}; new in this model: {sorted(missing) or 'none'}", flush=True)
+
+
+def save(args, model, config, optimizers, step, history) -> None:
+    out = args.out
+    weights = {name: tensor.detach().to(torch.bfloat16).contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, out / "model.safetensors.new")
+    (out / "model.safetensors.new").replace(out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(config.to_reference(), indent=1) + "\n")
+    (out / "run.json").write_text(json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "step": step,
+                                              "tokens": step * args.batch * args.length, "figures": history[-1:]}, indent=1))
+    if args.resumable:
+        torch.save({"model": model.state_dict(), "optimizers": [each.state_dict() for each in optimizers], "step": step},
+                   out / "resume.pt.new")
+        (out / "resume.pt.new").replace(out / "resume.pt")
+
+
+def optimizers_for(model, lr: float):
+    """Muon for the matrices of hidden layers, AdamW for embeddings, convolutions and vectors."""
+    hidden, embeddings, small = [], [], []
+    for name, parameter in model.named_parameters():
+        if "embeddings" in name:
+            embeddings.append(parameter)
+        elif parameter.ndim == 2 and min(parameter.shape) > 1:
+            hidden.append(parameter)
+        else:
+            small.append(parameter)
+    groups = [{"params": embeddings, "weight_decay": 0.1}, {"params": small, "weight_decay": 0.0}]
+    fused = next(model.parameters()).is_cuda
+    return [Muon(hidden, lr), torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=fused)]
+
+
+def train(args) -> None:
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    args.out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(args.prepared / "spm.model", args.out / "spm.model")
+    device = torch.device(args.device)
+    config = Config.from_reference(json.loads(args.config.read_text()))
+    model = build(config, args.seed).to(device)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    optimizers = optimizers_for(model, args.lr)
+    step = 0
+    if args.init:
+        load_weights(model, args.init)
+    if args.resumable and (args.out / "resume.pt").exists():
+        kept = torch.load(args.out / "resume.pt", map_location=device)
+        model.load_state_dict(kept["model"])
+        for optimizer, was in zip(optimizers, kept["optimizers"]):
+            optimizer.load_state_dict(was)
+        args.warmup = 1
+        print(f"resumed after step {kept['step']}", flush=True)
+
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(args.prepared / "spm.model"))
+    prepared = np.load(args.prepared / "data.npz")
+    corpus = np.concatenate([prepared[name][:4_000_000] for name in ("prose", "dial", "tr_ctx")])
+    lexical = Lexical(tokenizer, corpus, config.retrieval_dim, CHUNK, device)
+    weights = Weights(**{f.name: getattr(args, f.name) for f in fields(Weights)})
+    objective = Objective(model, lexical, weights)
+    if not args.eager:
+        objective = torch.compile(objective.__call__)
+    schedule = Schedule(args)
+
+    per_step = args.batch * (args.length // CHUNK)
+    bank_landmarks = torch.randn(args.bank * per_step, config.retrieval_dim, device=device, dtype=torch.bfloat16) * 0.1
+    bank_words = torch.zeros_like(bank_landmarks)
+    state = model.zero_state(args.batch, device)
+    lexical_share = torch.ones((), device=device)
+    totals = torch.zeros(len(METRICS), device=device)
+    history, started, saved = [], None, time.time()
+    with open(args.out / "log.csv", "a", newline="") as log_file:
+        log = csv.writer(log_file)
+        log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS))
+        for batch in batches(args.prepared, args.seed, args.batch, args.workers, MakerOptions()):
+            batch = batch.to(device)
+            loss, metrics, state, landmarks, words = objective(batch, state, bank_landmarks, bank_words, lexical_share)
+            loss.backward()
+            keep = (torch.rand(args.batch, device=device) < CARRY_STATE).float()
+            state = model.masked_state(state, keep)
+            place = step % args.bank * per_step
+            bank_landmarks[place:place + per_step] = landmarks
+            bank_words[place:place + per_step] = words
+
+            if started is None and step >= 3:  # compiled
+                torch.cuda.synchronize() if device.type == "cuda" else None
+                started, first_step = time.time(), step
+            share = 0.0
+            if started is not None:
+                share = (step - first_step) / args.steps if args.steps else (time.time() - started) / args.seconds
+            progress = schedule.progress(share)
+            rate = schedule.rate(step, progress)
+            lexical_share.fill_(max(0.3, 1 - progress))
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM_MAX)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+            totals += metrics
+            step += 1
+            if step % args.log_every == 0:
+                figures = [round(value, 4) for value in (totals / args.log_every).tolist()]
+                totals.zero_()
+                done = step - first_step if started else 0
+                speed = done * args.batch * args.length / (time.time() - started) if done else 0
+                log.writerow((step, round(progress, 4), rate, round(speed), *figures))
+                log_file.flush()
+                history.append(dict(zip(METRICS, figures), tokens_per_s=round(speed)))
+                if not all(map(math.isfinite, figures)):
+                    raise SystemExit(f"train: a loss is not a number at step {step}; the last save stands")
+                print(f"{step} {progress:.3f} {speed / 1e6:.3f} Mtok/s " +
+                      " ".join(f"{name} {value:.3f}" for name, value in zip(METRICS, figures)), flush=True)
+            if time.time() - saved > args.save_every:
+                save(args, model, config, optimizers, step, history)
+                saved = time.time()
+            if share >= 1:
+                break
+    save(args, model, config, optimizers, step, history)
+    if device.type == "cuda":
+        print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {step} steps, {step * args.batch * args.length / 1e6:.0f} M tokens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepared", type=Path, required=True, help="what prepare.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="directory of this run")
+    parser.add_argument("--config", type=Path, required=True, help="config.json of the model")
+    parser.add_argument("--init", type=Path, help="directory with model.safetensors to go on from")
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--steps", type=int, help="instead of --seconds")
+    parser.add_argument("--begin", type=float, default=0.0, help="where this run begins in the schedule")
+    parser.add_argument("--end", type=float, default=1.0, help="and ends")
+    parser.add_argument("--decay", type=float, default=0.4, help="last share of the schedule, in which the rate falls")
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--warmup", type=int, default=WARMUP_STEPS)
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step")
+    parser.add_argument("--length", type=int, default=4096, help="tokens a sequence")
+    parser.add_argument("--bank", type=int, default=64, help="steps whose landmarks are kept as negatives")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=14)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--resumable", action="store_true", help="keep optimisers too, and go on from them")
+    parser.add_argument("--save-every", type=float, default=150, help="seconds")
+    parser.add_argument("--log-every", type=int, default=200)
+    for field in fields(Weights):
+        parser.add_argument(f"--{field.name}", type=float, default=field.default, help="weight of a loss")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
