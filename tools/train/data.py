@@ -25,6 +25,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Iterator
 
@@ -50,8 +51,8 @@ ROW_NUMBERED = ("numbered", "multi_key")
 
 
 def task_shares() -> dict[str, float]:
-    return {"numbered": 0.32, "personal": 0.20, "multi_key": 0.06, "multi_value": 0.12, "variables": 0.09, "updated": 0.13,
-            "story": 0.04, "babi": 0.02, "passage": 0.02}
+    return {"numbered": 0.32, "personal": 0.20, "multi_key": 0.06, "multi_value": 0.12, "variables": 0.09,
+            "updated": 0.13, "story": 0.04, "babi": 0.02, "passage": 0.02}
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ class Maker:
         self._speakers = [coder(name + ":") for name in SPEAKERS]
         self._leads = [coder(lead) if lead else [] for lead in LEADS]
         self._question_mark = coder("x?")[-1]
-        self._task_names, self._task_weights = list(self.options.tasks), list(self.options.tasks.values())
-        self._keys: set[str] = set()
+        self._task_names, self._task_weights = list(self.options.tasks), list(accumulate(self.options.tasks.values()))
+        self._keys: set[str | int] = set()
         self.reseed(seed)
 
     def reseed(self, seed: int | str) -> None:
@@ -242,7 +243,7 @@ class Maker:
 
     def _start(self, page: Page, style: str, pool: np.ndarray | None) -> None:
         """Begins a new task, or writes text when none fits."""
-        for _ in range(3):
+        for _ in range(3 if page.left() > 150 else 1):
             task = self._new_task(pool)
             room = 2 * task.tokens if task.spacing == "spread" and len(task.statements) > 1 else task.tokens
             if task.asks and room < page.left() - 40 and self._keys.isdisjoint(task.keys):
@@ -270,7 +271,7 @@ class Maker:
         rng = self.rng
         if pool is not None and rng.random() < self.options.passage_tasks:
             return self._fitting(self.tasks.passage(int(self._choice(pool)) if rng.random() < 0.6 else None))
-        return self._fitting(self.tasks.make(rng.choices(self._task_names, self._task_weights)[0]))
+        return self._fitting(self.tasks.make(rng.choices(self._task_names, cum_weights=self._task_weights)[0]))
 
     def _fitting(self, task: Task) -> Task:
         """The task with only such questions as fit into a row and among the questions alone."""
@@ -333,7 +334,8 @@ class Maker:
 
     def _remembered(self, page: Page, limit: int) -> tuple[np.ndarray, int, int] | None:
         """The beginning of a passage before `limit` with words dropped, where it ends, and how many tokens follow."""
-        begin, count, more = self.rng.randrange(limit), self._choice((6, 8, 12, 16, 24)), self._choice((4, 4, 8, 16, 32))
+        begin = self.rng.randrange(limit)
+        count, more = self._choice((6, 8, 12, 16, 24)), self._choice((4, 4, 8, 16, 32))
         end = begin + count
         if end + more > limit or page.marked[begin:end + more].any():
             return None
@@ -387,7 +389,7 @@ class Maker:
     def _pseudo_questions(self, page: Page, wanted: int) -> list[tuple[list[int], int, int, int]]:
         """Noisy questions about random spans: rare words are kept more often, sometimes out of order."""
         rng, noise = self.rng, self.numpy_rng
-        tries, width = wanted * 3, 48
+        tries, width = 2 * wanted + 4, 48
         widths = noise.choice((10, 16, 24, 32, 48), tries)
         begins = noise.integers(0, L - width, tries)
         columns = np.arange(width)
@@ -452,15 +454,15 @@ class Maker:
         found = []
         while len(found) < G:
             if pools and rng.random() >= options.rows_self_copy:
-                kinds = [kind for kind in pools if (kind in ROW_NUMBERED)] if rng.random() < options.rows_numbered else \
-                    [kind for kind in pools if kind not in ROW_NUMBERED]
-                kind = self._choice(kinds or list(pools))
+                numbered = rng.random() < options.rows_numbered
+                kind = self._choice([k for k in pools if (k in ROW_NUMBERED) == numbered] or list(pools))
                 fresh, before = pools[kind]
                 pool = before if before and (not fresh or rng.random() < options.rows_asked_before) else fresh
                 told, ask = pool.pop(rng.randrange(len(pool)))
                 if not fresh and not before:
                     del pools[kind]
-                found.append((self._choice(ask.questions), ask.answer, told.copies(ask, 0), *told.chunks(ask), ask.kind))
+                question = self._choice(ask.questions)
+                found.append((question, ask.answer, told.copies(ask, 0), *told.chunks(ask), ask.kind))
                 continue
             for _ in range(20):
                 if (copy := self._row_self_copy(page)) is not None:
@@ -524,7 +526,7 @@ def _collect(processes, queues) -> Iterator[Batch]:
                         break
                     except queue.Empty:
                         if not process.is_alive():
-                            raise RuntimeError(f"data worker {process.pid} died with exit code {process.exitcode}") from None
+                            raise RuntimeError(f"a data worker died with exit code {process.exitcode}") from None
                 yield Batch(*(torch.from_numpy(array) for array in arrays))
     finally:
         for process in processes:
@@ -578,7 +580,8 @@ def _show(data: Prepared, batch: Batch, i: int) -> None:
     for j in (0, Q - 1):
         at, first, last, available = batch.alone_meta[i, j].tolist()
         if at >= 0:
-            print(f"alone ({available}): {decode(batch.alone[i, j, 1:at])!r} in {decode(ids[first * S:(last + 1) * S])!r}")
+            evidence = decode(ids[first * S:(last + 1) * S])
+            print(f"alone ({available}): {decode(batch.alone[i, j, 1:at])!r} in {evidence!r}")
 
 
 if __name__ == "__main__":

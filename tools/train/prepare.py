@@ -56,7 +56,8 @@ def json_lines(path: Path) -> list[dict]:
 def tar_texts(path: Path, wanted: str) -> dict[str, str]:
     """The texts of the files whose name matches, sorted by name."""
     with tarfile.open(fileobj=io.BytesIO(decompress(path))) as tar:
-        members = sorted((m for m in tar.getmembers() if m.isfile() and re.search(wanted, m.name)), key=lambda m: m.name)
+        members = [m for m in tar.getmembers() if m.isfile() and re.search(wanted, m.name)]
+        members.sort(key=lambda member: member.name)
         return {m.name: tar.extractfile(m).read().decode("utf8", "replace") for m in members}
 
 

@@ -1,11 +1,12 @@
 """Small stories of people, places and things that move; each question is answered by the last sentence about it."""
 from dataclasses import dataclass, field
 
-from facts import FIRST, Lexicon
+from lexicon import FIRST, Lexicon
 from units import Ask, Coder, Statement
 
 GO = ("{p} went to the {l}.", "{p} moved to the {l}.", "{p} travelled to the {l}.", "{p} journeyed to the {l}.",
-      "{p} went back to the {l}.", "{p} walked over to the {l}.", "After that {p} went to the {l}.", "Then {p} headed for the {l}.")
+      "{p} went back to the {l}.", "{p} walked over to the {l}.", "After that {p} went to the {l}.",
+      "Then {p} headed for the {l}.")
 TAKE = ("{p} picked up the {o}.", "{p} got the {o} there.", "{p} took the {o} there.", "{p} grabbed the {o}.")
 DROP = ("{p} dropped the {o}.", "{p} put down the {o} there.", "{p} left the {o} there.", "{p} discarded the {o}.")
 PUT = ("{p} put the {o} in the {l}.", "{p} left the {o} in the {l}.", "{p} hid the {o} in the {l}.")
@@ -86,8 +87,8 @@ class Story:
     def _ask(self, question: str, said: Said, **words: str) -> Ask:
         ids = self.coder(said.value)
         last = len(self.statements[said.statement].tokens) - 1
-        return Ask("story", [self.coder.fill(question, words)[0]], list(ids), [(0, len(ids), said.statement, said.place)],
-                   (said.statement, 0, last))
+        return Ask("story", [self.coder.fill(question, words)[0]], list(ids),
+                   [(0, len(ids), said.statement, said.place)], (said.statement, 0, last))
 
     def asks(self) -> list[Ask]:
         found = []

@@ -2,15 +2,16 @@
 import random
 
 import facts
-from facts import Lexicon, Relation
+from facts import Relation
+from lexicon import Lexicon
 from prepared import Prepared
 from stories import Story
 from units import Ask, Coder, Statement, Task
 
 PASSAGE_MAX = 900           # tokens of a passage; a longer one is cut
 # bAbI tasks about the same people and things: two of one group could answer one question differently.
-BABI_GROUPS = {1: "moves", 2: "moves", 3: "moves", 6: "moves", 7: "moves", 8: "moves", 9: "moves", 11: "moves", 12: "moves",
-               13: "moves", 10: "visits", 14: "visits", 5: "gifts", 4: "map", 19: "map"}
+BABI_GROUPS = {task: group for group, tasks in {"people": (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), "map": (4, 19)}.items()
+               for task in tasks}
 
 
 class TaskMaker:
@@ -46,7 +47,7 @@ class TaskMaker:
 
     def _tell(self, template: str, words: dict[str, str]) -> tuple[Statement, int]:
         ids, starts = self.coder.fill(template, words)
-        return Statement(ids, template.startswith(("{k}: ", "User: "))), starts["v"]
+        return Statement(ids, template.startswith(facts.OWN_TURN)), starts["v"]
 
     def _whole(self, kind: str, questions: list[list[int]], answers: list[tuple[str, int, int]],
                statements: list[Statement]) -> Ask:
@@ -128,10 +129,11 @@ class TaskMaker:
         statements = [statement for statement, _ in told]
         answers = [(value, i, place) for i, (value, (_, place)) in enumerate(zip(values, told))]
         asked = relation.all if len(values) > 1 else relation.ask
-        return Task([words["k"]], statements, [self._whole("multi_value", self._questions(asked, words), answers, statements)])
+        ask = self._whole("multi_value", self._questions(asked, words), answers, statements)
+        return Task([words["k"]], statements, [ask])
 
     def updated(self) -> Task:
-        """The same fact two or three times with other values; the newest counts, half of the time without a word of it."""
+        """The same fact told two or three times with other values; the newest counts, said to be new or not."""
         rng = self.rng
         if rng.random() < 0.5:
             relation, words, tell, ask, keys = self._personal()
@@ -156,8 +158,11 @@ class TaskMaker:
     def _updating(self, template: str, now: tuple[str, ...]) -> str:
         if now and self.rng.random() < 0.6:
             return self._choice(now)
-        speaker, separator, rest = template.rpartition(": ") if template.startswith(("{k}: ", "User: ")) else ("", "", template)
-        return speaker + separator + self._choice(facts.UPDATES).replace("{s}", rest)
+        speaker, separator, rest = template.partition(": ") if template.startswith(facts.OWN_TURN) else ("", "", template)
+        update = self._choice(facts.UPDATES)
+        if update.startswith("Actually") and not rest.startswith(("I ", "I'", "VAR")):
+            rest = rest[:1].lower() + rest[1:] if rest[0] != "{" else rest.replace("{K}", "{k}", 1)
+        return speaker + separator + update.replace("{s}", rest)
 
     def variables(self) -> Task:
         """A chain of two (sometimes three) variables; the answer names each hop and then the value."""
@@ -213,17 +218,19 @@ class TaskMaker:
             centre = int(pos[rng.randrange(first, last)])
             begin = min(max(0, centre - rng.randrange(PASSAGE_MAX)), len(ids) - PASSAGE_MAX)
         tokens = ids[begin:begin + PASSAGE_MAX].tolist()
-        asks, keys = [], [f"context|{context}"]
-        for i in rng.sample(range(first, last), last - first):
-            keys.append(f"question|{data['tr_qid'][i]}")
-            place, length = int(pos[i]) - begin, len(data.row("tr_a", i))
-            if len(asks) == 4 or place < 0 or place + length > len(tokens):
+        keys = [-1 - context, *data["tr_qid"][first:last].tolist()]
+        asks: list[Ask] = []
+        for i in rng.sample(range(first, last), min(12, last - first)):
+            answer = data.row("tr_a", i).tolist()
+            place, length = int(pos[i]) - begin, len(answer)
+            if place < 0 or place + length > len(tokens):
                 continue
             found = int(at[i]) - begin if at[i] >= 0 else -1
             parts = [(0, length, 0, found)] if 0 <= found <= len(tokens) - length else []
             place = found if parts else place
-            asks.append(Ask("passage", [data.row("tr_q", i).tolist()], data.row("tr_a", i).tolist(), parts,
-                            (0, place, place + length - 1)))
+            asks.append(Ask("passage", [data.row("tr_q", i).tolist()], answer, parts, (0, place, place + length - 1)))
+            if len(asks) == 4:
+                break
         return Task(keys, [Statement(tokens)], asks, "line")
 
     def babi(self) -> Task:

@@ -1,10 +1,10 @@
 """The units of a task in tokens, and the coder that fills templates without encoding the same words again."""
 from dataclasses import dataclass, field
 
-KINDS = ("numbered", "personal", "multi_key", "multi_query", "multi_value", "variables", "updated", "passage", "story", "babi",
-         "copy")
+KINDS = ("numbered", "personal", "multi_key", "multi_query", "multi_value", "variables", "updated", "passage", "story",
+         "babi", "copy")
 QUESTION_MAX = 56           # tokens of a question
-QUESTION_ANSWER_MAX = 61    # tokens of question and answer together: what a row of 256 leaves beside 192 and three marks
+QUESTION_ANSWER_MAX = 61    # of question and answer together: a row of 256 holds 192 others and three marks
 
 
 @dataclass
@@ -22,14 +22,11 @@ class Ask:
     parts: list[tuple[int, int, int, int]]
     evidence: tuple[int, int, int]  # statement, first and last token in it
 
-    def statements(self) -> set[int]:
-        return {self.evidence[0]} | {part[2] for part in self.parts}
-
 
 @dataclass
 class Task:
     """Statements are told in this order: `spread` over the sequence, each a `line`, or `running` on one line."""
-    keys: list[str]
+    keys: list[str | int]
     statements: list[Statement]
     asks: list[Ask]
     spacing: str = "spread"
@@ -56,6 +53,8 @@ class Coder:
         if text.isdecimal():
             return [self._space, *(self._digits[ord(digit) - 48] for digit in text)]
         ids = self._cache.get(text)
+        if ids is None and " " in text:  # no piece reaches over a space
+            return [token for word in text.split(" ") for token in self(word)]
         if ids is None:
             if len(self._cache) >= self.CACHE_MAX:
                 self._cache.clear()

@@ -59,7 +59,7 @@ def write_corpus(folder: Path, rng: random.Random) -> str:
         return " ".join(sentence() for _ in range(sentences))
 
     novels = {f"en/Author{i:02d}_Tale_19{i:02d}.txt": "\n\n".join(text(8) for _ in range(20)) for i in range(12)}
-    dialogues = [{"source": "own", "turns": [[rng.choice(("A", "B")), sentence()] for _ in range(12)]} for _ in range(60)]
+    dialogues = [{"source": "own", "turns": [[rng.choice("AB"), sentence()] for _ in range(12)]} for _ in range(60)]
     records = []
     for i in range(40):
         context = text(9)
@@ -67,7 +67,8 @@ def write_corpus(folder: Path, rng: random.Random) -> str:
         for j in range(3):
             answer = " ".join(context.split()[5 + 7 * j:7 + 7 * j]).rstrip(".")
             qas.append({"q": f"What is told in part {j} of passage {i}?", "a": answer, "start": context.find(answer)})
-        records.append({"source": "squad_dev" if i < 16 else "own", "title": f"Title {i % 8}", "context": context, "qas": qas})
+        source = "squad_dev" if i < 16 else "own"
+        records.append({"source": source, "title": f"Title {i % 8}", "context": context, "qas": qas})
     stories = {}
     for task in (1, 6):
         lines = []
@@ -92,8 +93,8 @@ def small(tmp_path_factory) -> Prepared:
     templates = [t for r in (*facts.NUMBERED, *facts.PERSONAL) for t in (*r.tell, *r.ask)]
     (folder / "text.txt").write_text(text + "\n" + "\n".join(templates))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"), model_prefix=str(folder / "spm"), vocab_size=1200, byte_fallback=True, model_type="bpe",
-        split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+        input=str(folder / "text.txt"), model_prefix=str(folder / "spm"), vocab_size=1200, byte_fallback=True,
+        model_type="bpe", split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
         user_defined_symbols=["<|recall|>", "<|user|>", "<|assistant|>", "\n", *"0123456789"], minloglevel=2)
     prepare.prepare(folder, folder / "spm.model", folder / "prepared")
     return Prepared(folder / "prepared")
