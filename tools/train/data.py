@@ -46,6 +46,7 @@ SPEAKERS = "User User User Assistant Assistant Ana Ben Clara David Elena Felix G
 LEADS = ("What", "Who", "When did", "Where", "How", "Why did", "Which", "What is", "What was", "Do you remember",
          "Tell me about", "What did they say about", "Who was", "How many", "What kind of", "Where did", "", "", "")
 FILLERS = {"dense": (0, 0, 0, 10, 30), "medium": (0, 0, 10, 40, 120, 250), "sparse": (60, 120, 250, 400, 600)}
+SENTENCES_MAX = 45   # tokens of prose on each side of a fact that stands in it
 WORKER_PATIENCE_S = 5
 ROW_NUMBERED = ("numbered", "multi_key")
 
@@ -213,6 +214,13 @@ class Maker:
             return self._cut("prose", self.data.sentence_starts, count)
         return self._cut("dial", self.data.turn_starts, count)
 
+    def _sentences(self) -> np.ndarray:
+        """One or two whole sentences of prose, or the last tokens of longer ones."""
+        starts, count = self.data.sentence_starts, self._choice((1, 1, 2))
+        i = self.rng.randrange(len(starts) - count)
+        end = int(starts[i + count])
+        return self.data["prose"][max(int(starts[i]), end - SENTENCES_MAX):end]
+
     def _fill(self, page: Page, count: int) -> None:
         """Text and a newline, at most `count` tokens."""
         count = min(count, page.left())
@@ -301,9 +309,10 @@ class Maker:
             page.put(self._choice(self._speakers), True)
             told.places.append(page.put(tokens, True))
         else:
-            page.put(self._cut("prose", self.data.sentence_starts, self._choice((8, 16, 30))))
+            before, after = self._sentences(), self._sentences()
+            page.put(before)
             told.places.append(page.put(tokens, True))
-            page.put(self._cut("prose", self.data.sentence_starts, self._choice((8, 16, 30))))
+            page.put(after)
         page.put(newline)
         self._fill(page, self._choice(FILLERS[style]))
         if told.complete():

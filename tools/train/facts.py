@@ -152,6 +152,9 @@ NUMBERED = (
              many="What are the deadlines for {ks}?"),
 )
 
+# Those that any subject can have.
+FREE_KEYS = tuple(one for one in NUMBERED if one.key in ("thing", "variable"))
+
 # Here {a} is an attribute drawn with the subject.
 ATTRIBUTE = relation("attribute", "any", "thing",
                      "{K}'s {a} is {v}.|The {a} for {k} is {v}.|I wrote down {k}'s {a}: {v}.|{v} is the {a} of {k}.|"

@@ -113,7 +113,7 @@ class Lexicon:
             return f"{self.pick('month')} {day}"
         if roll < 0.75:
             return f"{self.rng.randint(1990, 2035)}-{self.rng.randint(1, 12):02d}-{day:02d}"
-        return f"{self.pick('day')}, {self.pick('month')} {day}" if roll < 0.9 else f"{day} {self.pick('month')}"
+        return f"{self.pick('day')} {self.pick('month')} {day}" if roll < 0.9 else f"{day} {self.pick('month')}"
 
     def time(self) -> str:
         hour, minute = self.rng.randint(1, 12), self.rng.randint(0, 59)

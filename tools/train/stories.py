@@ -13,6 +13,11 @@ PUT = ("{p} put the {o} in the {l}.", "{p} left the {o} in the {l}.", "{p} hid t
 GIVE = ("{p} gave the {o} to {q}.", "{p} handed the {o} to {q}.", "{p} passed the {o} to {q}.")
 
 
+def story_keys(people: list[str], things: list[str]) -> list[str]:
+    """Whom and what a story is about; the things as facts about their places name them."""
+    return [f"story|{person}" for person in people] + [f"the {thing}|place" for thing in things]
+
+
 @dataclass
 class Said:
     """A value and the place where it was said: statement, first token."""
@@ -38,7 +43,7 @@ class Story:
         self.holds: dict[str, list[Said]] = {person: [] for person in self.people}
 
     def keys(self) -> list[str]:
-        return [f"story|{name}" for name in (*self.people, *self.things)]
+        return story_keys(self.people, self.things)
 
     def _words(self, kind: str, count: int) -> list[str]:
         return list({self.lexicon.pick(kind) if self.lexicon.rng.random() < 0.7 else self.lexicon.word(): None

@@ -5,13 +5,15 @@ import facts
 from facts import Relation
 from lexicon import Lexicon
 from prepared import Prepared
-from stories import Story
+from stories import Story, story_keys
 from units import Ask, Coder, Statement, Task
 
 PASSAGE_MAX = 900           # tokens of a passage; a longer one is cut
-# bAbI tasks about the same people and things: two of one group could answer one question differently.
-BABI_GROUPS = {task: group for group, tasks in {"people": (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14), "map": (4, 19)}.items()
-               for task in tasks}
+# bAbI tasks about the same people and things, or the same map: two of them could answer one question differently.
+BABI_PEOPLE = ["Mary", "John", "Sandra", "Daniel", "Fred", "Bill", "Jeff", "Julie"]
+BABI_THINGS = ["football", "apple", "milk"]
+BABI_ABOUT_PEOPLE = (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+BABI_ABOUT_MAPS = (4, 19)
 
 
 class TaskMaker:
@@ -36,8 +38,8 @@ class TaskMaker:
         chosen = self.rng.sample(templates, count) if len(templates) > count else templates
         return [self.coder.fill(template, words)[0] for template in chosen]
 
-    def _relation(self) -> Relation:
-        return facts.ATTRIBUTE if self.rng.random() < 0.3 else self._choice(facts.NUMBERED)
+    def _relation(self, relations: tuple[Relation, ...] = facts.NUMBERED) -> Relation:
+        return facts.ATTRIBUTE if self.rng.random() < 0.3 else self._choice(relations)
 
     def _words(self, relation: Relation, key: str | None = None) -> dict[str, str]:
         words = {"k": key or self.lexicon.key(relation.key), "v": self.lexicon.value(relation.value)}
@@ -83,7 +85,10 @@ class TaskMaker:
             tell = relation.own
             if self.rng.random() < 0.4:
                 words["k"], ask = "User", relation.me
-        return relation, words, tell, ask, [f"{words['k']}|{words.get('a', relation.name)}"]
+        keys = [f"{words['k']}|{words.get('a', relation.name)}"]
+        if relation is facts.ATTRIBUTE and words["k"] != "User":
+            keys.append(words["k"])     # its numbered facts have attributes too
+        return relation, words, tell, ask, keys
 
     def personal(self) -> Task:
         _, words, tell, ask, keys = self._personal()
@@ -93,7 +98,7 @@ class TaskMaker:
 
     def multi_key(self) -> Task:
         """Many facts of one kind under similar keys; some are asked alone, some together."""
-        rng, relation = self.rng, self._relation()
+        rng, relation = self.rng, self._relation(facts.FREE_KEYS)
         count = rng.choice((3, 4, 5, 6, 8, 10, 14))
         keys = self.lexicon.similar_keys(count)
         shared = self._words(relation)
@@ -158,11 +163,14 @@ class TaskMaker:
     def _updating(self, template: str, now: tuple[str, ...]) -> str:
         if now and self.rng.random() < 0.6:
             return self._choice(now)
-        speaker, separator, rest = template.partition(": ") if template.startswith(facts.OWN_TURN) else ("", "", template)
+        speaker, rest = "", template
+        if template.startswith(facts.OWN_TURN):
+            speaker, rest = template.split(": ", 1)
+            speaker += ": "
         update = self._choice(facts.UPDATES)
         if update.startswith("Actually") and not rest.startswith(("I ", "I'", "VAR")):
             rest = rest[:1].lower() + rest[1:] if rest[0] != "{" else rest.replace("{K}", "{k}", 1)
-        return speaker + separator + update.replace("{s}", rest)
+        return speaker + update.replace("{s}", rest)
 
     def variables(self) -> Task:
         """A chain of two (sometimes three) variables; the answer names each hop and then the value."""
@@ -244,7 +252,11 @@ class TaskMaker:
         ask = Ask("babi", [data.row("babi_q", i).tolist()], answer, parts, (line, 0, len(statements[line].tokens) - 1))
         task = int(data["babi_task"][i])
         spacing = self._choice(("line", "running", "spread" if len(statements) < 12 else "line"))
-        return Task([f"babi|{BABI_GROUPS.get(task, task)}"], statements, [ask], spacing)
+        if task in BABI_ABOUT_PEOPLE:
+            keys = story_keys(BABI_PEOPLE, BABI_THINGS)
+        else:
+            keys = ["babi|map" if task in BABI_ABOUT_MAPS else f"babi|{task}"]
+        return Task(keys, statements, [ask], spacing)
 
     def story(self) -> Task:
         story = Story(self.lexicon, self.coder)

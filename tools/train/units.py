@@ -39,7 +39,7 @@ class Task:
 class Coder:
     """Text to ids, with a cache of the words that come again."""
 
-    CACHE_MAX = 200_000
+    CACHE_MAX = 50_000
 
     def __init__(self, model) -> None:
         self._encode = model.encode

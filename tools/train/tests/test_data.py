@@ -94,7 +94,8 @@ def small(tmp_path_factory) -> Prepared:
     (folder / "text.txt").write_text(text + "\n" + "\n".join(templates))
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text.txt"), model_prefix=str(folder / "spm"), vocab_size=1200, byte_fallback=True,
-        model_type="bpe", split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+        model_type="bpe", split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
         user_defined_symbols=["<|recall|>", "<|user|>", "<|assistant|>", "\n", *"0123456789"], minloglevel=2)
     prepare.prepare(folder, folder / "spm.model", folder / "prepared")
     return Prepared(folder / "prepared")
