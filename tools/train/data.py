@@ -46,6 +46,7 @@ SPEAKERS = "User User User Assistant Assistant Ana Ben Clara David Elena Felix G
 LEADS = ("What", "Who", "When did", "Where", "How", "Why did", "Which", "What is", "What was", "Do you remember",
          "Tell me about", "What did they say about", "Who was", "How many", "What kind of", "Where did", "", "", "")
 FILLERS = {"dense": (0, 0, 0, 10, 30), "medium": (0, 0, 10, 40, 120, 250), "sparse": (60, 120, 250, 400, 600)}
+PSEUDO_WIDTHS = np.array((10, 16, 24, 32, 48))  # tokens of the span that a pseudo-question is about
 SENTENCES_MAX = 45   # tokens of prose on each side of a fact that stands in it
 WORKER_PATIENCE_S = 5
 ROW_NUMBERED = ("numbered", "multi_key")
@@ -156,7 +157,8 @@ class Page:
         """Appends tokens, which must fit, and returns where they begin."""
         begin, end = self.length, self.length + len(tokens)
         self.ids[begin:end] = tokens
-        self.marked[begin:end] = marked
+        if marked:
+            self.marked[begin:end] = True
         self.length = end
         return begin
 
@@ -399,7 +401,7 @@ class Maker:
         """Noisy questions about random spans: rare words are kept more often, sometimes out of order."""
         rng, noise = self.rng, self.numpy_rng
         tries, width = 2 * wanted + 4, 48
-        widths = noise.choice((10, 16, 24, 32, 48), tries)
+        widths = PSEUDO_WIDTHS[noise.integers(0, len(PSEUDO_WIDTHS), tries)]
         begins = noise.integers(0, L - width, tries)
         columns = np.arange(width)
         spans = begins[:, None] + columns
@@ -407,15 +409,12 @@ class Maker:
         usable = ~(page.marked[spans] & inside).any(1)
         tokens = page.ids[spans]
         # A span begins and ends inside a word perhaps: only words whose beginning lies in it, and not the last.
-        words = np.cumsum(self.data.word_starts[tokens] & inside, 1)
+        starts = self.data.word_starts[tokens] & inside
+        words = np.cumsum(starts, 1)
         whole = inside & (words > 0) & (words < words[:, -1:]) & (tokens > self.data.newline)
-        firsts = self.data.rarity[tokens] * noise.uniform(0.5, 1.2, (tries, 1))
-        chances = np.zeros((tries, width + 1))
-        row, column = np.nonzero(self.data.word_starts[tokens] & inside)
-        chances[row, words[row, column]] = firsts[row, column]
-        keeps = noise.random((tries, width + 1)) < chances
-        kept = whole & np.take_along_axis(keeps, words, 1)
-        orders = noise.random((tries, width + 1))
+        keeps = noise.random((tries, width)) < self.data.rarity[tokens] * noise.uniform(0.5, 1.2, (tries, 1))
+        first_of_word = np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
+        kept = whole & np.take_along_axis(keeps, first_of_word, 1)
         found = []
         for i in np.flatnonzero(usable):
             places = np.flatnonzero(kept[i])[:QL - 12]
@@ -426,7 +425,7 @@ class Maker:
             first, last = int(begins[i] + places[0]) // S, int(begins[i] + places[-1]) // S
             roll = rng.random()
             if roll < 0.25:
-                places = places[np.argsort(orders[i, words[i, places]], kind="stable")]
+                places = places[np.argsort(noise.random(width + 1)[words[i, places]], kind="stable")]
             elif roll < 0.4:
                 turn = np.searchsorted(words[i, places], words[i, self._choice(places)])
                 places = np.roll(places, -turn)

@@ -231,8 +231,8 @@ class TaskMaker:
         for i in rng.sample(range(first, last), min(12, last - first)):
             answer = data.row("tr_a", i).tolist()
             place, length = int(pos[i]) - begin, len(answer)
-            if place < 0 or place + length > len(tokens):
-                continue
+            if place < 0 or place + length > len(tokens) or keys.count(int(data["tr_qid"][i])) > 1:
+                continue    # cut off, or asked about this passage with more than one answer
             found = int(at[i]) - begin if at[i] >= 0 else -1
             parts = [(0, length, 0, found)] if 0 <= found <= len(tokens) - length else []
             place = found if parts else place

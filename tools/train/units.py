@@ -46,7 +46,7 @@ class Coder:
         self._digits = [model.piece_to_id(str(digit)) for digit in range(10)]
         self._space = model.piece_to_id("\u2581")
         self._cache: dict[str, list[int]] = {}
-        self._templates: dict[str, list[list[int] | str]] = {}
+        self._templates: dict[str, list[tuple[str, list[int]]]] = {}
         self.comma = self._tail(",")
 
     def __call__(self, text: str) -> list[int]:
@@ -65,13 +65,15 @@ class Coder:
         """The ids of text that follows a word without a space."""
         return self._encode("x" + text)[len(self._encode("x")):]
 
-    def _template(self, template: str) -> list[list[int] | str]:
-        pieces: list[list[int] | str] = []
+    def _template(self, template: str) -> list[tuple[str, list[int]]]:
+        """Its pieces: a slot's name and nothing, or no name and ids."""
+        pieces: list[tuple[str, list[int]]] = []
         for i, piece in enumerate(template.replace("}", "{").split("{")):
             if i % 2:
-                pieces.append(piece)
+                pieces.append((piece, []))
             elif piece.strip():
-                pieces.append(self._encode(piece.strip()) if i == 0 or piece[0] == " " else self._tail(piece.rstrip()))
+                apart = i == 0 or piece[0] == " "
+                pieces.append(("", self._encode(piece.strip()) if apart else self._tail(piece.rstrip())))
         self._templates[template] = pieces
         return pieces
 
@@ -79,12 +81,12 @@ class Coder:
         """The ids of a filled template, and where each slot begins (its first use)."""
         ids: list[int] = []
         starts: dict[str, int] = {}
-        for piece in self._templates.get(template) or self._template(template):
-            if isinstance(piece, list):
-                ids += piece
-            elif piece == "K":
+        for slot, literal in self._templates.get(template) or self._template(template):
+            if not slot:
+                ids += literal
+            elif slot == "K":
                 ids += self(words["k"][0].upper() + words["k"][1:])
             else:
-                starts.setdefault(piece, len(ids))
-                ids += self(words[piece])
+                starts.setdefault(slot, len(ids))
+                ids += self(words[slot])
         return ids, starts
