@@ -30,7 +30,7 @@ LAUNCH = {
     "states": {"num_warps": 4, "num_stages": 3},
     "outputs": {"num_warps": 4, "num_stages": 2},
     "state_gradients": {"num_warps": 4, "num_stages": 3},
-    "input_gradients": {"num_warps": 8, "num_stages": 1},
+    "input_gradients": {"num_warps": 4, "num_stages": 2},
     "attend": {"num_warps": 4, "num_stages": 3},
     "query_gradients": {"num_warps": 4, "num_stages": 3},
     "key_gradients": {"num_warps": 4, "num_stages": 2},
@@ -147,17 +147,41 @@ if triton is not None:
 
     @triton.jit
     def _input_gradients(X, DT, DA, STATES, DSTATES, DY, DX, DDT, DDA, heads, row):
-        """Gradients of one chunk's inputs; those of B and C are summed over its heads on the chip. Grid [B*chunks]"""
+        """Gradients of one chunk's inputs; those of B and C are summed over its heads on the chip. Grid [B*chunks]
+
+        Two walks over the heads, as one would need more registers than there are; what the first finds for x, dt and the
+        decay waits in DX, DDT and DDA.
+        """
         chunk = tl.program_id(0)
         r = tl.arange(0, 64)
         t = chunk * 64 + r
         square = r[:, None] * 64 + r[None, :]
         b = tl.load(X + t[:, None] * row + heads * 64 + r[None, :])
         c = tl.load(X + t[:, None] * row + heads * 64 + 64 + r[None, :])
+
+        # Inside the chunk: y = (C B' between dt) x
         products = tl.dot(c, tl.trans(b))
         d_products = tl.zeros([64, 64], tl.float32)
-        db = tl.zeros([64, 64], tl.float32)
-        dc = tl.zeros([64, 64], tl.float32)
+        for head in range(heads):
+            x = tl.load(X + t[:, None] * row + head * 64 + r[None, :])
+            dy = tl.load(DY + (t[:, None] * heads + head) * 64 + r[None, :])
+            dt = tl.load(DT + t * heads + head)
+            total = tl.cumsum(tl.load(DA + t * heads + head), 0)
+            between = tl.exp(tl.where(r[:, None] >= r[None, :], total[:, None] - total[None, :], -1e30))
+            d_weights = tl.dot(dy, tl.trans(x)) * between
+            d_products += d_weights * dt[None, :]
+            d_weights *= products
+            weights = (products * between * dt[None, :]).to(x.dtype)
+            dx = tl.dot(tl.trans(weights), dy)
+            by_source = tl.sum(d_weights, 0)
+            tl.store(DX + t[:, None] * row + head * 64 + r[None, :], dx.to(DX.dtype.element_ty))
+            tl.store(DDT + t * heads + head, by_source)
+            tl.store(DDA + t * heads + head, tl.sum(d_weights * dt[None, :], 1) - dt * by_source)
+        d_products = d_products.to(b.dtype)
+        db = tl.dot(tl.trans(d_products), c)
+        dc = tl.dot(d_products, b)
+        tl.debug_barrier()
+
         for head in range(heads):
             x = tl.load(X + t[:, None] * row + head * 64 + r[None, :])
             dy = tl.load(DY + (t[:, None] * heads + head) * 64 + r[None, :])
@@ -169,39 +193,28 @@ if triton is not None:
             last = tl.sum(da, 0)
             to_end = tl.exp(last - total)
 
-            # Inside the chunk: y = (products * between * dt) x
-            between = tl.exp(tl.where(r[:, None] >= r[None, :], total[:, None] - total[None, :], -1e30))
-            d_weights = tl.dot(dy, tl.trans(x)) * between
-            d_products += d_weights * dt[None, :]
-            d_weights *= products
-            by_source = tl.sum(d_weights, 0)
-            d_total = tl.sum(d_weights * dt[None, :], 1) - dt * by_source
-            weights = (products * between * dt[None, :]).to(x.dtype)
-            dx = tl.dot(tl.trans(weights), dy)
-
             # What the state before gave: y += exp(total) C state'
             decayed = (dy.to(tl.float32) * tl.exp(total)[:, None]).to(x.dtype)
             part = tl.dot(decayed, state)
             dc += part
-            d_total += tl.sum(part * c.to(tl.float32), 1)
+            d_total = tl.load(DDA + t * heads + head) + tl.sum(part * c.to(tl.float32), 1)
 
             # What the chunk gave to the state after: (x dt to_end)' B
             given = tl.dot(b, tl.trans(d_state)) * to_end[:, None]
             of_source = tl.sum(given * x.to(tl.float32), 1)
-            dx += given * dt[:, None]
             d_total -= dt * of_source
             scaled = (x.to(tl.float32) * (dt * to_end)[:, None]).to(x.dtype)
             db += tl.dot(scaled, d_state)
             kept = tl.sum(tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1), 0)
             d_last = tl.sum(dt * of_source, 0) + tl.exp(last) * kept
 
+            dx = tl.load(DX + t[:, None] * row + head * 64 + r[None, :]).to(tl.float32) + given * dt[:, None]
+            ddt = tl.load(DDT + t * heads + head) + of_source
             dda = tl.sum(d_total, 0) - tl.cumsum(d_total, 0) + d_total + d_last
+            tl.debug_barrier()
             tl.store(DX + t[:, None] * row + head * 64 + r[None, :], dx.to(DX.dtype.element_ty))
-            tl.store(DDT + t * heads + head, by_source + of_source)
+            tl.store(DDT + t * heads + head, ddt)
             tl.store(DDA + t * heads + head, dda)
-        d_products = d_products.to(b.dtype)
-        db += tl.dot(tl.trans(d_products), c)
-        dc += tl.dot(d_products, b)
         tl.store(DX + t[:, None] * row + heads * 64 + r[None, :], db.to(DX.dtype.element_ty))
         tl.store(DX + t[:, None] * row + heads * 64 + 64 + r[None, :], dc.to(DX.dtype.element_ty))
 
