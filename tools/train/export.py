@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Makes a checkpoint that recalld loads out of a run.
+
+Usage: export.py RUN OUT [--int8] [--cost TEXT]
+
+RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.json and evaluation.json, whose figures go
+into the model card. OUT gets model.safetensors, config.json, tokenizer.model, MODEL_CARD.md, and for the tests of the
+daemon golden.safetensors, golden.txt and tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
+
+With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q. What is no
+matrix stays bf16.
+"""
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from model import CHUNK, Config, RAMba
+
+GOLDEN_TEXT = Path(__file__).with_name("golden.txt")
+GOLDEN_TOKENS = 1024
+GOLDEN_PLACES = (0, 63, 64, 300, 1023)  # tokens whose selected chunks are kept
+GOLDEN_QUESTION = "What is the code of the barn door?"
+SCALE = "_scale"
+
+
+# ---- Weights
+
+def quantize(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, m] -> int8 [n, m], fp32 scale [n]: each row's largest becomes 127."""
+    matrix = matrix.float()
+    scale = (matrix.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.round(matrix / scale[:, None]).clamp(-127, 127).to(torch.int8), scale
+
+
+def stored(weights: dict[str, torch.Tensor], int8: bool) -> dict[str, torch.Tensor]:
+    """As they go into the file."""
+    out = {}
+    for name, tensor in weights.items():
+        if int8 and tensor.ndim == 2:
+            out[name], out[name + SCALE] = quantize(tensor)
+        else:
+            out[name] = tensor.to(torch.bfloat16).contiguous()
+    return out
+
+
+def read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights in fp32, whichever way they are stored."""
+    found = load_file(directory / "model.safetensors")
+    return {name: tensor.float() * (found[name + SCALE][:, None] if tensor.dtype == torch.int8 else 1)
+            for name, tensor in found.items() if not name.endswith(SCALE)}
+
+
+def largest_error(weights: dict[str, torch.Tensor], read: dict[str, torch.Tensor]) -> tuple[float, str]:
+    """Of a row, relative to its largest value; and where."""
+    worst = (0.0, "")
+    for name, tensor in weights.items():
+        rows, got = (t.float().reshape(t.shape[0], -1) if t.ndim > 1 else t.float()[None] for t in (tensor, read[name]))
+        error = (got - rows).abs().amax(1) / rows.abs().amax(1).clamp(min=1e-30)
+        worst = max(worst, (float(error.max()), name))
+    return worst
+
+
+# ---- Golden tensors
+
+def tokens_of(text: str, tokenizer, newline: int) -> list[int]:
+    """Each line as a turn of its own."""
+    return [token for line in text.splitlines() for token in [*tokenizer.encode(line), newline]]
+
+
+@torch.no_grad()
+def golden_tensors(model: RAMba, tokenizer, text: str) -> dict[str, torch.Tensor]:
+    """The starter's README describes them."""
+    config = model.config
+    ids = tokens_of(text, tokenizer, config.newline_token_id)[:GOLDEN_TOKENS]
+    if len(ids) < GOLDEN_TOKENS:
+        raise SystemExit(f"export: the golden text has {len(ids)} tokens and needs {GOLDEN_TOKENS}")
+    ids = torch.tensor(ids)
+    last = GOLDEN_TOKENS - 1
+    out = model(ids[None], model.zero_state(1, "cpu"))
+    visible = torch.arange(GOLDEN_TOKENS // CHUNK) < torch.arange(GOLDEN_TOKENS)[:, None] // CHUNK
+    weights = model.backbone.layers[model.first_retrieval].weights(out.scores, visible)[0]
+    selected = torch.full((len(GOLDEN_PLACES), config.chunk_topk), -1, dtype=torch.int32)
+    for row, place in zip(selected, GOLDEN_PLACES):
+        chunks = weights[place].nonzero().flatten().flip(0)
+        row[:len(chunks)] = chunks
+    logits = model.logits(out.hidden[0])
+    question = torch.tensor([config.newline_token_id, *tokenizer.encode(GOLDEN_QUESTION), config.recall_token_id])
+    embedding = model.questions(question[None], torch.tensor([len(question) - 1]))[0][0]
+    golden = {
+        "input_ids": ids.int(), "lower_hidden": out.lower[0, ::16], "landmarks": out.landmarks[0],
+        "chunk_k.3": out.keys[0, 3 * CHUNK:4 * CHUNK], "chunk_v.3": out.values[0, 3 * CHUNK:4 * CHUNK],
+        f"retrieval_scores.{last}": out.scores[0, last], "selected_chunks": selected,
+        f"chunk_weights.{last}": weights[last], "final_hidden": out.hidden[0, ::16], f"logits.{last}": logits[last],
+        "nll": F.cross_entropy(logits[:-1], ids[1:], reduction="none"),
+        "query_ids": question.int(), "query_embedding": embedding,
+        "query_scores": out.landmarks[0] @ embedding / math.sqrt(config.retrieval_dim)}
+    if out.state[0]:
+        conv, ssm = out.state[0]
+        golden |= {"conv_state.0": conv[0], "ssm_state.0": ssm[0]}
+    return {name: tensor.contiguous().clone() for name, tensor in golden.items()}
+
+
+def write_golden(out: Path, model: RAMba, tokenizer) -> None:
+    text = GOLDEN_TEXT.read_text()
+    save_file(golden_tensors(model, tokenizer, text), out / "golden.safetensors")
+    (out / "golden.txt").write_text(text)
+    part = text[:400]
+    (out / "tokenizer_golden.json").write_text(json.dumps({"tokens_of": part, "ids": tokenizer.encode(part)}))
+
+
+# ---- The model card
+
+CARD = """# {title}
+
+{parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, {encoder} chunk encoder
+layer(s){cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of width
+{retrieval}, chunks of {chunk} tokens, the best {top} of them read. Hierarchical Sparse Attention:
+[arXiv 2504.16795](https://arxiv.org/abs/2504.16795). The tokenizer is SentencePiece BPE with {vocabulary} pieces.
+
+**Meant for** finding passages in English conversations and prose and copying short answers out of them, inside `recalld`.
+
+## Limits
+
+It retrieves and copies; it knows and reasons little, and what it generates may be made up. English only: it has seen hardly
+any other language. Its training contexts were 4,096 tokens long; what lies beyond is extrapolation, measured below where
+figures are given. Text of its sources may shape what it says: dialogues written by crowd workers, old novels with the views
+of their time.
+
+## How text looked in training
+
+Turns as `Name: text` lines, each ended by the newline piece. A question asked of memory is newline, question,
+`<|recall|>`, read from a zero recurrent state; to answer, the last 192 tokens of the memory come before it. The answer ends
+with a newline piece.
+
+## Cost
+
+{cost}
+
+## Figures
+
+{figures}
+
+## What it was trained on
+
+Facts, stories and questions from generators of the project, and text of these sources, which keeps its licence:
+
+| source | licence |
+|---|---|
+| Schema-Guided Dialogue (google-research-datasets/dstc8-schema-guided-dialogue) | CC BY-SA 4.0 |
+| Self-dialogue corpus (jfainberg/self_dialogue_corpus) | BSD-3-Clause |
+| STAR (RasaHQ/STAR), MultiWOZ 2.1 (budzianowski/multiwoz), QMSum (Yale-LILY/QMSum), PolicyQA, PubMedQA | MIT |
+| Taskmaster 3 and 4 (google-research-datasets/Taskmaster), Synthetic-Persona-Chat (google-research-datasets) | CC BY 4.0 |
+| MTS-Dialog (abachaa/MTS-Dialog), CaSiNo (kushalchawla/CaSiNo) | CC BY 4.0 |
+| Topical-Chat (alexa/Topical-Chat) | CDLA-Sharing-1.0 |
+| SQuAD 1.1, three quarters of the titles of its development set | CC BY-SA 4.0 |
+| Molweni, CovidQA | Apache-2.0 |
+| QED over Natural Questions | CC BY-SA 3.0 |
+| SQuADShifts, new Wikipedia part | Wikipedia text; the repository that carries it names no licence |
+| English novels, 1840 to 1925 (list: computationalstylistics/100_english_novels) | public domain |
+"""
+
+
+def flat(values, name: str = "") -> list[tuple[str, object]]:
+    """Nested JSON -> (path, number or text)"""
+    if isinstance(values, dict):
+        return [pair for key, value in values.items() for pair in flat(value, f"{name} {key}".strip())]
+    if isinstance(values, list):
+        return [pair for i, value in enumerate(values) for pair in flat(value, f"{name} {i}".strip())]
+    return [(name, values)]
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str | None) -> str:
+    trained, evaluation = read_json(run / "run.json"), read_json(run / "evaluation.json")
+    if cost is None:
+        cost = "Not recorded."
+        if "step" in trained:
+            cost = f"The last run: {trained['step']} steps, {trained['tokens'] / 1e6:.0f} M tokens of the stream, on one GPU."
+            if trained.get("figures"):
+                cost += f" {trained['figures'][-1]['tokens_per_s'] / 1e6:.2f} M tokens/s."
+    tables = []
+    for title, values in (("Measured after training", evaluation),
+                          ("At the end of training, on training text", (trained.get("figures") or [{}])[-1])):
+        rows = [f"| {name} | {value} |" for name, value in flat(values)]
+        if rows:
+            tables.append("\n".join([f"{title}:", "", "| what | value |", "|---|---|", *rows]))
+    swa = config.model_type == "swa"
+    return CARD.format(
+        title="recalld's checkpoint: " + ("SWA + HSA" if swa else "RAMba"), parameters=parameters / 1e6,
+        storage="matrices in 8 bits with a scale a row" if int8 else "bf16", lower=config.num_lower_layers,
+        upper=config.num_upper_layers, blocks=f"sliding-window (window {config.sliding_window}) layers" if swa else
+        "Mamba-2 layers", hidden=config.hidden_size, encoder=config.encoder_layers,
+        cls=" with a CLS token" if config.enable_enc_cls else "", hsa=config.num_upper_layers // config.num_mamba_per_gca,
+        head=config.attention_head_dim, retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk,
+        vocabulary=config.vocab_size, cost=cost, figures="\n\n".join(tables) or "None recorded.")
+
+
+# ---- All of it
+
+def export(run: Path, out: Path, int8: bool, cost: str | None = None) -> None:
+    config = Config.from_reference(json.loads((run / "config.json").read_text()))
+    weights = read_weights(run)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(stored(weights, int8), out / "model.safetensors", metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config.to_reference(), indent=1) + "\n")
+    shutil.copyfile(run / "tokenizer.model", out / "tokenizer.model")
+    exported = read_weights(out)
+    model = RAMba(config).eval()
+    model.load_state_dict(exported)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
+    write_golden(out, model, tokenizer)
+    (out / "MODEL_CARD.md").write_text(model_card(config, sum(t.numel() for t in weights.values()), int8, run, cost))
+    for name in ("model.safetensors", "golden.safetensors"):
+        (out / name).chmod(0o644)  # the library writes them for their owner alone
+    error, where = largest_error(weights, exported)
+    size = (out / "model.safetensors").stat().st_size
+    print(f"{out}: {size / 1e6:.2f} MB; largest error of a row's largest value {error:.2e} ({where or 'none'})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--int8", action="store_true", help="store matrices in 8 bits")
+    parser.add_argument("--cost", help="what training took, for the model card; default: what run.json says")
+    args = parser.parse_args()
+    export(args.run, args.out, args.int8, args.cost)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""Sequences made from a small corpus of our own: what they promise holds for every one of them."""
+import io
+import json
+import random
+import subprocess
+import sys
+import tarfile
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data as sequences  # noqa: E402
+import facts  # noqa: E402
+import prepare  # noqa: E402
+from data import C, G, L, QL, S, T, TAIL, Maker, batches  # noqa: E402
+from prepared import Prepared  # noqa: E402
+from stories import Story  # noqa: E402
+from tasks import TaskMaker  # noqa: E402
+from units import KINDS  # noqa: E402
+
+PEOPLE = ("Mina", "Oskar", "Tilda", "Bram")
+
+
+def compress(path: Path, raw: bytes) -> None:
+    try:
+        import zstandard
+        path.write_bytes(zstandard.compress(raw))
+    except ImportError:
+        subprocess.run(["zstd", "-q", "-o", str(path)], input=raw, check=True)
+
+
+def tar_of(files: dict[str, str]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return out.getvalue()
+
+
+def write_corpus(folder: Path, rng: random.Random) -> str:
+    """Sources in the shapes that prepare.py reads; returns their text."""
+    syllables = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "il")]
+    words = sorted({"".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(400)})
+    names = [word.capitalize() for word in words[::10]]
+
+    def sentence() -> str:
+        middle = rng.choices(words, k=rng.randint(4, 12))
+        middle[rng.randrange(len(middle))] = rng.choice(names)
+        return rng.choice(words).capitalize() + " " + " ".join(middle) + "."
+
+    def text(sentences: int) -> str:
+        return " ".join(sentence() for _ in range(sentences))
+
+    novels = {f"en/Author{i:02d}_Tale_19{i:02d}.txt": "\n\n".join(text(8) for _ in range(20)) for i in range(12)}
+    dialogues = [{"source": "own", "turns": [[rng.choice("AB"), sentence()] for _ in range(12)]} for _ in range(60)]
+    records = []
+    for i in range(40):
+        context = text(9)
+        qas = []
+        for j in range(3):
+            answer = " ".join(context.split()[5 + 7 * j:7 + 7 * j]).rstrip(".")
+            qas.append({"q": f"What is told in part {j} of passage {i}?", "a": answer, "start": context.find(answer)})
+        if i % 5 == 0:  # a question with two answers
+            qas.append({"q": qas[0]["q"], "a": qas[1]["a"], "start": qas[1]["start"]})
+        source = "squad_dev" if i < 16 else "own"
+        records.append({"source": source, "title": f"Title {i % 8}", "context": context, "qas": qas})
+    stories = {}
+    for task in (1, 6):
+        lines = []
+        for _ in range(5):
+            person, room = rng.choice(PEOPLE), rng.choice(("kitchen", "garden"))
+            asked = f"Where is {person}? |{room}|1" if task == 1 else f"Is {person} in the {room}?\tyes\t1"
+            lines += [f"1 {person} went to the {room}.", f"2 {asked}", "3 Nobody else moved."]
+        for part in ("train", "test"):
+            stories[f"en/qa{task}_tales_{part}.txt"] = "\n".join(lines if part == "train" else ["1 Held out."]) + "\n"
+
+    json_text = lambda rows: "\n".join(json.dumps(row) for row in rows)
+    for name, raw in (("dialogues.jsonl", json_text(dialogues).encode()), ("qa.jsonl", json_text(records).encode()),
+                      ("novels.tar", tar_of(novels)), ("babi-en.tar", tar_of(stories))):
+        compress(folder / f"{name}.zst", raw)
+    return "\n".join([*novels.values(), *(turn for d in dialogues for _, turn in d["turns"]), *stories.values()])
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Prepared:
+    folder = tmp_path_factory.mktemp("corpus")
+    text = write_corpus(folder, random.Random(3))
+    templates = [t for r in (*facts.NUMBERED, *facts.PERSONAL) for t in (*r.tell, *r.ask)]
+    (folder / "text.txt").write_text(text + "\n" + "\n".join(templates))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(folder / "spm"), vocab_size=1200, byte_fallback=True,
+        model_type="bpe", split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        user_defined_symbols=["<|recall|>", "<|user|>", "<|assistant|>", "\n", *"0123456789"], minloglevel=2)
+    prepare.prepare(folder, folder / "spm.model", folder / "prepared")
+    return Prepared(folder / "prepared")
+
+
+@pytest.fixture(scope="session")
+def made(small) -> list[sequences.Batch]:
+    maker = Maker(small, 11)
+    return [maker.batch(8) for _ in range(6)]
+
+
+def each(made):
+    """Every sequence of the batches as a dict of numpy arrays."""
+    for batch in made:
+        for i in range(len(batch.ids)):
+            yield {f.name: getattr(batch, f.name)[i].numpy() for f in fields(batch)}
+
+
+def question_of_row(one, i: int) -> tuple[int, ...]:
+    return tuple(one["rows"][i, TAIL + 1:one["row_recall"][i, 0]].tolist())
+
+
+def answer_of_row(one, i: int) -> list[int]:
+    last = int(np.flatnonzero(one["row_weight"][i])[-1])
+    return one["rows"][i, one["row_recall"][i, 0] + 1:last + 1].tolist()
+
+
+def test_held_out_text_is_not_trained_on(small):
+    assert len(small["held_prose_off"]) - 1 == prepare.NOVELS_HELD and len(small["prose_off"]) - 1 == 4
+    assert len(small["held_dial_off"]) - 1 == 3 and len(small["dial_off"]) - 1 == 57
+    held = {small.row("dv_ctx", i).tobytes() for i in range(len(small["dv_ctx_off"]) - 1)}
+    read = {small.row("tr_ctx", i).tobytes() for i in range(len(small["tr_ctx_off"]) - 1)}
+    assert len(held) == 4 and not held & read
+    lines = small.model.decode(small["babi_line"].tolist())
+    assert "Held out" not in lines and "?" not in lines and len(small["babi_task"]) == 10
+
+
+def test_copies_point_at_equal_tokens_in_an_earlier_chunk(made):
+    seen = 0
+    for one in each(made):
+        pairs = one["copies"][one["copies"][:, 0] >= 0]
+        seen += len(pairs)
+        assert (one["ids"][pairs[:, 0] + 1] == one["ids"][pairs[:, 1]]).all()
+        assert (pairs[:, 1] // S < pairs[:, 0] // S).all()
+    assert seen > 1000
+
+
+def test_questions_in_the_stream_come_after_their_evidence(small, made):
+    seen = 0
+    for one in each(made):
+        for recall, first, last in one["asked"][one["asked"][:, 0] >= 0]:
+            seen += 1
+            assert one["ids"][recall] == small.recall and 0 <= first <= last < recall // S
+    assert seen > 200
+
+
+def test_rows_end_as_generate_needs_them(small, made):
+    seen = 0
+    for one in each(made):
+        for i in range(G):
+            recall = one["row_recall"][i, 0]
+            if recall < 0:
+                assert not one["rows"][i].any() and not one["row_weight"][i].any()
+                continue
+            seen += 1
+            row, answer = one["rows"][i], answer_of_row(one, i)
+            assert (row[:TAIL] == one["ids"][L - TAIL:]).all() and row[TAIL] == small.newline
+            assert row[recall] == small.recall and recall > TAIL + 1
+            end = recall + 1 + len(answer)
+            assert answer and row[end] == small.newline and not row[end + 1:].any()
+            weighted = np.flatnonzero(one["row_weight"][i])
+            assert weighted.tolist() == list(range(recall, end))
+            pairs = one["row_copies"][i][one["row_copies"][i][:, 0] >= 0]
+            assert (row[pairs[:, 0] + 1] == one["ids"][pairs[:, 1]]).all()
+            assert ((pairs[:, 0] >= recall) & (pairs[:, 0] < end - 1)).all()
+    assert seen > 100
+
+
+def test_evidence_chunks_hold_the_answer(made):
+    """Of answers in one piece every copied token lies in the evidence chunks, and the whole answer is copied."""
+    whole = {KINDS.index(kind) for kind in ("numbered", "personal", "multi_key", "updated", "story")}
+    seen = 0
+    for one in each(made):
+        for i in np.flatnonzero(np.isin(one["row_kind"], list(whole))):
+            recall, first, last = one["row_recall"][i]
+            pairs = one["row_copies"][i][one["row_copies"][i][:, 0] >= 0]
+            assert len(pairs) == len(answer_of_row(one, i))
+            assert (pairs[:, 1] // S >= first).all() and (pairs[:, 1] // S <= last).all()
+            seen += 1
+    assert seen > 40
+
+
+def test_questions_alone_are_bounded_by_marks(small, made):
+    pseudo = 0
+    for one in each(made):
+        for i in np.flatnonzero(one["alone_meta"][:, 0] >= 0):
+            at, first, last, available = one["alone_meta"][i]
+            assert at < QL and one["alone"][i, 0] == small.newline and one["alone"][i, at] == small.recall
+            assert not one["alone"][i, at + 1:].any()
+            assert 0 <= first <= last < C and last < available <= C
+            pseudo += available == C
+    assert pseudo > 300
+
+
+def test_no_question_of_a_batch_has_two_answers(small, made):
+    for batch in made:
+        answers: dict[tuple[int, ...], list[int]] = {}
+        for one in each([batch]):
+            for i in np.flatnonzero((one["row_kind"] >= 0) & (one["row_kind"] != KINDS.index("copy"))):
+                question, answer = question_of_row(one, i), answer_of_row(one, i)
+                assert answers.setdefault(question, answer) == answer
+            for (recall, *_), kind in zip(one["asked"], one["asked_kind"]):
+                if recall >= 0 and kind != KINDS.index("copy"):
+                    newlines = np.flatnonzero(one["ids"] == small.newline)
+                    begin = newlines[newlines < recall][-1] + 1
+                    end = newlines[newlines > recall][0]
+                    question = tuple(one["ids"][begin:recall].tolist())
+                    answer = one["ids"][recall + 1:end].tolist()
+                    assert answers.setdefault(question, answer) == answer
+
+
+def test_same_seed_gives_the_same_batch(small):
+    one, same, other = (Maker(small, seed).batch(4) for seed in (5, 5, 6))
+    assert all(torch.equal(getattr(one, f.name), getattr(same, f.name)) for f in fields(one))
+    assert not torch.equal(one.ids, other.ids)
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(small):
+    found = []
+    for workers in (1, 3):
+        stream = batches(small, 7, 2, workers)
+        found.append([next(stream) for _ in range(4)])
+        stream.close()
+    for one, other in zip(*found):
+        assert all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    assert not torch.equal(found[0][0].ids, found[0][1].ids)
+
+
+def test_a_dead_worker_is_reported(small, monkeypatch):
+    monkeypatch.setattr(sequences, "WORKER_PATIENCE_S", 0.2)
+    monkeypatch.setattr(Maker, "batch", lambda self, count: sys.exit(3))
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        next(batches(small, 7, 2, 1))
+
+
+def tasks_of(small, name: str, count: int):
+    maker = TaskMaker(small, random.Random(9))
+    return [maker.make(name) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", list(sequences.task_shares()))
+def test_parts_of_answers_are_tokens_of_their_statements(small, name):
+    for task in tasks_of(small, name, 100):
+        assert task.keys and (task.asks or name in ("passage", "story"))
+        for ask in task.asks:
+            assert ask.answer and ask.questions
+            for at, count, statement, place in ask.parts:
+                assert ask.answer[at:at + count] == task.statements[statement].tokens[place:place + count]
+
+
+@pytest.mark.parametrize("name", ["numbered", "personal", "multi_key", "multi_value", "variables", "updated", "story"])
+def test_filled_templates_are_what_the_tokenizer_gives(small, name):
+    for task in tasks_of(small, name, 100):
+        for ids in [s.tokens for s in task.statements] + [q for a in task.asks for q in a.questions]:
+            assert ids == small.model.encode(small.model.decode(ids))
+
+
+def test_questions_with_two_answers_about_one_passage_are_not_asked(small):
+    asked = {small.model.decode(ask.questions[0]) for task in tasks_of(small, "passage", 300) for ask in task.asks}
+    assert "What is told in part 0 of passage 21?" in asked and "What is told in part 0 of passage 20?" not in asked
+    assert "What is told in part 1 of passage 20?" in asked
+
+
+def test_updated_facts_give_the_newest(small):
+    told_again = 0
+    for task in tasks_of(small, "updated", 200):
+        (ask,) = task.asks
+        newest = len(task.statements) - 1
+        assert ask.evidence[0] == newest and [part[2] for part in ask.parts] == [newest]
+        told_again += newest > 0
+    assert told_again > 150
+
+
+def test_several_values_are_listed_in_the_order_told(small):
+    for task in tasks_of(small, "multi_value", 100):
+        (ask,) = task.asks
+        assert [part[2] for part in ask.parts] == list(range(len(task.statements)))
+        values = [small.model.decode(ask.answer[at:at + count]) for at, count, _, _ in ask.parts]
+        assert small.model.decode(ask.answer) == ", ".join(values)
+        assert ask.evidence[0] == 0
+
+
+def test_variables_are_answered_with_their_hops(small):
+    hops = 0
+    for task in tasks_of(small, "variables", 100):
+        told = [small.model.decode(statement.tokens) for statement in task.statements]
+        for ask in task.asks:
+            names = small.model.decode(ask.answer).split(" = ")
+            for name, (_, _, statement, _) in zip(names, ask.parts):
+                assert name.split(", ")[0] in told[statement]
+            hops += len(names) == 2 and names[1].isdecimal()
+    assert hops > 80
+
+
+def test_stories_are_answered_by_the_last_sentence_about_it(small):
+    seen = 0
+    for seed in range(50):
+        maker = TaskMaker(small, random.Random(seed))
+        story = Story(maker.lexicon, maker.coder)
+        story.write(12)
+        lines = [small.model.decode(statement.tokens) for statement in story.statements]
+        for ask in story.asks():
+            question, answer = small.model.decode(ask.questions[0]), small.model.decode(ask.answer)
+            person = question.split()[2].rstrip("?")
+            if question.startswith("Where is ") and person in story.people:
+                verbs = ("went", "moved", "travelled", "journeyed", "walked", "headed")
+                went = [line for line in lines if any(f"{person} {verb} " in line for verb in verbs)]
+                assert went[-1] == lines[ask.evidence[0]] and went[-1].endswith(f"the {answer}.")
+                seen += 1
+    assert seen > 50
+
+
+def test_needle_questions_of_the_evaluator_are_among_the_templates():
+    by_name = {relation.name: relation for relation in facts.NUMBERED}
+    assert "One of the special magic numbers for {k} is: {v}." in by_name["magic number"].tell
+    assert "What is the special magic number for {k}?" in by_name["magic number"].ask
+    assert "The code for {k} is {v}." in by_name["code"].tell and "What is the code for {k}?" in by_name["code"].ask
+    assert "Set {k} to {v}." in by_name["variable"].tell and "What value is assigned to {k}?" in by_name["variable"].ask
+    assert "{K} costs {v}." in by_name["cost"].tell and "How much is {k}?" in by_name["cost"].ask
+    assert len(facts.PERSONAL) >= 20

@@ -1,0 +1,87 @@
+"""What export.py writes: 8-bit rows near their originals, names and files that recalld reads, golden tensors of the exported
+weights themselves."""
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+TRAIN = Path(__file__).resolve().parent.parent
+SHIPPED = TRAIN.parents[1] / "model/default"
+sys.path.insert(0, str(TRAIN))
+import export  # noqa: E402
+from model import Config, RAMba, build  # noqa: E402
+
+SMALL = Config(hidden_size=64, num_heads=2, num_lower_layers=1, num_upper_layers=1, num_mamba_per_gca=1,
+               num_attention_heads=1, retrieval_dim=32)
+
+
+def run_directory(path: Path, config: Config) -> Path:
+    path.mkdir()
+    weights = {name: t.to(torch.bfloat16) for name, t in build(config, 3).state_dict().items()}
+    save_file(weights, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config.to_reference()))
+    (path / "run.json").write_text(json.dumps({"step": 12, "tokens": 3_000_000,
+                                               "figures": [{"copied": 0.93, "tokens_per_s": 1_100_000}]}))
+    (path / "evaluation.json").write_text(json.dumps({"numbered": {"65536": {"first": 0.98}}}))
+    shutil.copy(SHIPPED / "tokenizer.model", path / "tokenizer.model")
+    return path
+
+
+def test_an_8_bit_row_is_near_its_original():
+    torch.manual_seed(0)
+    rows = torch.randn(300, 77) * torch.logspace(-6, 6, 300)[:, None]
+    rows[7] = 0
+    rows[8, 3] = 1e6
+    q, scale = export.quantize(rows)
+    assert q.dtype == torch.int8 and scale.dtype == torch.float32 and q.shape == rows.shape and scale.shape == (300,)
+    error = (scale[:, None] * q - rows).abs().amax(1)
+    assert bool((error <= rows.abs().amax(1) / 254 * (1 + 1e-5)).all())
+    assert not q[7].any() and q[8].tolist().count(127) == 1
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, model_type="swa", sliding_window=128, enable_pos_decay=True)],
+                         ids=["ramba", "swa"])
+def test_a_checkpoint_is_whole(tmp_path, config, int8):
+    run, out = run_directory(tmp_path / "run", config), tmp_path / "out"
+    export.export(run, out, int8)
+    original, held = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")
+    read = export.read_weights(out)
+    assert read.keys() == original.keys()
+    for name, tensor in original.items():
+        if int8 and tensor.ndim == 2:
+            assert held[name].dtype == torch.int8 and held[name + "_scale"].shape == tensor.shape[:1]
+        else:
+            assert held[name].dtype == torch.bfloat16 and torch.equal(held[name], tensor)
+    assert export.largest_error(original, read)[0] <= (1 / 254 + 1e-6 if int8 else 0)
+    assert Config.from_reference(json.loads((out / "config.json").read_text())) == config
+
+    card = (out / "MODEL_CARD.md").read_text()
+    for words in ("12 steps, 3 M tokens", "| copied | 0.93 |", "| numbered 65536 first | 0.98 |", "CDLA-Sharing-1.0"):
+        assert words in card
+    assert "{" not in card
+
+    # The golden tensors are those of the weights as they are stored.
+    golden = load_file(out / "golden.safetensors")
+    model = RAMba(config)
+    model.load_state_dict(read)
+    with torch.no_grad():
+        again = model(golden["input_ids"].long()[None], model.zero_state(1, "cpu"))
+    assert torch.allclose(again.hidden[0, ::16], golden["final_hidden"], atol=1e-5)
+    assert golden["selected_chunks"].tolist()[0] == [-1] * 8 and golden["selected_chunks"].tolist()[2] == [0] + [-1] * 7
+    assert abs(float(golden["chunk_weights.1023"].sum()) - 1) < 1e-5
+    assert ("ssm_state.0" in golden) == (config.model_type == "ramba")
+    told = json.loads((out / "tokenizer_golden.json").read_text())
+    assert (out / "golden.txt").read_text().startswith(told["tokens_of"]) and len(told["ids"]) > 50
+
+
+def test_the_shipped_size_fits_in_8_bits(tmp_path):
+    weights = export.read_weights(SHIPPED)
+    save_file(export.stored(weights, int8=True), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size <= 24e6
+    assert export.largest_error(weights, export.read_weights(tmp_path))[0] <= 1 / 254 + 1e-6
