@@ -7,8 +7,8 @@ RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.js
 into the model card. OUT gets model.safetensors, config.json, tokenizer.model, MODEL_CARD.md, and for the tests of the
 daemon golden.safetensors, golden.txt and tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
 
-With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q. What is no
-matrix stays bf16.
+With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q, which recalld
+rounds to bf16 as it loads. What is no matrix stays bf16.
 """
 import argparse
 import json
@@ -51,10 +51,15 @@ def stored(weights: dict[str, torch.Tensor], int8: bool) -> dict[str, torch.Tens
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights in fp32, whichever way they are stored."""
+    """A checkpoint's weights in fp32, whichever way they are stored: the values that recalld computes with."""
     found = load_file(directory / "model.safetensors")
-    return {name: tensor.float() * (found[name + SCALE][:, None] if tensor.dtype == torch.int8 else 1)
-            for name, tensor in found.items() if not name.endswith(SCALE)}
+
+    def value(name, tensor):
+        if tensor.dtype == torch.int8:
+            tensor = (tensor * found[name + SCALE][:, None]).to(torch.bfloat16)
+        return tensor.float()
+
+    return {name: value(name, tensor) for name, tensor in found.items() if not name.endswith(SCALE)}
 
 
 def largest_error(weights: dict[str, torch.Tensor], read: dict[str, torch.Tensor]) -> tuple[float, str]:
@@ -194,7 +199,7 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
         rows = [f"| {name} | {value} |" for name, value in flat(values)]
         if rows:
             tables.append("\n".join([f"{title}:", "", "| what | value |", "|---|---|", *rows]))
-    swa = config.model_type == "swa"
+    swa = config.model_type == "swa_hsa"
     return CARD.format(
         title="recalld's checkpoint: " + ("SWA + HSA" if swa else "RAMba"), parameters=parameters / 1e6,
         storage="matrices in 8 bits with a scale a row" if int8 else "bf16", lower=config.num_lower_layers,

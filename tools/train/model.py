@@ -20,7 +20,7 @@ HIDDEN = -1e30  # a score that nothing selects
 @dataclass
 class Config:
     """config.json, with the reference's keys; the defaults are the starter's."""
-    model_type: str = "ramba"  # or "swa": sliding-window attention in the place of Mamba-2
+    model_type: str = "ramba"  # or "swa_hsa": sliding-window attention in the place of Mamba-2
     hidden_size: int = 384
     expand: int = 2
     head_dim: int = 64
@@ -56,7 +56,8 @@ class Config:
     singlehead_retrieval: bool = True
     rope_theta: float = 10000.0
     encoder_bias: bool = False
-    sliding_window: int = 512  # of "swa": tokens before the token itself
+    sliding_window: int = 512  # of swa_hsa: tokens before the token itself, a multiple of 64
+    swa_kv_heads: int = 0      # of swa_hsa; 0: num_attention_heads
     recall_token_id: int = 3
     newline_token_id: int = 6
     tokenizer: str = "sentencepiece"
@@ -79,6 +80,11 @@ class Config:
             raise ValueError("config: num_heads * head_dim must be expand * hidden_size")
         if self.num_upper_layers % (self.num_upper_groups * self.num_mamba_per_gca):
             raise ValueError("config: num_upper_layers must be a multiple of num_upper_groups * num_mamba_per_gca")
+        if self.sliding_window < CHUNK or self.sliding_window % CHUNK:
+            raise ValueError(f"config: sliding_window must be a multiple of {CHUNK}, got {self.sliding_window}")
+        self.swa_kv_heads = self.swa_kv_heads or self.num_attention_heads
+        if self.num_attention_heads % self.swa_kv_heads:
+            raise ValueError("config: num_attention_heads must be a multiple of swa_kv_heads")
 
     @classmethod
     def from_reference(cls, json: dict) -> "Config":
@@ -88,7 +94,7 @@ class Config:
     def to_reference(self) -> dict:
         out = asdict(self)
         if self.model_type == "ramba":
-            del out["sliding_window"]
+            del out["sliding_window"], out["swa_kv_heads"]
         return out
 
     @property
@@ -153,19 +159,23 @@ class Mlp(nn.Module):
 class SelfAttention(nn.Module):
     """With RoPE and an RMSNorm of each head's q and k. window: None reads everything, both ways."""
 
-    def __init__(self, config: Config, heads: int, width: int, window: int | None):
+    def __init__(self, config: Config, heads: int, kv_heads: int, width: int, window: int | None):
         super().__init__()
-        self.heads, self.width, self.window, self.theta = heads, width, window, config.rope_theta
-        self.q_proj, self.k_proj, self.v_proj = (linear(config.hidden_size, heads * width) for _ in range(3))
+        self.heads, self.kv_heads, self.width = heads, kv_heads, width
+        self.window, self.theta = window, config.rope_theta
+        self.q_proj = linear(config.hidden_size, heads * width)
+        self.k_proj, self.v_proj = (linear(config.hidden_size, kv_heads * width) for _ in range(2))
         self.o_proj = linear(heads * width, config.hidden_size)
         self.q_norm, self.k_norm = (RMSNorm(width, config.rms_norm_eps) for _ in range(2))
 
     def forward(self, x):
         """[n, T, d] -> [n, T, d]"""
         count, tokens, _ = x.shape
-        qkv = together(x, self.q_proj, self.k_proj, self.v_proj).view(count, tokens, 3, self.heads, self.width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = together(x, self.q_proj, self.k_proj, self.v_proj).view(count, tokens, -1, self.width).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
         q, k = rope(self.q_norm(q), self.theta), rope(self.k_norm(k), self.theta)
+        if self.kv_heads < self.heads:  # each is shared by neighbours
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
         if self.window is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
@@ -241,8 +251,8 @@ class SlidingWindowBlock(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, config.num_attention_heads, config.attention_head_dim,
-                                       config.sliding_window)
+        self.self_attn = SelfAttention(config, config.num_attention_heads, config.swa_kv_heads,
+                                       config.attention_head_dim, config.sliding_window)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
@@ -254,7 +264,7 @@ class SlidingWindowBlock(nn.Module):
         return ()
 
 
-BLOCKS = {"ramba": Mamba2Block, "swa": SlidingWindowBlock}
+BLOCKS = {"ramba": Mamba2Block, "swa_hsa": SlidingWindowBlock}
 
 
 # ---- Chunks
@@ -264,7 +274,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         heads = config.num_attention_heads
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, heads, config.hidden_size // heads, None)
+        self.self_attn = SelfAttention(config, heads, heads, config.hidden_size // heads, None)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
