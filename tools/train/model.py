@@ -64,9 +64,9 @@ class Config:
     torch_dtype: str = "bfloat16"
 
     # What is not trained here.
-    FIXED = {"n_groups": 1, "tie_word_embeddings": True, "num_kv_heads": 1, "chunk_size": CHUNK, "enable_softmax1": False,
-             "enable_qk_norm": True, "enable_lmk_norm": True, "enc_prenorm": False, "mask_slide_window": False,
-             "hsa_mlp": True, "singlehead_retrieval": True, "encoder_bias": False}
+    FIXED = {"n_groups": 1, "tie_word_embeddings": True, "num_kv_heads": 1, "chunk_size": CHUNK,
+             "enable_softmax1": False, "enable_qk_norm": True, "enable_lmk_norm": True, "enc_prenorm": False,
+             "mask_slide_window": False, "hsa_mlp": True, "singlehead_retrieval": True, "encoder_bias": False}
 
     def __post_init__(self):
         for key, value in self.FIXED.items():
@@ -344,7 +344,7 @@ class Retrieval(nn.Module):
         return self.lmk_q_norm(self.ln(self.pre_norm(hidden)))
 
     def scores(self, hidden, landmarks):
-        """[B, n, d] and [B, C, r] -> [B, n, C] fp32: products of bf16 are summed and kept in fp32, else many would tie"""
+        """[B, n, d] and [B, C, r] -> [B, n, C]. Summed and kept in fp32: in bf16 many would tie."""
         queries = self.queries(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             return queries.float() @ landmarks.float().mT / math.sqrt(queries.shape[-1])
@@ -440,8 +440,8 @@ class Upper:
 
 
 class Backbone(nn.Module):
-    """Layers in the order in which they run: lower blocks, chunking, then for each group its retrieval and its HSA layers,
-    each followed by its blocks."""
+    """Layers in the order in which they run: lower blocks, chunking, then for each group its retrieval and its HSA
+    layers, each followed by its blocks."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -469,7 +469,8 @@ class RAMba(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         blocks = self.config.num_lower_layers + self.config.num_upper_layers
         for name, parameter in self.named_parameters():
-            if name.endswith(("out_proj.weight", "self_attn.o_proj.weight", ".mlp.down_proj.weight")) and "encoder" not in name:
+            adds = name.endswith(("out_proj.weight", "self_attn.o_proj.weight", ".mlp.down_proj.weight"))
+            if adds and "encoder" not in name:
                 parameter.normal_(std=0.02 / math.sqrt(2 * blocks), generator=generator)
             elif name.endswith("conv1d.weight"):
                 parameter.normal_(std=self.config.conv_kernel ** -0.5, generator=generator)
@@ -542,7 +543,8 @@ class RAMba(nn.Module):
             scores.append(retrieval.scores(before[-1], self.landmarks(memory, group)))
             weights = retrieval.weights(scores[-1], visible)
             for _ in range(self.config.stages_of_group):
-                hidden, read = self.backbone.layers[at](hidden.reshape(batch, -1, width), memory, weights, causal, copies)
+                hsa = self.backbone.layers[at]
+                hidden, read = hsa(hidden.reshape(batch, -1, width), memory, weights, causal, copies)
                 hidden = hidden.view(rows, tokens, width)
                 reads.append(read)
                 at += 1
@@ -586,8 +588,8 @@ class RAMba(nn.Module):
         return out
 
     def questions(self, ids: torch.Tensor, at: torch.Tensor):
-        """ids [N, QL], read from a zero state, at [N]: place of <|recall|> -> retrieval embedding [N, r], queries of the
-        first HSA layer at each token [N, QL, H, 64]"""
+        """ids [N, QL], read from a zero state, at [N]: place of <|recall|> -> retrieval embedding [N, r], queries of
+        the first HSA layer at each token [N, QL, H, 64]"""
         hidden, _ = self.lower(ids, self.zero_state(ids.shape[0], ids.device))
         asked = hidden.gather(1, at[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
         return self.retrieval_queries(asked), self.backbone.layers[self.first_retrieval + 1].queries(hidden)
