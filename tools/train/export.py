@@ -125,8 +125,8 @@ def write_golden(out: Path, model: RAMba, tokenizer) -> None:
 CARD = """# {title}
 
 {parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, {encoder} chunk
-encoder layer(s){cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of width
-{retrieval}, chunks of {chunk} tokens, the best {top} of them read. Hierarchical Sparse Attention:
+encoder layer(s){cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of
+width {retrieval}, chunks of {chunk} tokens, the best {top} of them read. Hierarchical Sparse Attention:
 [arXiv 2504.16795](https://arxiv.org/abs/2504.16795). The tokenizer is SentencePiece BPE with {vocabulary} pieces.
 
 **Meant for** finding passages in English conversations and prose and copying short answers out of them, inside
@@ -136,8 +136,8 @@ encoder layer(s){cls}, {hsa} attention layers that read retrieved chunks (one K/
 
 It retrieves and copies; it knows and reasons little, and what it generates may be made up. English only: it has seen
 hardly any other language. Its training contexts were 4,096 tokens long; what lies beyond is extrapolation, measured
-below where figures are given. Text of its sources may shape what it says: dialogues written by crowd workers, old novels
-with the views of their time.
+below where figures are given. Text of its sources may shape what it says: dialogues written by crowd workers, old
+novels with the views of their time.
 
 ## How text looked in training
 
@@ -202,14 +202,15 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
         if rows:
             tables.append("\n".join([f"{title}:", "", "| what | value |", "|---|---|", *rows]))
     swa = config.model_type == "swa_hsa"
+    blocks = f"sliding-window layers (window {config.sliding_window})" if swa else "Mamba-2 layers"
     return CARD.format(
         title="recalld's checkpoint: " + ("SWA + HSA" if swa else "RAMba"), parameters=parameters / 1e6,
         storage="matrices in 8 bits with a scale a row" if int8 else "bf16", lower=config.num_lower_layers,
-        upper=config.num_upper_layers, blocks=f"sliding-window (window {config.sliding_window}) layers" if swa else
-        "Mamba-2 layers", hidden=config.hidden_size, encoder=config.encoder_layers,
+        upper=config.num_upper_layers, blocks=blocks, hidden=config.hidden_size, encoder=config.encoder_layers,
         cls=" with a CLS token" if config.enable_enc_cls else "",
-        hsa=config.num_upper_layers // config.num_mamba_per_gca, head=config.attention_head_dim, retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk,
-        vocabulary=config.vocab_size, cost=cost, figures="\n\n".join(tables) or "None recorded.")
+        hsa=config.num_upper_layers // config.num_mamba_per_gca, head=config.attention_head_dim,
+        retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk, vocabulary=config.vocab_size,
+        cost=cost, figures="\n\n".join(tables) or "None recorded.")
 
 
 # ---- All of it

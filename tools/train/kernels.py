@@ -299,7 +299,7 @@ if triton is not None:
     @triton.jit
     def _key_gradients(Q, K, V, WEIGHTS, BLOCKS, COUNTS, DO, DK, DV, blocks, chunks, heads, scale, softmax_scale,
                        HEADS: tl.constexpr):
-        """Of one chunk's keys and values, summed over HEADS heads; DK [H/HEADS, B, Lk, 64]. Grid [H/HEADS, B, chunks]"""
+        """Of one chunk's keys and values, summed over HEADS heads: DK [H/HEADS, B, Lk, 64]. Grid [H/HEADS, B, C]"""
         sequence = tl.program_id(1)
         chunk = sequence * chunks + tl.program_id(2)
         r = tl.arange(0, 64)
