@@ -7,8 +7,8 @@ RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.js
 into the model card. OUT gets model.safetensors, config.json, tokenizer.model, MODEL_CARD.md, and for the tests of the
 daemon golden.safetensors, golden.txt and tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
 
-With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q. What is no
-matrix stays bf16.
+With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q, which
+recalld rounds to bf16 as it loads. What is no matrix stays bf16.
 """
 import argparse
 import json
@@ -51,10 +51,15 @@ def stored(weights: dict[str, torch.Tensor], int8: bool) -> dict[str, torch.Tens
 
 
 def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's weights in fp32, whichever way they are stored."""
+    """A checkpoint's weights in fp32, whichever way they are stored: the values that recalld computes with."""
     found = load_file(directory / "model.safetensors")
-    return {name: tensor.float() * (found[name + SCALE][:, None] if tensor.dtype == torch.int8 else 1)
-            for name, tensor in found.items() if not name.endswith(SCALE)}
+
+    def value(name, tensor):
+        if tensor.dtype == torch.int8:
+            tensor = (tensor * found[name + SCALE][:, None]).to(torch.bfloat16)
+        return tensor.float()
+
+    return {name: value(name, tensor) for name, tensor in found.items() if not name.endswith(SCALE)}
 
 
 def largest_error(weights: dict[str, torch.Tensor], read: dict[str, torch.Tensor]) -> tuple[float, str]:
@@ -119,25 +124,26 @@ def write_golden(out: Path, model: RAMba, tokenizer) -> None:
 
 CARD = """# {title}
 
-{parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, {encoder} chunk encoder
-layer(s){cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of width
-{retrieval}, chunks of {chunk} tokens, the best {top} of them read. Hierarchical Sparse Attention:
+{parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, {encoder} chunk
+encoder layer(s){cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of
+width {retrieval}, chunks of {chunk} tokens, the best {top} of them read. Hierarchical Sparse Attention:
 [arXiv 2504.16795](https://arxiv.org/abs/2504.16795). The tokenizer is SentencePiece BPE with {vocabulary} pieces.
 
-**Meant for** finding passages in English conversations and prose and copying short answers out of them, inside `recalld`.
+**Meant for** finding passages in English conversations and prose and copying short answers out of them, inside
+`recalld`.
 
 ## Limits
 
-It retrieves and copies; it knows and reasons little, and what it generates may be made up. English only: it has seen hardly
-any other language. Its training contexts were 4,096 tokens long; what lies beyond is extrapolation, measured below where
-figures are given. Text of its sources may shape what it says: dialogues written by crowd workers, old novels with the views
-of their time.
+It retrieves and copies; it knows and reasons little, and what it generates may be made up. English only: it has seen
+hardly any other language. Its training contexts were 4,096 tokens long; what lies beyond is extrapolation, measured
+below where figures are given. Text of its sources may shape what it says: dialogues written by crowd workers, old
+novels with the views of their time.
 
 ## How text looked in training
 
 Turns as `Name: text` lines, each ended by the newline piece. A question asked of memory is newline, question,
-`<|recall|>`, read from a zero recurrent state; to answer, the last 192 tokens of the memory come before it. The answer ends
-with a newline piece.
+`<|recall|>`, read from a zero recurrent state; to answer, the last 192 tokens of the memory come before it. The answer
+ends with a newline piece.
 
 ## Cost
 
@@ -156,7 +162,7 @@ Facts, stories and questions from generators of the project, and text of these s
 | Schema-Guided Dialogue (google-research-datasets/dstc8-schema-guided-dialogue) | CC BY-SA 4.0 |
 | Self-dialogue corpus (jfainberg/self_dialogue_corpus) | BSD-3-Clause |
 | STAR (RasaHQ/STAR), MultiWOZ 2.1 (budzianowski/multiwoz), QMSum (Yale-LILY/QMSum), PolicyQA, PubMedQA | MIT |
-| Taskmaster 3 and 4 (google-research-datasets/Taskmaster), Synthetic-Persona-Chat (google-research-datasets) | CC BY 4.0 |
+| Taskmaster 3 and 4, Synthetic-Persona-Chat (both google-research-datasets) | CC BY 4.0 |
 | MTS-Dialog (abachaa/MTS-Dialog), CaSiNo (kushalchawla/CaSiNo) | CC BY 4.0 |
 | Topical-Chat (alexa/Topical-Chat) | CDLA-Sharing-1.0 |
 | SQuAD 1.1, three quarters of the titles of its development set | CC BY-SA 4.0 |
@@ -185,7 +191,8 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
     if cost is None:
         cost = "Not recorded."
         if "step" in trained:
-            cost = f"The last run: {trained['step']} steps, {trained['tokens'] / 1e6:.0f} M tokens of the stream, on one GPU."
+            millions = trained["tokens"] / 1e6
+            cost = f"The last run: {trained['step']} steps, {millions:.0f} M tokens of the stream, on one GPU."
             if trained.get("figures"):
                 cost += f" {trained['figures'][-1]['tokens_per_s'] / 1e6:.2f} M tokens/s."
     tables = []
@@ -194,15 +201,16 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
         rows = [f"| {name} | {value} |" for name, value in flat(values)]
         if rows:
             tables.append("\n".join([f"{title}:", "", "| what | value |", "|---|---|", *rows]))
-    swa = config.model_type == "swa"
+    swa = config.model_type == "swa_hsa"
+    blocks = f"sliding-window layers (window {config.sliding_window})" if swa else "Mamba-2 layers"
     return CARD.format(
         title="recalld's checkpoint: " + ("SWA + HSA" if swa else "RAMba"), parameters=parameters / 1e6,
         storage="matrices in 8 bits with a scale a row" if int8 else "bf16", lower=config.num_lower_layers,
-        upper=config.num_upper_layers, blocks=f"sliding-window (window {config.sliding_window}) layers" if swa else
-        "Mamba-2 layers", hidden=config.hidden_size, encoder=config.encoder_layers,
-        cls=" with a CLS token" if config.enable_enc_cls else "", hsa=config.num_upper_layers // config.num_mamba_per_gca,
-        head=config.attention_head_dim, retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk,
-        vocabulary=config.vocab_size, cost=cost, figures="\n\n".join(tables) or "None recorded.")
+        upper=config.num_upper_layers, blocks=blocks, hidden=config.hidden_size, encoder=config.encoder_layers,
+        cls=" with a CLS token" if config.enable_enc_cls else "",
+        hsa=config.num_upper_layers // config.num_mamba_per_gca, head=config.attention_head_dim,
+        retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk, vocabulary=config.vocab_size,
+        cost=cost, figures="\n\n".join(tables) or "None recorded.")
 
 
 # ---- All of it

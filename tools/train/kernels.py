@@ -87,7 +87,7 @@ if triton is not None:
 
     @triton.jit
     def _states(X, DT, DA, INIT, STATES, FINAL, chunks, heads, row, PART: tl.constexpr):
-        """Walks one head's state, PART rows of it, through a sequence; STATES: before each chunk. Grid [B*H, 64/PART]"""
+        """Walks PART rows of one head's state through a sequence; STATES: before each chunk. Grid [B*H, 64/PART]"""
         head = tl.program_id(0) % heads
         sequence = tl.program_id(0) // heads
         r = tl.arange(0, 64)
@@ -149,8 +149,8 @@ if triton is not None:
     def _input_gradients(X, DT, DA, STATES, DSTATES, DY, DX, DDT, DDA, heads, row):
         """Gradients of one chunk's inputs; those of B and C are summed over its heads on the chip. Grid [B*chunks]
 
-        Two walks over the heads, as one would need more registers than there are; what the first finds for x, dt and the
-        decay waits in DX, DDT and DDA.
+        Two walks over the heads, as one would need more registers than there are; what the first finds for x, dt and
+        the decay waits in DX, DDT and DDA.
         """
         chunk = tl.program_id(0)
         r = tl.arange(0, 64)
@@ -269,7 +269,8 @@ if triton is not None:
         tl.store(O + mine, o.to(O.dtype.element_ty))
 
     @triton.jit
-    def _query_gradients(Q, K, V, WEIGHTS, CHUNKS, COUNTS, DO, DQ, DWEIGHTS, blocks, chunks, heads, scale, softmax_scale):
+    def _query_gradients(Q, K, V, WEIGHTS, CHUNKS, COUNTS, DO, DQ, DWEIGHTS, blocks, chunks, heads, scale,
+                         softmax_scale):
         """Grid [H, B, blocks]. A weight's gradient is summed over heads in memory; one that is 0 gets none."""
         head = tl.program_id(0)
         sequence = tl.program_id(1)
@@ -298,7 +299,7 @@ if triton is not None:
     @triton.jit
     def _key_gradients(Q, K, V, WEIGHTS, BLOCKS, COUNTS, DO, DK, DV, blocks, chunks, heads, scale, softmax_scale,
                        HEADS: tl.constexpr):
-        """Of one chunk's keys and values, summed over HEADS heads. Grid [H/HEADS, B, chunks]; DK [H/HEADS, B, Lk, 64]"""
+        """Of one chunk's keys and values, summed over HEADS heads: DK [H/HEADS, B, Lk, 64]. Grid [H/HEADS, B, C]"""
         sequence = tl.program_id(1)
         chunk = sequence * chunks + tl.program_id(2)
         r = tl.arange(0, 64)
@@ -409,8 +410,8 @@ def ssd(xbc: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, init: torch.Te
 # ---- Hierarchical sparse attention
 
 def _visits(w: torch.Tensor, causal: bool):
-    """w [B, Lq, C] -> its blocks with the axes swapped [B, blocks, C, 64], chunks of each block and their number, blocks
-    of each chunk and their number."""
+    """w [B, Lq, C] -> its blocks with the axes swapped [B, blocks, C, 64], chunks of each block and their number,
+    blocks of each chunk and their number."""
     batch, length, chunks = w.shape
     blocks = length // BLOCK
     weights = w.new_empty(batch, blocks, chunks, BLOCK)
@@ -436,8 +437,8 @@ def _hsa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w: torch.Tensor, cau
     batch, length, heads, width = q.shape
     weights, of_blocks, counts, _, _ = _visits(w, causal)
     o = torch.empty_like(q)
-    _attend[(heads, batch, length // BLOCK)](q, k, v, weights, of_blocks, counts, o, length // BLOCK, w.shape[-1], heads,
-                                             _scales(width)[0], **LAUNCH["attend"])
+    _attend[(heads, batch, length // BLOCK)](q, k, v, weights, of_blocks, counts, o, length // BLOCK, w.shape[-1],
+                                             heads, _scales(width)[0], **LAUNCH["attend"])
     return o
 
 
@@ -454,8 +455,8 @@ def _hsa_backward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w: torch.Te
     chunks, blocks = w.shape[-1], length // BLOCK
     weights, of_blocks, block_counts, of_chunks, chunk_counts = _visits(w, causal)
     dq, d_weights = torch.empty_like(q), torch.zeros_like(weights)
-    _query_gradients[(heads, batch, blocks)](q, k, v, weights, of_blocks, block_counts, do, dq, d_weights, blocks, chunks,
-                                             heads, *_scales(width), **LAUNCH["query_gradients"])
+    _query_gradients[(heads, batch, blocks)](q, k, v, weights, of_blocks, block_counts, do, dq, d_weights, blocks,
+                                             chunks, heads, *_scales(width), **LAUNCH["query_gradients"])
     together = next(n for n in (4, 3, 2, 1) if heads % n == 0)
     dk, dv = (torch.empty(heads // together, *k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
     _key_gradients[(heads // together, batch, chunks)](q, k, v, weights, of_chunks, chunk_counts, do, dk, dv, blocks,
@@ -529,10 +530,12 @@ def ssd_inputs(device: str, dtype: torch.dtype, batch: int, length: int, heads: 
     def normal(*shape):
         return torch.randn(*shape, device=device)
     xbc = torch.cat([normal(batch, length, heads * BLOCK), 0.3 * normal(batch, length, 2 * BLOCK)], -1).to(dtype)
-    return xbc, F.softplus(normal(batch, length, heads)), -torch.exp(normal(heads)), 0.1 * normal(batch, heads, BLOCK, BLOCK)
+    dt, decay = F.softplus(normal(batch, length, heads)), -torch.exp(normal(heads))
+    return xbc, dt, decay, 0.1 * normal(batch, heads, BLOCK, BLOCK)
 
 
-def hsa_inputs(device: str, dtype: torch.dtype, batch: int, queries: int, keys: int, heads: int, causal: bool, top: int):
+def hsa_inputs(device: str, dtype: torch.dtype, batch: int, queries: int, keys: int, heads: int, causal: bool,
+               top: int):
     """q, k, v, w; spans of 16 tokens mostly select the same chunks, as they do in text."""
     q = torch.randn(batch, queries, heads, BLOCK, device=device).to(dtype)
     k, v = (torch.randn(batch, keys, BLOCK, device=device).to(dtype) for _ in range(2))
@@ -639,7 +642,7 @@ def tune(calls) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Checks the kernels against their plain forms on a GPU and times them.")
+    parser = argparse.ArgumentParser(description="Checks the kernels against their plain forms and times them.")
     parser.add_argument("--tune", action="store_true", help="try other launch shapes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=4096)

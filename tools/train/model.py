@@ -20,7 +20,7 @@ HIDDEN = -1e30  # a score that nothing selects
 @dataclass
 class Config:
     """config.json, with the reference's keys; the defaults are the starter's."""
-    model_type: str = "ramba"  # or "swa": sliding-window attention in the place of Mamba-2
+    model_type: str = "ramba"  # or "swa_hsa": sliding-window attention in the place of Mamba-2
     hidden_size: int = 384
     expand: int = 2
     head_dim: int = 64
@@ -56,16 +56,17 @@ class Config:
     singlehead_retrieval: bool = True
     rope_theta: float = 10000.0
     encoder_bias: bool = False
-    sliding_window: int = 512  # of "swa": tokens before the token itself
+    sliding_window: int = 512  # of swa_hsa: tokens before the token itself, a multiple of 64
+    swa_kv_heads: int = 0      # of swa_hsa; 0: num_attention_heads
     recall_token_id: int = 3
     newline_token_id: int = 6
     tokenizer: str = "sentencepiece"
     torch_dtype: str = "bfloat16"
 
     # What is not trained here.
-    FIXED = {"n_groups": 1, "tie_word_embeddings": True, "num_kv_heads": 1, "chunk_size": CHUNK, "enable_softmax1": False,
-             "enable_qk_norm": True, "enable_lmk_norm": True, "enc_prenorm": False, "mask_slide_window": False,
-             "hsa_mlp": True, "singlehead_retrieval": True, "encoder_bias": False}
+    FIXED = {"n_groups": 1, "tie_word_embeddings": True, "num_kv_heads": 1, "chunk_size": CHUNK,
+             "enable_softmax1": False, "enable_qk_norm": True, "enable_lmk_norm": True, "enc_prenorm": False,
+             "mask_slide_window": False, "hsa_mlp": True, "singlehead_retrieval": True, "encoder_bias": False}
 
     def __post_init__(self):
         for key, value in self.FIXED.items():
@@ -79,6 +80,11 @@ class Config:
             raise ValueError("config: num_heads * head_dim must be expand * hidden_size")
         if self.num_upper_layers % (self.num_upper_groups * self.num_mamba_per_gca):
             raise ValueError("config: num_upper_layers must be a multiple of num_upper_groups * num_mamba_per_gca")
+        if self.sliding_window < CHUNK or self.sliding_window % CHUNK:
+            raise ValueError(f"config: sliding_window must be a multiple of {CHUNK}, got {self.sliding_window}")
+        self.swa_kv_heads = self.swa_kv_heads or self.num_attention_heads
+        if self.num_attention_heads % self.swa_kv_heads:
+            raise ValueError("config: num_attention_heads must be a multiple of swa_kv_heads")
 
     @classmethod
     def from_reference(cls, json: dict) -> "Config":
@@ -88,7 +94,7 @@ class Config:
     def to_reference(self) -> dict:
         out = asdict(self)
         if self.model_type == "ramba":
-            del out["sliding_window"]
+            del out["sliding_window"], out["swa_kv_heads"]
         return out
 
     @property
@@ -153,19 +159,23 @@ class Mlp(nn.Module):
 class SelfAttention(nn.Module):
     """With RoPE and an RMSNorm of each head's q and k. window: None reads everything, both ways."""
 
-    def __init__(self, config: Config, heads: int, width: int, window: int | None):
+    def __init__(self, config: Config, heads: int, kv_heads: int, width: int, window: int | None):
         super().__init__()
-        self.heads, self.width, self.window, self.theta = heads, width, window, config.rope_theta
-        self.q_proj, self.k_proj, self.v_proj = (linear(config.hidden_size, heads * width) for _ in range(3))
+        self.heads, self.kv_heads, self.width = heads, kv_heads, width
+        self.window, self.theta = window, config.rope_theta
+        self.q_proj = linear(config.hidden_size, heads * width)
+        self.k_proj, self.v_proj = (linear(config.hidden_size, kv_heads * width) for _ in range(2))
         self.o_proj = linear(heads * width, config.hidden_size)
         self.q_norm, self.k_norm = (RMSNorm(width, config.rms_norm_eps) for _ in range(2))
 
     def forward(self, x):
         """[n, T, d] -> [n, T, d]"""
         count, tokens, _ = x.shape
-        qkv = together(x, self.q_proj, self.k_proj, self.v_proj).view(count, tokens, 3, self.heads, self.width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = together(x, self.q_proj, self.k_proj, self.v_proj).view(count, tokens, -1, self.width).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
         q, k = rope(self.q_norm(q), self.theta), rope(self.k_norm(k), self.theta)
+        if self.kv_heads < self.heads:  # each is shared by neighbours
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
         if self.window is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
@@ -241,8 +251,8 @@ class SlidingWindowBlock(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, config.num_attention_heads, config.attention_head_dim,
-                                       config.sliding_window)
+        self.self_attn = SelfAttention(config, config.num_attention_heads, config.swa_kv_heads,
+                                       config.attention_head_dim, config.sliding_window)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
@@ -254,7 +264,7 @@ class SlidingWindowBlock(nn.Module):
         return ()
 
 
-BLOCKS = {"ramba": Mamba2Block, "swa": SlidingWindowBlock}
+BLOCKS = {"ramba": Mamba2Block, "swa_hsa": SlidingWindowBlock}
 
 
 # ---- Chunks
@@ -264,7 +274,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         heads = config.num_attention_heads
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, heads, config.hidden_size // heads, None)
+        self.self_attn = SelfAttention(config, heads, heads, config.hidden_size // heads, None)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
@@ -334,7 +344,7 @@ class Retrieval(nn.Module):
         return self.lmk_q_norm(self.ln(self.pre_norm(hidden)))
 
     def scores(self, hidden, landmarks):
-        """[B, n, d] and [B, C, r] -> [B, n, C] fp32: products of bf16 are summed and kept in fp32, else many would tie"""
+        """[B, n, d] and [B, C, r] -> [B, n, C]. Summed and kept in fp32: in bf16 many would tie."""
         queries = self.queries(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             return queries.float() @ landmarks.float().mT / math.sqrt(queries.shape[-1])
@@ -430,8 +440,8 @@ class Upper:
 
 
 class Backbone(nn.Module):
-    """Layers in the order in which they run: lower blocks, chunking, then for each group its retrieval and its HSA layers,
-    each followed by its blocks."""
+    """Layers in the order in which they run: lower blocks, chunking, then for each group its retrieval and its HSA
+    layers, each followed by its blocks."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -459,7 +469,8 @@ class RAMba(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         blocks = self.config.num_lower_layers + self.config.num_upper_layers
         for name, parameter in self.named_parameters():
-            if name.endswith(("out_proj.weight", "self_attn.o_proj.weight", ".mlp.down_proj.weight")) and "encoder" not in name:
+            adds = name.endswith(("out_proj.weight", "self_attn.o_proj.weight", ".mlp.down_proj.weight"))
+            if adds and "encoder" not in name:
                 parameter.normal_(std=0.02 / math.sqrt(2 * blocks), generator=generator)
             elif name.endswith("conv1d.weight"):
                 parameter.normal_(std=self.config.conv_kernel ** -0.5, generator=generator)
@@ -532,7 +543,8 @@ class RAMba(nn.Module):
             scores.append(retrieval.scores(before[-1], self.landmarks(memory, group)))
             weights = retrieval.weights(scores[-1], visible)
             for _ in range(self.config.stages_of_group):
-                hidden, read = self.backbone.layers[at](hidden.reshape(batch, -1, width), memory, weights, causal, copies)
+                hsa = self.backbone.layers[at]
+                hidden, read = hsa(hidden.reshape(batch, -1, width), memory, weights, causal, copies)
                 hidden = hidden.view(rows, tokens, width)
                 reads.append(read)
                 at += 1
@@ -576,8 +588,8 @@ class RAMba(nn.Module):
         return out
 
     def questions(self, ids: torch.Tensor, at: torch.Tensor):
-        """ids [N, QL], read from a zero state, at [N]: place of <|recall|> -> retrieval embedding [N, r], queries of the
-        first HSA layer at each token [N, QL, H, 64]"""
+        """ids [N, QL], read from a zero state, at [N]: place of <|recall|> -> retrieval embedding [N, r], queries of
+        the first HSA layer at each token [N, QL, H, 64]"""
         hidden, _ = self.lower(ids, self.zero_state(ids.shape[0], ids.device))
         asked = hidden.gather(1, at[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
         return self.retrieval_queries(asked), self.backbone.layers[self.first_retrieval + 1].queries(hidden)

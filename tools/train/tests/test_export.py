@@ -1,5 +1,5 @@
-"""What export.py writes: 8-bit rows near their originals, names and files that recalld reads, golden tensors of the exported
-weights themselves."""
+"""What export.py writes: 8-bit rows near their originals, names and files that recalld reads, golden tensors of the
+exported weights themselves."""
 import json
 import shutil
 import sys
@@ -16,8 +16,11 @@ sys.path.insert(0, str(TRAIN))
 import export  # noqa: E402
 from model import Config, RAMba, build  # noqa: E402
 
+LARGEST_ERROR = 1 / 254 + 2**-8  # of 8 bits, and of bf16 after them
+
 SMALL = Config(hidden_size=64, num_heads=2, num_lower_layers=1, num_upper_layers=1, num_mamba_per_gca=1,
                num_attention_heads=1, retrieval_dim=32)
+WINDOWED = replace(SMALL, model_type="swa_hsa", sliding_window=128, enable_pos_decay=True)
 
 
 def run_directory(path: Path, config: Config) -> Path:
@@ -45,8 +48,7 @@ def test_an_8_bit_row_is_near_its_original():
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, model_type="swa", sliding_window=128, enable_pos_decay=True)],
-                         ids=["ramba", "swa"])
+@pytest.mark.parametrize("config", [SMALL, WINDOWED], ids=["ramba", "swa_hsa"])
 def test_a_checkpoint_is_whole(tmp_path, config, int8):
     run, out = run_directory(tmp_path / "run", config), tmp_path / "out"
     export.export(run, out, int8)
@@ -58,7 +60,7 @@ def test_a_checkpoint_is_whole(tmp_path, config, int8):
             assert held[name].dtype == torch.int8 and held[name + "_scale"].shape == tensor.shape[:1]
         else:
             assert held[name].dtype == torch.bfloat16 and torch.equal(held[name], tensor)
-    assert export.largest_error(original, read)[0] <= (1 / 254 + 1e-6 if int8 else 0)
+    assert export.largest_error(original, read)[0] <= (LARGEST_ERROR if int8 else 0)
     assert Config.from_reference(json.loads((out / "config.json").read_text())) == config
 
     card = (out / "MODEL_CARD.md").read_text()
@@ -84,4 +86,4 @@ def test_the_shipped_size_fits_in_8_bits(tmp_path):
     weights = export.read_weights(SHIPPED)
     save_file(export.stored(weights, int8=True), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size <= 24e6
-    assert export.largest_error(weights, export.read_weights(tmp_path))[0] <= 1 / 254 + 1e-6
+    assert export.largest_error(weights, export.read_weights(tmp_path))[0] <= LARGEST_ERROR

@@ -1,5 +1,5 @@
-"""The plain forms against loops over tokens, and the Triton kernels against the plain forms: interpreted on the CPU (in a
-process of its own, as Triton decides when it is imported) and, where there is one, on a GPU."""
+"""The plain forms against loops over tokens, and the Triton kernels against the plain forms: interpreted on the CPU (in
+a process of its own, as Triton decides when it is imported) and, where there is one, on a GPU."""
 import json
 import math
 import os
