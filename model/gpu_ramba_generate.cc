@@ -45,28 +45,34 @@ ByteSpan GpuRamba::staging(uint32_t lane) {
   return {staging_.as<std::byte>(block_staging().size() + lane * of_lane), of_lane};
 }
 
-Expected<void> GpuRamba::fill(GpuMemory& memory, std::span<const Fill> fills) {
+Expected<void> GpuRamba::fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) {
+  plan_unmapping(make_way);
   uint32_t* const page_table = static_cast<GpuLandmarks&>(memory).page_table();
-  std::vector<cuda::SlotFill> items;
   for (const Fill& each : fills)
-    items.push_back({.record = each.record.data(),
-                     .page_table = page_table,
-                     .chunk = static_cast<uint32_t>(each.chunk),
-                     .slot = each.slot});
-  return gpu_done(
-      "copy chunks to the GPU",
-      cuda::fill_slots(items.data(), items.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(), stream_.get()));
+    moves_.push_back({.record = each.record.data(),
+                      .page_table = page_table,
+                      .chunk = static_cast<uint32_t>(each.chunk),
+                      .slot = each.slot});
+  return gpu_done("copy chunks to the GPU", move_chunks());
 }
 
-Expected<void> GpuRamba::unmap(GpuMemory& memory, std::span<const uint64_t> chunks) {
-  uint32_t* const page_table = static_cast<GpuLandmarks&>(memory).page_table();
-  std::vector<cuda::SlotFill> items;
-  for (const uint64_t chunk : chunks)
-    items.push_back(
-        {.record = nullptr, .page_table = page_table, .chunk = static_cast<uint32_t>(chunk), .slot = no_slot});
-  return gpu_done(
-      "drop chunks from the GPU's cache",
-      cuda::fill_slots(items.data(), items.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(), stream_.get()));
+Expected<void> GpuRamba::unmap(std::span<const Mapped> chunks) {
+  plan_unmapping(chunks);
+  return gpu_done("drop chunks from the GPU's cache", move_chunks());
+}
+
+void GpuRamba::plan_unmapping(std::span<const Mapped> chunks) {
+  moves_.clear();
+  for (const auto& [memory, chunk] : chunks)
+    moves_.push_back({.record = nullptr,
+                      .page_table = static_cast<GpuLandmarks&>(*memory).page_table(),
+                      .chunk = static_cast<uint32_t>(chunk),
+                      .slot = no_slot});
+}
+
+cudaError_t GpuRamba::move_chunks() const {
+  return cuda::fill_slots(moves_.data(), moves_.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(),
+                          stream_.get());
 }
 
 Expected<void> GpuRamba::erase(std::span<const uint32_t> slots) {

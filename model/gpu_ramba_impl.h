@@ -54,8 +54,8 @@ class GpuRamba final : public Gpu {
   uint32_t slots() const override { return slots_; }
   ByteSpan staging(uint32_t lane) override;
   ByteSpan block_staging() override;
-  Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) override;
-  Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) override;
+  Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) override;
+  Expected<void> unmap(std::span<const Mapped> chunks) override;
   Expected<void> erase(std::span<const uint32_t> slots) override;
   Expected<void> erase_scratch() override;
 
@@ -164,6 +164,8 @@ class GpuRamba final : public Gpu {
   cudaError_t end_pass(std::span<const Segment> segments, const std::vector<Piece>& pieces, size_t half) const;
   std::byte* encoded_half(size_t half) const { return encoded_.as<std::byte>(half * encoded_.bytes() / 2); }
 
+  void plan_unmapping(std::span<const Mapped> chunks);
+  cudaError_t move_chunks() const;
   cudaError_t read_tokens();
   cudaError_t compute_group(uint32_t group);
   cudaError_t find_chunks(const LaneWork& work, uint32_t tokens, const GroupBuffers& into, uint32_t row);
@@ -245,6 +247,7 @@ class GpuRamba final : public Gpu {
   cuda::Graph read_tokens_;
   std::vector<cuda::Graph> compute_group_;
   std::array<Lane, lanes> lanes_{};
+  std::vector<cuda::SlotFill> moves_;  // of one call
 };
 
 }  // namespace recalld
