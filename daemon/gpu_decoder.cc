@@ -33,13 +33,12 @@ void tell(const Expected<void>& dropped) {
 }
 
 // The chunks of a selection, each once.
-std::vector<uint64_t> distinct(const Gpu::Selection& selection) {
-  std::vector<uint64_t> chunks;
+void put_distinct(const Gpu::Selection& selection, std::vector<uint64_t>& chunks) {
+  chunks.clear();
   for (const uint32_t chunk : selection.chunks)
     if (chunk != Gpu::no_chunk) chunks.push_back(chunk);
   std::ranges::sort(chunks);
   chunks.erase(std::ranges::unique(chunks).begin(), chunks.end());
-  return chunks;
 }
 
 }  // namespace
@@ -58,6 +57,11 @@ struct GpuDecoder::Memory {
     return info.id == other.id && info.serving.stream == other.serving.stream &&
            info.serving.edition == other.serving.edition;
   }
+};
+
+struct GpuDecoder::MemoryChunk {
+  std::shared_ptr<Memory> memory;  // shared: it may be dropped meanwhile
+  uint64_t chunk = 0;
 };
 
 struct GpuDecoder::GpuStream final : Stream {
@@ -81,9 +85,12 @@ struct GpuDecoder::GpuStream final : Stream {
   };
   bool waits = false;                                      // for chunks
   std::vector<uint32_t> held;                              // slots
+  bool expects = false;                                    // what is coming is not in its slots yet
   std::vector<Coming> coming;                              // those that are read, and then those from the tail
   std::vector<uint64_t> reads;                             // the chunks of the former
-  std::future<Expected<std::vector<Unreadable>>> reading;  // the damaged ones of them
+  ByteSpan into;                                           // where they are read to
+  std::future<Expected<std::vector<Unreadable>>> reading;  // the damaged ones of them, where another thread reads
+  std::vector<MemoryChunk> making_way;                     // whose slots are taken, and whose memories do not know yet
 };
 
 GpuDecoder::GpuDecoder(const Store& store, const Ramba& model, Gpu& gpu)
@@ -243,7 +250,7 @@ std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<
       if (reads[i]) continue;
       if (!of(i).memory->on_gpu) {
         reads[i] = fail(ErrorKind::busy, "generate: turns were forgotten meanwhile; ask again");
-      } else if (of(i).reading.valid()) {
+      } else if (of(i).expects) {
         const bool is_read = !is_being_read(of(i));
         under_way |= !is_read;
         has_come |= is_read && !waits_for_others(of(i));
@@ -282,16 +289,16 @@ std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<
 // What a step made of a stream. Whether its tokens are done; otherwise the chunks that it misses are being read.
 Expected<bool> GpuDecoder::take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone) {
   for (const Gpu::Selection& selection : result.selections) {
-    const std::vector<uint64_t> chosen = distinct(selection);
+    put_distinct(selection, chosen_);
     if (selection.cached) {
       note_attention(stream, selection);
-      for (const uint64_t chunk : chosen) cache_.find(stream.memory->owner, chunk);  // they were used
-      if (!stream.waits) hits_ += chosen.size();
+      for (const uint64_t chunk : chosen_) cache_.find(stream.memory->owner, chunk);  // they were used
+      if (!stream.waits) hits_ += chosen_.size();
       let_go(stream);
       stream.waits = false;
     } else {
       let_go(stream);
-      RECALLD_CHECK(plan(stream, chosen, staging, alone));
+      RECALLD_CHECK(plan(stream, staging, alone));
       stream.waits = true;
     }
   }
@@ -325,33 +332,35 @@ Decoder::Read GpuDecoder::outcome(GpuStream& stream, Gpu::LaneResult& result) {
 
 // ---- Chunks on their way
 
-// Holds the slots of all chunks that the stream's tokens chose, and begins to read those that have none.
-Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& chosen, ByteSpan staging, bool alone) {
+// Holds the slots of all chosen chunks, and begins to read those that have none.
+Expected<void> GpuDecoder::plan(GpuStream& stream, ByteSpan staging, bool alone) {
   const size_t bytes = model_.kv_bytes();
   const ChunkCache::Owner owner = stream.memory->owner;
-  std::vector<uint64_t> missing;
-  for (const uint64_t chunk : chosen) {
+  missing_.clear();
+  for (const uint64_t chunk : chosen_) {
     if (const auto slot = cache_.find(owner, chunk)) {
       cache_.hold(*slot);
       stream.held.push_back(*slot);
     } else {
-      missing.push_back(chunk);
+      missing_.push_back(chunk);
     }
   }
-  if (!stream.waits) hits_ += chosen.size() - missing.size();
-  misses_ += missing.size();
+  if (!stream.waits) hits_ += chosen_.size() - missing_.size();
+  misses_ += missing_.size();
 
-  // Chunks that are read come first: the store writes them one after another.
-  std::ranges::stable_partition(missing, [&](uint64_t chunk) { return chunk < stream.source.stored_chunks; });
-  std::map<ChunkCache::Owner, std::vector<uint64_t>> evicted;
+  // Chunks that are read come first: the store writes them one after another. They are sorted, and the tail is behind.
   Expected<void> done;
-  for (const uint64_t chunk : missing) {
+  for (const uint64_t chunk : missing_) {
     const auto taken = cache_.take(owner, chunk);
     if (!taken) {
       done = fail(ErrorKind::internal, "generate: the GPU's cache has no slot left for a chunk");
       break;
     }
-    if (taken->evicted) evicted[taken->evicted->first].push_back(taken->evicted->second);
+    if (taken->evicted) {
+      const auto [of, evicted] = *taken->evicted;
+      stream.making_way.push_back(
+          {*std::ranges::find(memories_, of, [](const auto& each) { return each->owner; }), evicted});
+    }
     const ByteSpan record = staging.subspan(stream.coming.size() * bytes, bytes);
     stream.held.push_back(taken->slot);
     loading_[taken->slot] = true;
@@ -361,43 +370,56 @@ Expected<void> GpuDecoder::plan(GpuStream& stream, const std::vector<uint64_t>& 
     else
       std::memcpy(record.data(), stream.source.tail_kv.data() + (chunk - stream.source.stored_chunks) * bytes, bytes);
   }
-  for (const auto& [of, chunks] : evicted) {
-    const auto memory = std::ranges::find(memories_, of, [](const auto& each) { return each->owner; });
-    if (auto unmapped = unmap(*memory, chunks); !unmapped) done = std::move(unmapped);
-  }
+  // A stream that is alone fills the slots before any other token is computed: then they make way by the same call.
+  if (done && !alone) done = make_way(stream);
   if (!done) {
     drop_unread(stream);
     return done;
   }
-  start_reading(stream, staging.first(stream.reads.size() * bytes), alone);
+  stream.into = staging.first(stream.reads.size() * bytes);
+  start_reading(stream, alone);
   return {};
 }
 
-// Where that fails nobody knows what the slots of its chunks hold: it leaves the GPU, and its streams end with busy.
-Expected<void> GpuDecoder::unmap(std::shared_ptr<Memory> memory, std::span<const uint64_t> chunks) {
-  auto done = gpu_.unmap(*memory->on_gpu, chunks);
-  if (!done) tell(drop(std::move(memory)));
+// Tells memories which of their chunks have lost their slots to the stream's.
+Expected<void> GpuDecoder::make_way(GpuStream& stream) {
+  if (stream.making_way.empty()) return {};
+  return unmap(std::exchange(stream.making_way, {}));
+}
+
+// Where that fails nobody knows what the slots of the chunks hold: their memories leave the GPU, and the streams of
+// those end with busy.
+Expected<void> GpuDecoder::unmap(std::span<const MemoryChunk> chunks) {
+  mapped_.clear();
+  for (const auto& [memory, chunk] : chunks)
+    if (memory->on_gpu) mapped_.push_back({memory->on_gpu.get(), chunk});
+  auto done = gpu_.unmap(mapped_);
+  if (!done)
+    for (const auto& [memory, chunk] : chunks)
+      if (memory->on_gpu) tell(drop(memory));
   return done;
 }
 
 // On another thread where other streams have something to compute meanwhile, else when it is waited for.
-void GpuDecoder::start_reading(GpuStream& stream, ByteSpan into, bool alone) {
-  auto fetch = [this, id = stream.source.memory.id, reads = stream.reads, into]() -> Expected<std::vector<Unreadable>> {
-    std::vector<Unreadable> damaged;
-    if (!reads.empty()) RECALLD_CHECK(store_.fetch(id, reads, into, &damaged));
-    return damaged;
-  };
-  if (alone || stream.reads.empty()) {
-    stream.reading = std::async(std::launch::deferred, std::move(fetch));
-    return;
-  }
-  std::packaged_task<Expected<std::vector<Unreadable>>()> task(std::move(fetch));
+void GpuDecoder::start_reading(GpuStream& stream, bool alone) {
+  stream.expects = true;
+  if (alone || stream.reads.empty()) return;
+  std::packaged_task<Expected<std::vector<Unreadable>>()> task([this, id = stream.source.memory.id,
+                                                                reads = stream.reads,
+                                                                into = stream.into] { return fetch(id, reads, into); });
   stream.reading = task.get_future();
   boost::asio::post(readers_, [this, task = std::move(task)]() mutable {
     task();
     ++reads_done_;
     reads_done_.notify_one();
   });
+}
+
+Expected<std::vector<Unreadable>> GpuDecoder::fetch(MemoryId memory, std::span<const uint64_t> chunks,
+                                                    ByteSpan into) const {
+  std::vector<Unreadable> damaged;
+  if (!chunks.empty()) RECALLD_CHECK(store_.fetch(memory, chunks, into, &damaged));
+  return damaged;
 }
 
 // On another thread.
@@ -407,26 +429,19 @@ bool GpuDecoder::is_being_read(const GpuStream& stream) {
 
 // Puts what was read into the slots. Damaged chunks are hidden: others take their places.
 Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
-  if (!stream.reading.valid()) return {};
+  if (!stream.expects) return {};
+  stream.expects = false;
   if (!stream.memory->on_gpu) {  // its next token ends it
-    if (is_being_read(stream)) stream.reading.wait();
+    if (stream.reading.valid()) stream.reading.wait();
     stream.reading = {};
     drop_unread(stream);
     return {};
   }
-  const auto damaged = stream.reading.get();
+  const auto damaged =
+      stream.reading.valid() ? stream.reading.get() : fetch(stream.source.memory.id, stream.reads, stream.into);
   const size_t reads = stream.reads.size();
   Expected<void> done = damaged ? leave_out(stream, *damaged) : std::unexpected(damaged.error());
-  std::vector<Gpu::Fill> fills;
-  std::vector<uint64_t> filled;
-  for (const GpuStream::Coming& each : stream.coming) {
-    fills.push_back({each.chunk, each.slot, each.record});
-    filled.push_back(each.chunk);
-  }
-  if (done) {
-    done = gpu_.fill(*stream.memory->on_gpu, fills);
-    if (!done) static_cast<void>(unmap(stream.memory, filled));  // a part of them may be there
-  }
+  if (done) done = fill(stream);
   if (!done) {
     drop_unread(stream);
     return done;
@@ -435,7 +450,24 @@ Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
   read_bytes_ += reads * model_.kv_bytes();
   stream.coming.clear();
   stream.reads.clear();
+  stream.making_way.clear();
   return {};
+}
+
+Expected<void> GpuDecoder::fill(GpuStream& stream) {
+  fills_.clear();
+  for (const GpuStream::Coming& each : stream.coming) fills_.push_back({each.chunk, each.slot, each.record});
+  mapped_.clear();
+  for (const auto& [memory, chunk] : stream.making_way)
+    if (memory->on_gpu) mapped_.push_back({memory->on_gpu.get(), chunk});
+  auto done = gpu_.fill(*stream.memory->on_gpu, fills_, mapped_);
+  if (!done) {  // a part of them may be there
+    std::vector<MemoryChunk> filled;
+    for (const GpuStream::Coming& each : stream.coming) filled.push_back({stream.memory, each.chunk});
+    static_cast<void>(make_way(stream));
+    static_cast<void>(unmap(filled));
+  }
+  return done;
 }
 
 Expected<void> GpuDecoder::leave_out(GpuStream& stream, std::span<const Unreadable> damaged) {
@@ -453,6 +485,7 @@ Expected<void> GpuDecoder::leave_out(GpuStream& stream, std::span<const Unreadab
 
 // The chunks that were on their way do not come.
 void GpuDecoder::drop_unread(GpuStream& stream) {
+  static_cast<void>(make_way(stream));
   std::vector<uint32_t> slots;
   for (const GpuStream::Coming& each : stream.coming) {
     cache_.drop(stream.memory->owner, each.chunk);

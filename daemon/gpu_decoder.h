@@ -42,6 +42,7 @@ class GpuDecoder final : public Decoder {
 
  private:
   struct Memory;
+  struct MemoryChunk;
   struct GpuStream;
 
   std::shared_ptr<Memory> memory_of(const MemoryInfo& info);
@@ -53,11 +54,14 @@ class GpuDecoder final : public Decoder {
   Gpu::LaneWork work_of(const GpuStream& stream, std::span<const uint32_t> tokens) const;
   Expected<bool> take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone);
   void note_attention(GpuStream& stream, const Gpu::Selection& selection) const;
-  Expected<void> plan(GpuStream& stream, const std::vector<uint64_t>& chosen, ByteSpan staging, bool alone);
-  Expected<void> unmap(std::shared_ptr<Memory> memory, std::span<const uint64_t> chunks);
-  void start_reading(GpuStream& stream, ByteSpan into, bool alone);
+  Expected<void> plan(GpuStream& stream, ByteSpan staging, bool alone);
+  Expected<void> make_way(GpuStream& stream);
+  Expected<void> unmap(std::span<const MemoryChunk> chunks);
+  void start_reading(GpuStream& stream, bool alone);
+  Expected<std::vector<Unreadable>> fetch(MemoryId memory, std::span<const uint64_t> chunks, ByteSpan into) const;
   static bool is_being_read(const GpuStream& stream);
   Expected<void> finish_reading(GpuStream& stream);
+  Expected<void> fill(GpuStream& stream);
   Expected<void> leave_out(GpuStream& stream, std::span<const Unreadable> damaged);
   void drop_unread(GpuStream& stream);
   void settle_all();
@@ -73,6 +77,10 @@ class GpuDecoder final : public Decoder {
   std::list<std::shared_ptr<Memory>> memories_;  // used most recently first; shared with the streams that read them
   std::vector<GpuStream*> lanes_;                // [lanes_max] null: free
   uint64_t owners_ = 0;
+  // Of one selection: room that is used again and again, since a token waits meanwhile.
+  std::vector<uint64_t> chosen_, missing_;  // chunks, each once
+  std::vector<Gpu::Fill> fills_;
+  std::vector<Gpu::Mapped> mapped_;
   std::atomic<uint64_t> hits_ = 0, misses_ = 0, read_bytes_ = 0;
   std::atomic<uint64_t> reads_done_ = 0;  // by the readers
   boost::asio::thread_pool readers_{2};

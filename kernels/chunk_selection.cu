@@ -11,21 +11,17 @@ namespace {
 
 constexpr int warp = 32;
 constexpr int selection_threads = 1024;
-constexpr uint32_t fill_threads = 256, piece_bytes = sizeof(uint4);
+constexpr uint32_t copy_threads = 128, fill_threads = 256, piece_bytes = sizeof(uint4);
 
-// A warp has the k chunks of one token and head: each goes to the place that the number of newer ones says.
-__global__ void __launch_bounds__(selection_threads) select_kernel(ChunkSelection all) {
-  if (blockIdx.x >= all.lane_count) {
-    if (threadIdx.x == 0) all.ready[blockIdx.x] = 0;
-    return;
-  }
-  const SelectionLane& lane = all.lanes[blockIdx.x];
+// Of one lane, for a whole block: whether it is ready. A warp has the k chunks of one token and head: each goes to the
+// place that the number of newer ones says.
+__device__ __forceinline__ bool select_of(const ChunkSelection& all, const SelectionLane& lane) {
   const uint32_t lists = max(lane.tokens, 1u) * all.heads;
   const size_t first = static_cast<size_t>(lane.row) * all.heads * all.k;
   bool missing = false;
   for (uint32_t list = threadIdx.x / warp; list < lists; list += selection_threads / warp) {
     const size_t from = static_cast<size_t>(list) * all.k, to = first + from;
-    const uint32_t found = lane.tokens > 0 ? lane.found : 0;
+    const uint32_t found = lane.tokens > 0 ? min(lane.found, all.k) : 0;
     uint32_t readable = 0;
     for (uint32_t i = threadIdx.x % warp; i < all.k; i += warp) {
       const bool there = i < found && !isnan(lane.dots[from + i]);
@@ -37,28 +33,54 @@ __global__ void __launch_bounds__(selection_threads) select_kernel(ChunkSelectio
         const uint32_t slot = lane.page_table[chunk];
         missing |= slot == no_chunk;
         all.slots[to + place] = slot;
-        all.ids[to + place] = static_cast<uint32_t>(chunk);
-        all.scores[to + place] = lane.dots[from + i] * all.scale;
+        all.told_ids[to + place] = static_cast<uint32_t>(chunk);
+        all.scores[to + place] = all.told_scores[to + place] = lane.dots[from + i] * all.scale;
       }
     }
     for (uint32_t j = 0; j < found; ++j) readable += isnan(lane.dots[from + j]) ? 0 : 1;
     for (uint32_t i = readable + threadIdx.x % warp; i < all.k; i += warp) {
-      all.slots[to + i] = all.ids[to + i] = no_chunk;
-      all.scores[to + i] = 0;
+      all.slots[to + i] = all.told_ids[to + i] = no_chunk;
+      all.scores[to + i] = all.told_scores[to + i] = 0;
     }
   }
   const bool here = lane.tokens > 0 && (lane.enters || (all.ready_before && all.ready_before[blockIdx.x] != 0));
   const bool ready = !__syncthreads_or(missing || !here);
-  if (threadIdx.x == 0) all.ready[blockIdx.x] = ready;
-  if (ready) return;
+  if (ready) return true;
   for (size_t i = threadIdx.x; i < static_cast<size_t>(lists) * all.k; i += selection_threads)
     all.slots[first + i] = no_chunk;
+  return false;
 }
 
-__global__ void branch_kernel(const uint32_t* ready, cudaGraphConditionalHandle branch) {
-  uint32_t any = 0;
-  for (uint32_t lane = 0; lane < lanes_max; ++lane) any |= ready[lane];
-  cudaGraphSetConditional(branch, any);
+// A block a lane. Where the lanes lie in pinned memory, theirs comes over the bus once.
+__device__ __forceinline__ bool select(const ChunkSelection& all) {
+  constexpr uint32_t words = sizeof(SelectionLane) / sizeof(uint32_t);
+  static_assert(sizeof(SelectionLane) % sizeof(uint32_t) == 0 && words <= selection_threads);
+  __shared__ __align__(alignof(SelectionLane)) uint32_t lane[words];
+  bool ready = false;
+  if (blockIdx.x < all.lane_count) {
+    if (threadIdx.x < words) lane[threadIdx.x] = reinterpret_cast<const uint32_t*>(all.lanes + blockIdx.x)[threadIdx.x];
+    __syncthreads();
+    ready = select_of(all, *reinterpret_cast<const SelectionLane*>(lane));
+  }
+  if (threadIdx.x == 0) all.ready[blockIdx.x] = all.told_ready[blockIdx.x] = ready;
+  return ready;
+}
+
+__global__ void __launch_bounds__(selection_threads) select_kernel(ChunkSelection all) {
+  select(all);
+}
+
+// No two threads may speak for a branch: the block that comes last does.
+__global__ void __launch_bounds__(selection_threads)
+    select_for_kernel(ChunkSelection all, cudaGraphConditionalHandle branch, uint32_t* arrived) {
+  constexpr uint32_t one_ready = 1u << 16;  // those that are ready are counted in the upper half
+  const bool ready = select(all);
+  if (threadIdx.x != 0) return;
+  const uint32_t with_this = 1 + (ready ? one_ready : 0);
+  const uint32_t now = atomicAdd(arrived, with_this) + with_this;
+  if (now % one_ready != gridDim.x) return;
+  *arrived = 0;
+  cudaGraphSetConditional(branch, now / one_ready);
 }
 
 __global__ void point_kernel(LaneStates lanes) {
@@ -71,7 +93,12 @@ __global__ void point_kernel(LaneStates lanes) {
 
 __global__ void copy_rows_kernel(const float4* x, const uint32_t* ready, uint32_t pieces, float4* y) {
   if (ready[blockIdx.x] == 0) return;
-  for (uint32_t i = threadIdx.x; i < pieces; i += blockDim.x) y[blockIdx.x * pieces + i] = x[blockIdx.x * pieces + i];
+  const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+  if (i < pieces) y[blockIdx.x * pieces + i] = x[blockIdx.x * pieces + i];
+}
+
+bool is_wrong(const ChunkSelection& selection) {
+  return selection.lane_count > lanes_max || selection.k == 0 || selection.k > selection_k_max || selection.heads == 0;
 }
 
 struct Fills {
@@ -102,16 +129,15 @@ __global__ void __launch_bounds__(fill_threads) fill_kernel(Fills fills, uint32_
 }  // namespace
 
 cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream) {
-  if (selection.lane_count > lanes_max || selection.k == 0 || selection.k > selection_k_max || selection.heads == 0)
-    return cudaErrorInvalidValue;
-  for (uint32_t i = 0; i < selection.lane_count; ++i)
-    if (selection.lanes[i].found > selection.k) return cudaErrorInvalidValue;
+  if (is_wrong(selection)) return cudaErrorInvalidValue;
   select_kernel<<<lanes_max, selection_threads, 0, stream>>>(selection);
   return cudaGetLastError();
 }
 
-cudaError_t branch_if_ready(const uint32_t* ready, cudaGraphConditionalHandle branch, cudaStream_t stream) {
-  branch_kernel<<<1, 1, 0, stream>>>(ready, branch);
+cudaError_t select_chunks_for(cudaGraphConditionalHandle branch, const ChunkSelection& selection, uint32_t* arrived,
+                              cudaStream_t stream) {
+  if (is_wrong(selection)) return cudaErrorInvalidValue;
+  select_for_kernel<<<lanes_max, selection_threads, 0, stream>>>(selection, branch, arrived);
   return cudaGetLastError();
 }
 
@@ -123,8 +149,9 @@ cudaError_t point_states(const LaneStates& lanes, cudaStream_t stream) {
 
 cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, float* y, cudaStream_t stream) {
   if (width == 0 || width % 4 != 0) return cudaErrorInvalidValue;
-  copy_rows_kernel<<<lanes_max, 128, 0, stream>>>(reinterpret_cast<const float4*>(x), ready, width / 4,
-                                                  reinterpret_cast<float4*>(y));
+  const uint32_t pieces = width / 4;
+  copy_rows_kernel<<<dim3(lanes_max, (pieces + copy_threads - 1) / copy_threads), copy_threads, 0, stream>>>(
+      reinterpret_cast<const float4*>(x), ready, pieces, reinterpret_cast<float4*>(y));
   return cudaGetLastError();
 }
 

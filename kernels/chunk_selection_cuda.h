@@ -16,38 +16,43 @@ inline constexpr uint32_t no_chunk = 0xffffffff;     // where there are fewer th
 inline constexpr uint32_t fills_of_launch_max = 96;  // records
 inline constexpr uint32_t selection_k_max = 128;
 
-// The tokens of one stream. The struct is read on the host, when the call is made; pointers are to device memory; a
-// page table may be in host memory mapped into it.
+// The tokens of one stream; pointers are to device memory, a page table may be in host memory mapped into it.
 struct SelectionLane {
   const float* dots = nullptr;           // [tokens, heads, k] of landmark_topk() and its kin
   const uint64_t* chunks = nullptr;      // [tokens, heads, k]
   const uint32_t* page_table = nullptr;  // [chunks of the memory] slots, or no_chunk
   uint32_t tokens = 0;                   // none: the lane is idle, its row is made empty and it is not ready
-  uint32_t found = 0;                    // of each k, as many are there
+  uint32_t found = 0;                    // of each k, as many are there: k at most
   uint32_t row = 0;                      // its first one in the results
   bool enters = false;                   // it comes here from the host; otherwise when it was ready before
 };
 
+// What the host must know goes to pinned memory, so that no copy has to follow.
 struct ChunkSelection {
-  SelectionLane lanes[lanes_max];
+  const SelectionLane* lanes = nullptr;  // [lane_count] in pinned or device memory, read when the kernel runs: so one
+                                         // that was captured can be told others
   uint32_t lane_count = 0;
   uint32_t heads = 0;                      // of retrieval
   uint32_t k = 0;                          // 1 to selection_k_max
   float scale = 0;                         // a score is a dot product times this
   const uint32_t* ready_before = nullptr;  // [lanes_max] of the group before; null for the first one
   uint32_t* slots = nullptr;               // [rows, heads, k] for hsa_attention(); no_chunk in rows of lanes not ready
-  uint32_t* ids = nullptr;                 // [rows, heads, k] chunks of the memory, newest first, then no_chunk
-  float* scores = nullptr;                 // [rows, heads, k] likewise, then zeros
+  float* scores = nullptr;                 // [rows, heads, k] newest chunk first, then zeros
   uint32_t* ready = nullptr;               // [lanes_max] 1: all chunks are cached, 0: not, or the lane is not here, as
                                            // those from lane_count on
+  uint32_t* told_ids = nullptr;            // pinned: [rows, heads, k] chunks of the memory, newest first, then no_chunk
+  float* told_scores = nullptr;            // pinned: the same as scores
+  uint32_t* told_ready = nullptr;          // pinned: the same as ready
 };
 
 // A dot product that is NaN is of a chunk that cannot be read: it is left out. One kernel. cudaErrorInvalidValue: a
 // shape out of bounds.
 cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream);
 
-// Sets the handle of a branch of a graph to whether any lane is ready. ready: [lanes_max] · one kernel
-cudaError_t branch_if_ready(const uint32_t* ready, cudaGraphConditionalHandle branch, cudaStream_t stream);
+// The same in a graph, whose branch is then taken if any lane is ready. arrived: one word of device memory, zero before
+// the kernel and after it
+cudaError_t select_chunks_for(cudaGraphConditionalHandle branch, const ChunkSelection& selection, uint32_t* arrived,
+                              cudaStream_t stream);
 
 // Where the states of lanes lie: those that are ready have theirs, others one that is thrown away.
 struct LaneStates {
@@ -63,7 +68,8 @@ struct LaneStates {
 };
 cudaError_t point_states(const LaneStates& lanes, cudaStream_t stream);
 
-// y[i] = x[i] where ready[i]. x, y: [lanes_max, width], at multiples of 16 bytes, width a multiple of 4
+// y[i] = x[i] where ready[i]. x, y: [lanes_max, width], at multiples of 16 bytes, width a multiple of 4; y may be
+// pinned memory
 cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, float* y, cudaStream_t stream);
 
 // A record on its way from pinned memory into a slot, or (without a record) a chunk that leaves the cache. The struct

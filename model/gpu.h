@@ -78,10 +78,15 @@ class Gpu : public Backend {
     uint32_t slot = 0;
     ByteView record;  // [kv_bytes] in staging() or block_staging()
   };
-  // Copies records into slots and tells the memory so.
-  virtual Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) = 0;
-  // The memory has these chunks no longer in the cache.
-  virtual Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) = 0;
+  struct Mapped {
+    GpuMemory* memory = nullptr;  // not null
+    uint64_t chunk = 0;           // that it has in the cache
+  };
+  // Copies records into slots and tells the memory so, once those that make way are no longer in the cache. No chunk is
+  // among both.
+  virtual Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) = 0;
+  // Their memories have these chunks no longer in the cache.
+  virtual Expected<void> unmap(std::span<const Mapped> chunks) = 0;
   // Overwrites slots; on return it has happened.
   virtual Expected<void> erase(std::span<const uint32_t> slots) = 0;
   // Overwrites what was left behind by work that is done: staging memory, of which nothing may be on its way, hidden

@@ -172,12 +172,26 @@ size_t GpuRamba::carve_generating(void* base) {
   const size_t layers = std::max(lower_.size(), config_.num_upper_layers);
   conv_ = carver.take<float*>(layers * lanes);
   ssm_ = carver.take<float*>(layers * lanes);
+  arrived_ = carver.take<uint32_t>(1);
   // What lanes that wait must keep comes last.
   scratch_bytes_ = carver.used();
   lane_hidden_ = carver.take<float>(lanes * config_.hidden_size);
   of_lanes_.clear();
   for (size_t group = 0; group < groups_.size(); ++group)
     of_lanes_.push_back(GroupBuffers::carve(config_, lanes, carver));
+  return carver.used();
+}
+
+// What step() and the host tell each other, in pinned memory; likewise.
+size_t GpuRamba::carve_results(void* base) {
+  Carver carver(base);
+  told_input_ = carver.take<StepInput>(1);
+  told_block_tokens_ = carver.take<uint32_t>(block);
+  talk_of_block_ = GroupTalk::carve(config_, block, carver);
+  talk_of_lanes_.clear();
+  for (size_t group = 0; group < groups_.size(); ++group)
+    talk_of_lanes_.push_back(GroupTalk::carve(config_, lanes, carver));
+  told_logits_ = carver.take<float>(lanes * size_t{head_.out});
   return carver.used();
 }
 
@@ -229,14 +243,13 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(lanes * lane_bytes, lane_states_));
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(uint64_t{slots_} * (record + sizeof(uint32_t)), cache_));
     RECALLD_CUDA(cuda::PinnedBuffer::allocate((records_of_block + lanes * records_of_lane) * record, staging_));
-    const size_t results = sizeof(StepInput) + (groups_.size() + block) * 2 * lanes * list_places() * sizeof(uint32_t) +
-                           lanes * (groups_.size() + head_.out + 1) * sizeof(float);
-    RECALLD_CUDA(cuda::PinnedBuffer::allocate(results, results_));
+    RECALLD_CUDA(cuda::PinnedBuffer::allocate(carve_results(nullptr), results_));
     const size_t chunks = encode_tokens_ / block;
     RECALLD_CUDA(cuda::PinnedBuffer::allocate(
         2 * (encode_tokens_ * sizeof(uint32_t) + chunks * (record + config_.retrieval_dim * sizeof(Bf16))), encoded_));
     for (cuda::Event& event : pass_is_done_) RECALLD_CUDA(cuda::Event::open(event));
     std::memset(results_.as<void>(), 0, results_.bytes());  // tokens that are read when steps are captured
+    carve_results(results_.as<void>());
     RECALLD_CUDA(cudaMemsetAsync(workspace_.data(), 0, workspace_bytes_, stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(lane_states_.data(), 0, lane_states_.bytes(), stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(cache_.data(), 0, cache_.bytes(), stream_.get()));

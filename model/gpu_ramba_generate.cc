@@ -45,28 +45,34 @@ ByteSpan GpuRamba::staging(uint32_t lane) {
   return {staging_.as<std::byte>(block_staging().size() + lane * of_lane), of_lane};
 }
 
-Expected<void> GpuRamba::fill(GpuMemory& memory, std::span<const Fill> fills) {
+Expected<void> GpuRamba::fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) {
+  plan_unmapping(make_way);
   uint32_t* const page_table = static_cast<GpuLandmarks&>(memory).page_table();
-  std::vector<cuda::SlotFill> items;
   for (const Fill& each : fills)
-    items.push_back({.record = each.record.data(),
-                     .page_table = page_table,
-                     .chunk = static_cast<uint32_t>(each.chunk),
-                     .slot = each.slot});
-  return gpu_done(
-      "copy chunks to the GPU",
-      cuda::fill_slots(items.data(), items.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(), stream_.get()));
+    moves_.push_back({.record = each.record.data(),
+                      .page_table = page_table,
+                      .chunk = static_cast<uint32_t>(each.chunk),
+                      .slot = each.slot});
+  return gpu_done("copy chunks to the GPU", move_chunks());
 }
 
-Expected<void> GpuRamba::unmap(GpuMemory& memory, std::span<const uint64_t> chunks) {
-  uint32_t* const page_table = static_cast<GpuLandmarks&>(memory).page_table();
-  std::vector<cuda::SlotFill> items;
-  for (const uint64_t chunk : chunks)
-    items.push_back(
-        {.record = nullptr, .page_table = page_table, .chunk = static_cast<uint32_t>(chunk), .slot = no_slot});
-  return gpu_done(
-      "drop chunks from the GPU's cache",
-      cuda::fill_slots(items.data(), items.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(), stream_.get()));
+Expected<void> GpuRamba::unmap(std::span<const Mapped> chunks) {
+  plan_unmapping(chunks);
+  return gpu_done("drop chunks from the GPU's cache", move_chunks());
+}
+
+void GpuRamba::plan_unmapping(std::span<const Mapped> chunks) {
+  moves_.clear();
+  for (const auto& [memory, chunk] : chunks)
+    moves_.push_back({.record = nullptr,
+                      .page_table = static_cast<GpuLandmarks&>(*memory).page_table(),
+                      .chunk = static_cast<uint32_t>(chunk),
+                      .slot = no_slot});
+}
+
+cudaError_t GpuRamba::move_chunks() const {
+  return cuda::fill_slots(moves_.data(), moves_.size(), static_cast<uint32_t>(kv_bytes()), cache_.data(),
+                          stream_.get());
 }
 
 Expected<void> GpuRamba::erase(std::span<const uint32_t> slots) {
@@ -109,7 +115,6 @@ Expected<void> GpuRamba::reset(uint32_t lane) {
       RECALLD_CUDA(cudaMemsetAsync(of.dots + lane * places, 0, places * sizeof(float), stream_.get()));
       RECALLD_CUDA(cudaMemsetAsync(of.chunks + lane * places, 0, places * sizeof(uint64_t), stream_.get()));
       RECALLD_CUDA(cudaMemsetAsync(of.slots + lane * places, 0, places * sizeof(uint32_t), stream_.get()));
-      RECALLD_CUDA(cudaMemsetAsync(of.ids + lane * places, 0, places * sizeof(uint32_t), stream_.get()));
       RECALLD_CUDA(cudaMemsetAsync(of.scores + lane * places, 0, places * sizeof(float), stream_.get()));
     }
     return cudaSuccess;
@@ -120,8 +125,7 @@ Expected<void> GpuRamba::reset(uint32_t lane) {
 // Lanes that read a token: lower half, then the queries of the first group. Captured once.
 cudaError_t GpuRamba::read_tokens() {
   const auto width = static_cast<uint32_t>(config_.hidden_size);
-  RECALLD_CUDA(
-      cudaMemcpyAsync(input_, results_.as<StepInput>(), sizeof(StepInput), cudaMemcpyHostToDevice, stream_.get()));
+  RECALLD_CUDA(cudaMemcpyAsync(input_, told_input_, sizeof(StepInput), cudaMemcpyHostToDevice, stream_.get()));
   RECALLD_CUDA(cuda::point_states({.ready = input_->reads,
                                    .states = lower_states_,
                                    .lane_floats = lower_floats(),
@@ -139,7 +143,8 @@ cudaError_t GpuRamba::read_tokens() {
   return groups_[0].retrieval.run(gpu_, retrieval_, lanes, lane_hidden_, of_lanes_[0].queries);
 }
 
-// Lanes that are ready: one group, then the queries of the next one, or the logits. Captured once.
+// Lanes that are ready: one group, then the queries of the next one, or the logits, which go to the host. Captured
+// once.
 cudaError_t GpuRamba::compute_group(uint32_t group) {
   const auto width = static_cast<uint32_t>(config_.hidden_size);
   const GroupBuffers& of = of_lanes_[group];
@@ -169,25 +174,33 @@ cudaError_t GpuRamba::compute_group(uint32_t group) {
   if (group + 1 < groups_.size())
     return groups_[group + 1].retrieval.run(gpu_, retrieval_, lanes, lane_hidden_, of_lanes_[group + 1].queries);
   RECALLD_CUDA(gpu_.norm(lane_hidden_, final_norm_, lanes, width, config_.layer_norm_epsilon, normed_));
-  return gpu_.multiply(head_, normed_, lanes, logits_);
+  RECALLD_CUDA(gpu_.multiply(head_, normed_, lanes, logits_));
+  return cuda::copy_rows(logits_, of.ready, head_.out, told_logits_, stream_.get());
 }
 
 cudaError_t GpuRamba::capture() {
   if (groups_.empty()) return cudaSuccess;
   // Once before it is captured: libraries and kernels take their memory when they first run.
   RECALLD_CUDA(read_tokens());
-  for (uint32_t group = 0; group < groups_.size(); ++group) RECALLD_CUDA(compute_group(group));
+  for (uint32_t group = 0; group < groups_.size(); ++group) {
+    tell_lanes(group, {});
+    RECALLD_CUDA(cuda::select_chunks(selection_of(of_lanes_[group], talk_of_lanes_[group], lanes), stream_.get()));
+    RECALLD_CUDA(compute_group(group));
+  }
   RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
   RECALLD_CUDA(cuda::Graph::capture(
       stream_.get(), [&] { return read_tokens(); }, read_tokens_));
   compute_group_.resize(groups_.size());
-  for (uint32_t group = 0; group < groups_.size(); ++group)
+  for (uint32_t group = 0; group < groups_.size(); ++group) {
+    cuda::ChunkSelection selection = selection_of(of_lanes_[group], talk_of_lanes_[group], lanes);
+    if (group > 0) selection.ready_before = of_lanes_[group - 1].ready;
     RECALLD_CUDA(cuda::Graph::capture_if(
         stream_.get(),
         [&](cudaGraphConditionalHandle branch) {
-          return cuda::branch_if_ready(of_lanes_[group].ready, branch, stream_.get());
+          return cuda::select_chunks_for(branch, selection, arrived_, stream_.get());
         },
         [&] { return compute_group(group); }, compute_group_[group]));
+  }
   return cudaSuccess;
 }
 
@@ -262,31 +275,36 @@ cuda::SelectionLane GpuRamba::selection_lane(const LaneWork& work, uint32_t toke
 }
 
 // Which lanes have all the chunks of their tokens in the cache, and where.
-cudaError_t GpuRamba::select(uint32_t group, std::span<const LaneWork> work) {
-  const GroupBuffers& of = of_lanes_[group];
-  cuda::ChunkSelection selection;
-  selection.lane_count = lanes;
-  selection.heads = static_cast<uint32_t>(config_.retrieval_heads());
-  selection.k = static_cast<uint32_t>(config_.chunk_topk);
-  selection.scale = score_scale();
-  selection.ready_before = group > 0 ? of_lanes_[group - 1].ready : nullptr;
-  selection.slots = of.slots;
-  selection.ids = of.ids;
-  selection.scores = of.scores;
-  selection.ready = of.ready;
-  for (uint32_t lane = 0; lane < lanes; ++lane) selection.lanes[lane].row = lane;
-  for (const LaneWork& each : work)
-    if (lanes_[each.lane].group <= group)
-      selection.lanes[each.lane] = selection_lane(each, 1, of, each.lane, lanes_[each.lane].group == group);
-  return cuda::select_chunks(selection, stream_.get());
+cuda::ChunkSelection GpuRamba::selection_of(const GroupBuffers& of, const GroupTalk& talk, uint32_t lane_count) const {
+  return {.lanes = talk.lanes,
+          .lane_count = lane_count,
+          .heads = static_cast<uint32_t>(config_.retrieval_heads()),
+          .k = static_cast<uint32_t>(config_.chunk_topk),
+          .scale = score_scale(),
+          .ready_before = nullptr,
+          .slots = of.slots,
+          .scores = of.scores,
+          .ready = of.ready,
+          .told_ids = talk.ids,
+          .told_scores = talk.scores,
+          .told_ready = talk.ready};
 }
 
-Gpu::Selection GpuRamba::selection(uint32_t group, const uint32_t* ids, size_t row, size_t rows, size_t places,
-                                   bool cached) const {
-  const auto* const scores = reinterpret_cast<const float*>(ids + places);
+// The lanes that the group's next selection is of. None may be under way.
+void GpuRamba::tell_lanes(uint32_t group, std::span<const LaneWork> work) {
+  cuda::SelectionLane* const told = talk_of_lanes_[group].lanes;
+  for (uint32_t lane = 0; lane < lanes; ++lane) told[lane] = {.row = lane};
+  for (const LaneWork& each : work)
+    if (lanes_[each.lane].group <= group)
+      told[each.lane] = selection_lane(each, 1, of_lanes_[group], each.lane, lanes_[each.lane].group == group);
+}
+
+Gpu::Selection GpuRamba::selection(uint32_t group, const GroupTalk& talk, size_t row, size_t rows, bool cached) const {
   const size_t first = row * list_places(), end = first + rows * list_places();
-  return {
-      .group = group, .cached = cached, .chunks = {ids + first, ids + end}, .scores = {scores + first, scores + end}};
+  return {.group = group,
+          .cached = cached,
+          .chunks = {talk.ids + first, talk.ids + end},
+          .scores = {talk.scores + first, talk.scores + end}};
 }
 
 Expected<std::vector<Gpu::LaneResult>> GpuRamba::step(std::span<const LaneWork> work) {
@@ -302,59 +320,46 @@ Expected<std::vector<Gpu::LaneResult>> GpuRamba::step(std::span<const LaneWork> 
 }
 
 cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<LaneResult>& results) {
-  auto* const input = results_.as<StepInput>();
-  *input = {};
+  *told_input_ = {};
   bool reads = false;
   uint32_t first_group = static_cast<uint32_t>(groups_.size());
   for (const LaneWork& each : work) {
     Lane& lane = lanes_[each.lane];
     if (!each.tokens.empty()) {
       lane = {.group = 0, .tokens = 1};
-      input->tokens[each.lane] = each.tokens.front();
-      input->reads[each.lane] = 1;
+      told_input_->tokens[each.lane] = each.tokens.front();
+      told_input_->reads[each.lane] = 1;
       reads = true;
     }
     first_group = std::min(first_group, lane.group);
   }
   if (reads) RECALLD_CUDA(read_tokens_.launch(stream_.get()));
-  const size_t places = lanes * list_places(), group_words = 2 * places + lanes;
-  auto* const selected = reinterpret_cast<uint32_t*>(input + 1);  // [groups] ids, scores, ready
   for (uint32_t group = first_group; group < groups_.size(); ++group) {
-    const GroupBuffers& of = of_lanes_[group];
     for (const LaneWork& each : work) {
       Lane& lane = lanes_[each.lane];
       if (lane.group > group || (lane.group == group && lane.has_found)) continue;
-      RECALLD_CUDA(find_chunks(each, 1, of, each.lane));
+      RECALLD_CUDA(find_chunks(each, 1, of_lanes_[group], each.lane));
       lane.has_found = lane.group == group;
     }
-    RECALLD_CUDA(select(group, work));
+    tell_lanes(group, work);
     RECALLD_CUDA(compute_group_[group].launch(stream_.get()));
-    uint32_t* const to = selected + group * group_words;
-    RECALLD_CUDA(cudaMemcpyAsync(to, of.ids, 2 * places * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream_.get()));
-    RECALLD_CUDA(
-        cudaMemcpyAsync(to + 2 * places, of.ready, lanes * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream_.get()));
   }
-  auto* const logits = reinterpret_cast<float*>(selected + groups_.size() * group_words);
-  for (const LaneWork& each : work)
-    RECALLD_CUDA(cudaMemcpyAsync(logits + each.lane * size_t{config_.vocab_size},
-                                 logits_ + each.lane * size_t{head_.out}, config_.vocab_size * sizeof(float),
-                                 cudaMemcpyDeviceToHost, stream_.get()));
   RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
 
   for (size_t i = 0; i < work.size(); ++i) {
     Lane& lane = lanes_[work[i].lane];
     LaneResult& result = results[i];
     for (bool ready = true; ready && lane.group < groups_.size();) {
-      const uint32_t* const of = selected + lane.group * group_words;
-      ready = of[2 * places + work[i].lane] != 0;
-      result.selections.push_back(selection(lane.group, of, work[i].lane, 1, places, ready));
+      const GroupTalk& talk = talk_of_lanes_[lane.group];
+      ready = talk.ready[work[i].lane] != 0;
+      result.selections.push_back(selection(lane.group, talk, work[i].lane, 1, ready));
       lane.has_found = !ready;  // in the group that it stays in
       if (ready) ++lane.group;
     }
     result.done = lane.group == groups_.size();
     if (!result.done) continue;
-    const float* const of_lane = logits + work[i].lane * size_t{config_.vocab_size};
-    result.logits.assign(of_lane, of_lane + config_.vocab_size);
+    const float* const logits = told_logits_ + work[i].lane * size_t{head_.out};
+    result.logits.assign(logits, logits + config_.vocab_size);
     lane = {};
   }
   return cudaSuccess;
@@ -373,40 +378,24 @@ cudaError_t GpuRamba::step_block(const LaneWork& work, LaneResult& result) {
   };
   if (!work.tokens.empty()) {
     lane = {.group = 0, .tokens = static_cast<uint32_t>(work.tokens.size())};
-    std::ranges::copy(work.tokens, results_.as<uint32_t>());
-    RECALLD_CUDA(cudaMemcpyAsync(block_tokens_in_, results_.as<void>(), work.tokens.size_bytes(),
-                                 cudaMemcpyHostToDevice, stream_.get()));
+    std::ranges::copy(work.tokens, told_block_tokens_);
+    RECALLD_CUDA(cudaMemcpyAsync(block_tokens_in_, told_block_tokens_, work.tokens.size_bytes(), cudaMemcpyHostToDevice,
+                                 stream_.get()));
     RECALLD_CUDA(
         cuda::embedding_lookup(embeddings_, block_tokens_in_, lane.tokens, width, block_hidden_, stream_.get()));
     RECALLD_CUDA(run(lower_, lower_states_ + work.lane * lower_floats()));
   }
-  const size_t places = block * list_places();
-  auto* const selected = reinterpret_cast<uint32_t*>(results_.as<StepInput>() + 1);
   while (lane.group < groups_.size()) {
     const UpperGroup& group = groups_[lane.group];
     if (!lane.has_found) {
       RECALLD_CUDA(group.retrieval.run(gpu_, retrieval_, lane.tokens, block_hidden_, of_block_.queries));
       RECALLD_CUDA(find_chunks(work, lane.tokens, of_block_, 0));
     }
-    cuda::ChunkSelection selection_of{.lanes = {},
-                                      .lane_count = 1,
-                                      .heads = static_cast<uint32_t>(config_.retrieval_heads()),
-                                      .k = static_cast<uint32_t>(config_.chunk_topk),
-                                      .scale = score_scale(),
-                                      .ready_before = nullptr,
-                                      .slots = of_block_.slots,
-                                      .ids = of_block_.ids,
-                                      .scores = of_block_.scores,
-                                      .ready = of_block_.ready};
-    selection_of.lanes[0] = selection_lane(work, lane.tokens, of_block_, 0, true);
-    RECALLD_CUDA(cuda::select_chunks(selection_of, stream_.get()));
-    RECALLD_CUDA(
-        cudaMemcpyAsync(selected, of_block_.ids, 2 * places * sizeof(uint32_t), cudaMemcpyDeviceToHost, stream_.get()));
-    RECALLD_CUDA(cudaMemcpyAsync(selected + 2 * places, of_block_.ready, sizeof(uint32_t), cudaMemcpyDeviceToHost,
-                                 stream_.get()));
+    talk_of_block_.lanes[0] = selection_lane(work, lane.tokens, of_block_, 0, true);
+    RECALLD_CUDA(cuda::select_chunks(selection_of(of_block_, talk_of_block_, 1), stream_.get()));
     RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
-    const bool ready = selected[2 * places] != 0;
-    result.selections.push_back(selection(lane.group, selected, 0, lane.tokens, places, ready));
+    const bool ready = talk_of_block_.ready[0] != 0;
+    result.selections.push_back(selection(lane.group, talk_of_block_, 0, lane.tokens, ready));
     lane.has_found = !ready;
     if (!ready) return cudaSuccess;
     float* states = upper_states_ + work.lane * upper_floats() + lane.group * layers_of_group() * layer_floats();

@@ -54,8 +54,8 @@ class GpuRamba final : public Gpu {
   uint32_t slots() const override { return slots_; }
   ByteSpan staging(uint32_t lane) override;
   ByteSpan block_staging() override;
-  Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) override;
-  Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) override;
+  Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) override;
+  Expected<void> unmap(std::span<const Mapped> chunks) override;
   Expected<void> erase(std::span<const uint32_t> slots) override;
   Expected<void> erase_scratch() override;
 
@@ -81,7 +81,6 @@ class GpuRamba final : public Gpu {
     float* dots;       // [rows, heads, k]
     uint64_t* chunks;  // [rows, heads, k]
     uint32_t* slots;   // [rows, heads, k]
-    uint32_t* ids;     // [rows, heads, k], and the scores behind them: one copy to the host
     float* scores;     // [rows, heads, k]
     uint32_t* ready;   // [lanes]
 
@@ -92,10 +91,28 @@ class GpuRamba final : public Gpu {
       buffers.dots = carver.take<float>(places);
       buffers.chunks = carver.take<uint64_t>(places);
       buffers.slots = carver.take<uint32_t>(places);
-      buffers.ids = carver.take<uint32_t>(2 * places);
-      buffers.scores = reinterpret_cast<float*>(buffers.ids + places);
+      buffers.scores = carver.take<float>(places);
       buffers.ready = carver.take<uint32_t>(lanes);
       return buffers;
+    }
+  };
+
+  // What the host and the kernel that selects the chunks of one group tell each other, in pinned memory: a graph finds
+  // there what differs from step to step, and the host what it found, without copies in between.
+  struct GroupTalk {
+    cuda::SelectionLane* lanes;  // [lanes] from the host
+    uint32_t* ids;               // [rows, heads, k] to it, as the rest
+    float* scores;               // [rows, heads, k]
+    uint32_t* ready;             // [lanes]
+
+    static GroupTalk carve(const Config& c, size_t rows, Carver& carver) {
+      const size_t places = rows * c.retrieval_heads() * c.chunk_topk;
+      GroupTalk talk{};
+      talk.lanes = carver.take<cuda::SelectionLane>(GpuRamba::lanes);
+      talk.ids = carver.take<uint32_t>(places);
+      talk.scores = carver.take<float>(places);
+      talk.ready = carver.take<uint32_t>(GpuRamba::lanes);
+      return talk;
     }
   };
 
@@ -136,6 +153,7 @@ class GpuRamba final : public Gpu {
   Expected<void> divide(const GpuOptions& options);
   size_t carve_encoding(uint32_t tokens, void* base);
   size_t carve_generating(void* base);
+  size_t carve_results(void* base);
   cudaError_t capture();
 
   Expected<NewStates> copies_of(std::span<const Segment> segments);
@@ -146,6 +164,8 @@ class GpuRamba final : public Gpu {
   cudaError_t end_pass(std::span<const Segment> segments, const std::vector<Piece>& pieces, size_t half) const;
   std::byte* encoded_half(size_t half) const { return encoded_.as<std::byte>(half * encoded_.bytes() / 2); }
 
+  void plan_unmapping(std::span<const Mapped> chunks);
+  cudaError_t move_chunks() const;
   cudaError_t read_tokens();
   cudaError_t compute_group(uint32_t group);
   cudaError_t find_chunks(const LaneWork& work, uint32_t tokens, const GroupBuffers& into, uint32_t row);
@@ -153,10 +173,11 @@ class GpuRamba final : public Gpu {
                           uint64_t* chunks);
   cuda::SelectionLane selection_lane(const LaneWork& work, uint32_t tokens, const GroupBuffers& of, uint32_t row,
                                      bool enters) const;
-  cudaError_t select(uint32_t group, std::span<const LaneWork> work);
+  cuda::ChunkSelection selection_of(const GroupBuffers& of, const GroupTalk& talk, uint32_t lane_count) const;
+  void tell_lanes(uint32_t group, std::span<const LaneWork> work);
   cudaError_t step_lanes(std::span<const LaneWork> work, std::vector<LaneResult>& results);
   cudaError_t step_block(const LaneWork& work, LaneResult& result);
-  Selection selection(uint32_t group, const uint32_t* ids, size_t row, size_t rows, size_t places, bool cached) const;
+  Selection selection(uint32_t group, const GroupTalk& talk, size_t row, size_t rows, bool cached) const;
 
   const Config config_;
   std::string name_;
@@ -204,20 +225,29 @@ class GpuRamba final : public Gpu {
   float* lane_hidden_ = nullptr;   // [lanes, hidden_size] where each lane stands
   float* hidden_ = nullptr;        // [lanes, hidden_size] of a group under way
   Bf16* normed_ = nullptr;         // [lanes, hidden_size]
-  float* logits_ = nullptr;        // [lanes, vocab_size]
+  float* logits_ = nullptr;        // [lanes, head_.out]
   StepInput* input_ = nullptr;
   uint32_t* block_tokens_in_ = nullptr;  // [64]
   GroupBuffers of_block_{};
   std::vector<GroupBuffers> of_lanes_;  // by group
   uint32_t* identity_ = nullptr;        // [slots] 0, 1, ...
+  uint32_t* arrived_ = nullptr;         // for select_chunks_for()
   void *topk_ = nullptr, *topk_batch_ = nullptr, *topk_int8_ = nullptr;
   float** conv_ = nullptr;  // [layers, lanes] of the half that runs
   float** ssm_ = nullptr;
   float *lower_states_ = nullptr, *upper_states_ = nullptr, *unwanted_states_ = nullptr;
 
+  // Parts of results_, in pinned memory.
+  StepInput* told_input_ = nullptr;
+  uint32_t* told_block_tokens_ = nullptr;  // [64]
+  GroupTalk talk_of_block_{};
+  std::vector<GroupTalk> talk_of_lanes_;  // by group
+  float* told_logits_ = nullptr;          // [lanes, head_.out]
+
   cuda::Graph read_tokens_;
   std::vector<cuda::Graph> compute_group_;
   std::array<Lane, lanes> lanes_{};
+  std::vector<cuda::SlotFill> moves_;  // of one call
 };
 
 }  // namespace recalld

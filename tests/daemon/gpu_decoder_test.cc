@@ -655,22 +655,29 @@ TEST_F(GpuDecoderTest, AnotherGenerationOfAMemoryTakesThePlaceOfTheOld) {
 TEST_F(GpuDecoderTest, ADeviceThatFailsEndsTheStreamAndNoLaterOne) {
   const Answer of_m = expected(source(m_), 1), of_n = expected(source(n_), 2);
   const uint32_t slots = slots_min({{&m_, 1}, {&n_, 2}}) + 32;
-  for (const Call call :
-       {Call::step, Call::fill, Call::unmap, Call::reset, Call::write_landmarks, Call::reserve, Call::open_memory}) {
+  // What a fill() that failed would have taken out of the cache is taken out by unmap(), which may fail too.
+  const std::vector<std::vector<Call>> failing = {
+      {Call::step},    {Call::fill},       {Call::fill, Call::unmap}, {Call::reset}, {Call::write_landmarks},
+      {Call::reserve}, {Call::open_memory}};
+  for (const std::vector<Call>& calls : failing) {
     for (const int times : {1, 2}) {
-      SCOPED_TRACE("call " + std::to_string(static_cast<int>(call)) + ", " + std::to_string(times) + " times");
+      SCOPED_TRACE("call " + std::to_string(static_cast<int>(calls[0])) + ", " + std::to_string(times) + " times, " +
+                   std::to_string(calls.size()) + " in all");
+      const auto fail_next = [&](CpuGpu& gpu, int n) {
+        for (const Call call : calls) gpu.fail_next(call, n);
+      };
       const auto gpu = open_gpu(slots);
       GpuDecoder decoder(*store_, *model_, *gpu);
       Talk beside = begin(decoder, source(n_), 2);
       begin(decoder, source(n_), 3);  // the cache is full
       int failed = 0;
       for (int attempt = 0; attempt < 4; ++attempt) {
-        gpu->fail_next(call, times);
+        fail_next(*gpu, times);
         auto stream = decoder.open(source(m_));
         if (!stream) {
           EXPECT_EQ(stream.error().kind, ErrorKind::device);
           ++failed;
-          gpu->fail_next(call, 0);
+          fail_next(*gpu, 0);
           continue;
         }
         const std::vector<uint32_t> block(chunk_tokens, static_cast<uint32_t>(attempt));
@@ -678,11 +685,11 @@ TEST_F(GpuDecoderTest, ADeviceThatFailsEndsTheStreamAndNoLaterOne) {
           EXPECT_EQ(read.error().kind, ErrorKind::device);
           ++failed;
         }
-        gpu->fail_next(call, 0);
+        fail_next(*gpu, 0);
       }
       EXPECT_GT(failed, 0);
       expect_same(ask(decoder, source(m_), 1), of_m);
-      if (call != Call::unmap) {
+      if (calls.size() == 1) {
         write(decoder, {&beside, 1}, answer_tokens);
         expect_same(beside.answer, of_n);
       } else {

@@ -92,36 +92,48 @@ struct Problem {
     std::vector<std::unique_ptr<DeviceArray<float>>> dots;
     std::vector<std::unique_ptr<DeviceArray<uint64_t>>> chunks;
     std::vector<std::unique_ptr<DeviceArray<uint32_t>>> pages;
+    cuda::PinnedBuffer told_lanes;
+    must(cuda::PinnedBuffer::allocate(lanes_max * sizeof(cuda::SelectionLane), told_lanes));
     cuda::ChunkSelection selection;
+    selection.lanes = told_lanes.as<cuda::SelectionLane>();
     selection.lane_count = static_cast<uint32_t>(lanes.size());
     for (size_t i = 0; i < lanes.size(); ++i) {
       const Lane& lane = lanes[i];
       dots.push_back(std::make_unique<DeviceArray<float>>(std::span(lane.dots)));
       chunks.push_back(std::make_unique<DeviceArray<uint64_t>>(std::span(lane.chunks)));
       pages.push_back(std::make_unique<DeviceArray<uint32_t>>(std::span(lane.pages)));
-      selection.lanes[i] = {.dots = lane.tokens > 0 ? dots.back()->data() : nullptr,
-                            .chunks = lane.tokens > 0 ? chunks.back()->data() : nullptr,
-                            .page_table = lane.tokens > 0 ? pages.back()->data() : nullptr,
-                            .tokens = lane.tokens,
-                            .found = lane.found,
-                            .row = lane.row,
-                            .enters = lane.enters};
+      told_lanes.as<cuda::SelectionLane>()[i] = {.dots = lane.tokens > 0 ? dots.back()->data() : nullptr,
+                                                 .chunks = lane.tokens > 0 ? chunks.back()->data() : nullptr,
+                                                 .page_table = lane.tokens > 0 ? pages.back()->data() : nullptr,
+                                                 .tokens = lane.tokens,
+                                                 .found = lane.found,
+                                                 .row = lane.row,
+                                                 .enters = lane.enters};
     }
     const size_t places = rows() * shape.heads * shape.k;
-    const DeviceArray<uint32_t> slots(places), ids(places), ready(lanes_max), before(ready_before);
+    const DeviceArray<uint32_t> slots(places), ready(lanes_max), before(ready_before);
     const DeviceArray<float> scores(places);
-    for (const auto* array : {&slots, &ids, &ready}) array->fill(before_byte);
+    for (const auto* array : {&slots, &ready}) array->fill(before_byte);
     scores.fill(before_byte);
+    cuda::PinnedBuffer told;  // ids, scores, ready
+    must(cuda::PinnedBuffer::allocate((2 * places + lanes_max) * sizeof(uint32_t), told));
+    std::memset(told.as<void>(), before_byte, told.bytes());
     selection.heads = shape.heads;
     selection.k = shape.k;
     selection.scale = scale;
     selection.ready_before = ready_before.empty() ? nullptr : before.data();
     selection.slots = slots.data();
-    selection.ids = ids.data();
     selection.scores = scores.data();
     selection.ready = ready.data();
+    selection.told_ids = told.as<uint32_t>();
+    selection.told_scores = reinterpret_cast<float*>(selection.told_ids + places);
+    selection.told_ready = selection.told_ids + 2 * places;
     must(cuda::select_chunks(selection, nullptr));
-    return {slots.host(), ids.host(), scores.host(), ready.host()};
+    Selected selected{slots.host(), {}, scores.host(), ready.host()};  // it has run
+    selected.ids.assign(selection.told_ids, selection.told_ids + places);
+    EXPECT_TRUE(same_bits<float>(std::span(selection.told_scores, places), selected.scores));
+    EXPECT_TRUE(same_bits<uint32_t>(std::span(selection.told_ready, lanes_max), selected.ready));
+    return selected;
   }
 
   Selected defined() const {
@@ -256,6 +268,63 @@ TEST_F(ChunkSelectionCuda, ALaneHasTheSameResultsAmongOthers) {
   }
 }
 
+// What a graph does that was captured once: the lanes are those that pinned memory tells when it runs.
+TEST_F(ChunkSelectionCuda, ABranchIsTakenWhereAnyLaneIsReady) {
+  cuda::PinnedBuffer buffer;
+  must(cuda::PinnedBuffer::allocate(4 << 10, buffer));
+  auto* const lanes = buffer.as<cuda::SelectionLane>();
+  auto* const taken = buffer.as<float>(2 << 10);  // [lanes_max, 4]
+  auto* const told = buffer.as<uint32_t>(3 << 10);
+  const std::vector<float> ones(lanes_max * 4, 1.0f), some_dots(1, 0.5f);
+  const DeviceArray<float> x(ones), dots(some_dots), scores(lanes_max);
+  const DeviceArray<uint64_t> chunks(std::vector<uint64_t>{1});
+  const DeviceArray<uint32_t> cached(std::vector<uint32_t>{7, 7}), missing(std::vector<uint32_t>{7, no_chunk});
+  const DeviceArray<uint32_t> slots(lanes_max), ready(lanes_max), arrived(1);
+  arrived.fill(0);
+  const cuda::ChunkSelection selection{.lanes = lanes,
+                                       .lane_count = lanes_max,
+                                       .heads = 1,
+                                       .k = 1,
+                                       .scale = scale,
+                                       .ready_before = nullptr,
+                                       .slots = slots.data(),
+                                       .scores = scores.data(),
+                                       .ready = ready.data(),
+                                       .told_ids = told,
+                                       .told_scores = reinterpret_cast<float*>(told + lanes_max),
+                                       .told_ready = told + 2 * lanes_max};
+  cuda::Stream stream;
+  must(cuda::Stream::open(stream));
+  cuda::Graph graph;
+  must(cuda::Graph::capture_if(
+      stream.get(),
+      [&](cudaGraphConditionalHandle branch) {
+        return cuda::select_chunks_for(branch, selection, arrived.data(), stream.get());
+      },
+      [&] { return cuda::copy_rows(x.data(), ready.data(), 4, taken, stream.get()); }, graph));
+  for (const std::vector<uint32_t>& of_lanes : std::vector<std::vector<uint32_t>>{
+           {0, 0, 0, 0, 0, 0, 0, 0}, {1, 0, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 1, 0, 0, 0, 1}}) {
+    std::vector<float> expected;
+    for (uint32_t lane = 0; lane < lanes_max; ++lane) {
+      lanes[lane] = {.dots = dots.data(),
+                     .chunks = chunks.data(),
+                     .page_table = of_lanes[lane] != 0 ? cached.data() : missing.data(),
+                     .tokens = 1,
+                     .found = 1,
+                     .row = lane,
+                     .enters = true};
+      expected.insert(expected.end(), 4, static_cast<float>(of_lanes[lane]));
+    }
+    std::fill_n(taken, lanes_max * 4, 0.0f);
+    must(graph.launch(stream.get()));
+    must(cudaStreamSynchronize(stream.get()));
+    EXPECT_EQ(ready.host(), of_lanes);
+    EXPECT_EQ(std::vector<uint32_t>(selection.told_ready, selection.told_ready + lanes_max), of_lanes);
+    EXPECT_EQ(std::vector<float>(taken, taken + lanes_max * 4), expected);
+    EXPECT_EQ(arrived.host(), std::vector<uint32_t>{0});
+  }
+}
+
 // ---- point_states, copy_rows
 
 TEST_F(ChunkSelectionCuda, LanesThatAreNotReadyPointAtStatesThatAreThrownAway) {
@@ -352,19 +421,18 @@ TEST_F(ChunkSelectionCuda, NoFillsChangeNothing) {
 // ---- what is refused
 
 TEST_F(ChunkSelectionCuda, ShapesThatAreOutOfBoundsAreRefused) {
-  const auto select = [](uint32_t lanes, uint32_t heads, uint32_t k, uint32_t found) {
+  const auto refused = [](uint32_t lanes, uint32_t heads, uint32_t k) {
     cuda::ChunkSelection selection;
     selection.lane_count = lanes;
     selection.heads = heads;
     selection.k = k;
-    selection.lanes[0].found = found;
-    return cuda::select_chunks(selection, nullptr);
+    return cuda::select_chunks(selection, nullptr) == cudaErrorInvalidValue &&
+           cuda::select_chunks_for({}, selection, nullptr, nullptr) == cudaErrorInvalidValue;
   };
-  EXPECT_EQ(select(lanes_max + 1, 1, 8, 8), cudaErrorInvalidValue);
-  EXPECT_EQ(select(1, 0, 8, 8), cudaErrorInvalidValue);
-  EXPECT_EQ(select(1, 1, 0, 0), cudaErrorInvalidValue);
-  EXPECT_EQ(select(1, 1, cuda::selection_k_max + 1, 8), cudaErrorInvalidValue);
-  EXPECT_EQ(select(1, 1, 8, 9), cudaErrorInvalidValue);
+  EXPECT_TRUE(refused(lanes_max + 1, 1, 8));
+  EXPECT_TRUE(refused(1, 0, 8));
+  EXPECT_TRUE(refused(1, 1, 0));
+  EXPECT_TRUE(refused(1, 1, cuda::selection_k_max + 1));
 
   float* const floats = nullptr;
   EXPECT_EQ(cuda::copy_rows(floats, nullptr, 0, floats, nullptr), cudaErrorInvalidValue);

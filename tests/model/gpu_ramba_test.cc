@@ -237,12 +237,12 @@ class Pager {
       return chunks;
     }();
     std::vector<Gpu::Fill> fills;
-    std::vector<uint64_t> evicted;
+    std::vector<Gpu::Mapped> evicted;
     for (const uint64_t chunk : wanted) {
       if (slot_of_.contains(chunk)) continue;
       while (in_slot_[next_] && wanted.contains(*in_slot_[next_])) next_ = (next_ + 1) % gpu_.slots();
       if (in_slot_[next_]) {
-        evicted.push_back(*in_slot_[next_]);
+        evicted.push_back({memory_.get(), *in_slot_[next_]});
         slot_of_.erase(*in_slot_[next_]);
       }
       in_slot_[next_] = chunk;
@@ -253,8 +253,12 @@ class Pager {
       next_ = (next_ + 1) % gpu_.slots();
     }
     misses_ += fills.size();
-    must_have(gpu_.unmap(*memory_, evicted));
-    must_have(gpu_.fill(*memory_, fills));
+    // Both ways, by turns.
+    if (++pagings_ % 2 == 0) {
+      must_have(gpu_.unmap(evicted));
+      evicted.clear();
+    }
+    must_have(gpu_.fill(*memory_, fills, evicted));
   }
 
  private:
@@ -265,7 +269,7 @@ class Pager {
   std::vector<std::optional<uint64_t>> in_slot_;
   std::map<uint64_t, uint32_t> slot_of_;
   uint32_t next_ = 0;
-  size_t misses_ = 0;
+  size_t misses_ = 0, pagings_ = 0;
 };
 
 class GpuGenerateTest : public GpuRambaTest {

@@ -272,24 +272,39 @@ bool CpuGpu::holds(ByteView bytes) {
   return false;
 }
 
-Expected<void> CpuGpu::fill(GpuMemory& memory, std::span<const Fill> fills) {
+Expected<void> CpuGpu::fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) {
   const auto done = called(Call::fill);
-  if (!done) fills = fills.first(fills.size() / 2);
+  if (!done) {
+    const size_t half = (make_way.size() + fills.size()) / 2;
+    fills = fills.first(half - std::min(half, make_way.size()));
+    make_way = make_way.first(std::min(half, make_way.size()));
+  }
+  plan_unmapping(make_way);
   const ByteView staged = staging_.bytes();
   for (const Fill& each : fills) {
     promise(each.record.size() == model_->kv_bytes() && each.record.data() >= staged.data() &&
                 each.record.data() + each.record.size() <= staged.data() + staged.size(),
             "a record lies outside of staging memory");
     promise(each.slot < slots() && each.chunk < memory.chunks(), "there is no such slot or chunk");
+    promise(std::ranges::none_of(
+                make_way, [&](const Mapped& other) { return other.memory == &memory && other.chunk == each.chunk; }),
+            "a chunk comes and makes way at once");
     moves_.push_back({&static_cast<Memory&>(memory), each.chunk, each.slot, each.record.data()});
   }
   return done;
 }
 
-Expected<void> CpuGpu::unmap(GpuMemory& memory, std::span<const uint64_t> chunks) {
+Expected<void> CpuGpu::unmap(std::span<const Mapped> chunks) {
   RECALLD_CHECK(called(Call::unmap));
-  for (const uint64_t chunk : chunks) moves_.push_back({&static_cast<Memory&>(memory), chunk, no_slot, nullptr});
+  plan_unmapping(chunks);
   return {};
+}
+
+void CpuGpu::plan_unmapping(std::span<const Mapped> chunks) {
+  for (const auto& [memory, chunk] : chunks) {
+    promise(memory && chunk < memory->chunks(), "there is no such memory or chunk");
+    moves_.push_back({static_cast<Memory*>(memory), chunk, no_slot, nullptr});
+  }
 }
 
 // What the stream of a real GPU would have done by now.

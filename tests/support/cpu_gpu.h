@@ -82,8 +82,8 @@ class CpuGpu final : public Gpu {
   uint32_t slots() const override { return options_.slots; }
   ByteSpan staging(uint32_t lane) override;
   ByteSpan block_staging() override;
-  Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills) override;
-  Expected<void> unmap(GpuMemory& memory, std::span<const uint64_t> chunks) override;
+  Expected<void> fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) override;
+  Expected<void> unmap(std::span<const Mapped> chunks) override;
   Expected<void> erase(std::span<const uint32_t> slots) override;
   Expected<void> erase_scratch() override;
 
@@ -111,6 +111,7 @@ class CpuGpu final : public Gpu {
   CpuGpu(Options options, std::unique_ptr<WorkerPool> pool, std::unique_ptr<Ramba> model);
 
   Expected<void> called(Call call);
+  void plan_unmapping(std::span<const Mapped> chunks);
   void move_all();
   Expected<std::shared_ptr<State>> new_state(RecurrentState state);
   size_t list_places() const;  // of one token

@@ -51,8 +51,8 @@ class FakeGpu : public Gpu {
   uint32_t slots() const override { return 8; }
   ByteSpan staging(uint32_t) override { return {}; }
   ByteSpan block_staging() override { return {}; }
-  Expected<void> fill(GpuMemory&, std::span<const Fill>) override { return none(); }
-  Expected<void> unmap(GpuMemory&, std::span<const uint64_t>) override { return none(); }
+  Expected<void> fill(GpuMemory&, std::span<const Fill>, std::span<const Mapped>) override { return none(); }
+  Expected<void> unmap(std::span<const Mapped>) override { return none(); }
   Expected<void> erase(std::span<const uint32_t>) override { return none(); }
   Expected<void> erase_scratch() override { return none(); }
   Expected<void> reset(uint32_t) override { return none(); }

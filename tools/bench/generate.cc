@@ -1,5 +1,6 @@
 // How fast answers are written on a GPU whose cache holds a tenth of the chunks of a memory, against one that holds all
-// of them, and how long a token waits whose chunks must be read, against what such reads take without recalld.
+// of them, and how long a token waits whose chunks must be read, against what such reads take without recalld, alone
+// and with an empty look at the host.
 //
 // Usage: generate [memory tokens=1048576] [directory of the store]
 // Fills a memory through a daemon, or what is missing of it in a store that is there; without a directory the store is
@@ -30,6 +31,7 @@
 #include "model/tokenizer.h"
 #include "tools/bench/daemon_process.h"
 #include "tools/bench/fill.h"
+#include "tools/bench/gpu_look.h"
 #include "tools/bench/gpu_setup.h"
 #include "tools/bench/prose.h"
 #include "tools/bench/read_batches.h"
@@ -347,6 +349,14 @@ void report_waits(const Store& store, const MemoryInfo& memory, const RecordShap
     std::printf("  no token had all its chunks in the cache: there is nothing to compare with\n");
     return;
   }
+  // A token that waits goes on by way of the host, whatever the reads take.
+  constexpr size_t kernels_of_model = 64;  // about as many as the starter's upper half has
+  const auto look_us = empty_look_us(1), long_look_us = empty_look_us(kernels_of_model);
+  if (look_us && long_look_us)
+    std::printf("  an empty look at the host takes %.1f, %.1f where the graph behind it has %zu kernels\n", *look_us,
+                *long_look_us, kernels_of_model);
+  else
+    std::printf("  an empty look at the host was not measured\n");
   const double cached_us = median(us.at(0));
   std::mt19937 random(3);
   for (const auto& [misses, times] : us) {
@@ -357,6 +367,7 @@ void report_waits(const Store& store, const MemoryInfo& memory, const RecordShap
         "%.2f",
         static_cast<unsigned long long>(misses), times.size(), wait_us,
         fetch_us(store, memory, shape.kv_bytes, misses, random), plain_us, wait_us / plain_us);
+    if (look_us) std::printf(", with an empty look %.2f", wait_us / (plain_us + *look_us));
     const auto fio_us = reads.fio_us(misses, fio_s);
     if (fio_us) std::printf("; fio, mean %.1f, ratio %.2f", *fio_us, wait_us / *fio_us);
     std::printf(" (goal: %.1f) %s\n", wait_max, goals.fast(wait_us <= wait_max * fio_us.value_or(plain_us)));

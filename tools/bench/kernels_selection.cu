@@ -33,8 +33,8 @@ bool report(const std::string& name, bool right, double bytes, double rate, cons
 
 bool time_select(uint32_t lane_count, uint32_t tokens, uint32_t heads, uint32_t k, double rate) {
   const size_t of_lane = size_t{tokens} * heads * k, of_call = lane_count * of_lane;
-  // Dots, ids of 8 bytes and a slot come in, slots, ids and scores go out.
-  const double bytes = static_cast<double>(of_call) * (4 + 8 + 4 + 3 * 4);
+  // Dots, ids of 8 bytes and a slot come in, slots and scores go out; ids and scores go to the host.
+  const double bytes = static_cast<double>(of_call) * (4 + 8 + 4 + 2 * 4);
   const int places = places_of(bytes);
   std::vector<uint64_t> host_chunks;
   for (size_t i = 0; i < places * of_call; ++i)  // of one list all different
@@ -43,34 +43,43 @@ bool time_select(uint32_t lane_count, uint32_t tokens, uint32_t heads, uint32_t 
   for (uint32_t chunk = 0; chunk < memory_chunks; ++chunk) host_pages.push_back(chunk ^ 0x5555);
   const Array<float> dots(places * of_call, 1);
   const Array<uint64_t> chunks(host_chunks);
-  const Array<uint32_t> pages(host_pages), slots(places * of_call), ids(places * of_call), ready(lanes);
+  const Array<uint32_t> pages(host_pages), slots(places * of_call), ready(lanes);
   const Array<float> scores(places * of_call);
+  cuda::PinnedBuffer told, told_lanes;
+  must(cuda::PinnedBuffer::allocate((2 * of_call + lanes) * sizeof(uint32_t), told), "allocate pinned memory");
+  must(cuda::PinnedBuffer::allocate(places * lanes * sizeof(cuda::SelectionLane), told_lanes),
+       "allocate pinned memory");
   constexpr float scale = 0.0625f;
   const auto call = [&](cudaStream_t stream, int place) {
+    auto* const of_lanes = told_lanes.as<cuda::SelectionLane>() + size_t(place) * lanes;
     cuda::ChunkSelection selection;
+    selection.lanes = of_lanes;
     selection.lane_count = lane_count;
     for (uint32_t i = 0; i < lane_count; ++i) {
       const size_t first = place * of_call + i * of_lane;
-      selection.lanes[i] = {.dots = dots.data() + first,
-                            .chunks = chunks.data() + first,
-                            .page_table = pages.data(),
-                            .tokens = tokens,
-                            .found = k,
-                            .row = i * tokens,
-                            .enters = true};
+      of_lanes[i] = {.dots = dots.data() + first,
+                     .chunks = chunks.data() + first,
+                     .page_table = pages.data(),
+                     .tokens = tokens,
+                     .found = k,
+                     .row = i * tokens,
+                     .enters = true};
     }
     selection.heads = heads;
     selection.k = k;
     selection.scale = scale;
     selection.slots = slots.data() + place * of_call;
-    selection.ids = ids.data() + place * of_call;
     selection.scores = scores.data() + place * of_call;
     selection.ready = ready.data();
+    selection.told_ids = told.as<uint32_t>();
+    selection.told_scores = reinterpret_cast<float*>(selection.told_ids + of_call);
+    selection.told_ready = selection.told_ids + 2 * of_call;
     must(cuda::select_chunks(selection, stream), "launch select_chunks");
   };
   call(nullptr, 0);
   const auto host_dots = dots.host(of_call), found_scores = scores.host(of_call);
-  const auto found_slots = slots.host(of_call), found_ids = ids.host(of_call), found_ready = ready.host(lanes);
+  const auto found_slots = slots.host(of_call), found_ready = ready.host(lanes);
+  const auto* const found_ids = told.as<uint32_t>();
   bool right = true;
   for (size_t first = 0; first < of_call; first += k) {
     std::vector<std::pair<uint64_t, float>> list;
