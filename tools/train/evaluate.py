@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 import facts
+from export import read_weights
 from lexical import SPECIAL_PIECES
 from losses import late_scores
 from model import Config, build
@@ -50,7 +50,7 @@ class Reader:
         self.device = torch.device(device)
         self.config = Config.from_reference(json.loads((run / "config.json").read_text()))
         self.model = build(self.config, 0).to(self.device).eval()
-        weights = {name: tensor.float() for name, tensor in load_file(run / "model.safetensors").items()}
+        weights = {name: tensor.float() for name, tensor in read_weights(run).items()}
         missing, unexpected = self.model.load_state_dict(weights, strict=False)
         if missing or unexpected:
             print(f"weights missing: {missing}, unknown: {unexpected}")

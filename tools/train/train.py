@@ -16,9 +16,10 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from data import MakerOptions, batches
+from export import read_weights
 from lexical import SPECIAL_PIECES, Lexical
 from losses import Chunks, LateQuestions, contrast, evidence_of, late_interaction, towards_words
 from model import Config, build
@@ -174,7 +175,7 @@ class Schedule:
 
 
 def load_weights(model, directory: Path) -> None:
-    found = {name: tensor.float() for name, tensor in load_file(directory / "model.safetensors").items()}
+    found = {name: tensor.float() for name, tensor in read_weights(directory).items()}
     missing, unexpected = model.load_state_dict(found, strict=False)
     if unexpected:
         raise SystemExit(f"train: {directory} has weights that the model lacks: {sorted(unexpected)[:4]} ...")
@@ -215,6 +216,7 @@ def train(args) -> None:
     torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
     shutil.copy(args.prepared / "spm.model", args.out / "spm.model")
+    feed = batches(args.prepared, args.seed, args.batch, args.workers, MakerOptions())  # its processes fork before CUDA begins
     device = torch.device(args.device)
     config = Config.from_reference(json.loads(args.config.read_text()))
     model = build(config, args.seed).to(device)
@@ -251,7 +253,7 @@ def train(args) -> None:
     with open(args.out / "log.csv", "a", newline="") as log_file:
         log = csv.writer(log_file)
         log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS))
-        for batch in batches(args.prepared, args.seed, args.batch, args.workers, MakerOptions()):
+        for batch in feed:
             batch = batch.to(device)
             loss, metrics, state, landmarks, words = objective(batch, state, bank_landmarks, bank_words, lexical_share)
             loss.backward()
