@@ -606,6 +606,7 @@ __device__ __forceinline__ void scan(const Scan& scan, float* query, uint64_t* l
     offer(score(landmark(row), query, scan.dim, lane), first, floor);
   }
 
+  let_next_kernel_start();  // beside the merge: its blocks would not fit before
   if (threadIdx.x == 0) is_merger = started_before + 1 == scan.parts;
   if (is_few) {
     if (!once && lane < static_cast<int>(few)) {

@@ -1,10 +1,10 @@
 // The scan is three kernels over the blocks of 64 tokens of all streams. `decays_kernel` turns dt into what each head
-// does to time, a warp per block and head. `states_kernel` carries the states through a stream's blocks in registers,
-// nine warps per 32 of a head's state rows, and leaves the state before each block as bf16 operands in the workspace.
-// `outputs_kernel` makes y, two warps per block and group of heads; it starts beside `states_kernel` and takes a block
-// once its states are there. So only the running sum of states is sequential, in one order whatever the cut into calls,
-// and all else fills the card. `ssd_state_update` is bound by reading and writing states: 256 threads per 16 columns of
-// a head.
+// does to time, a warp per block and head, and makes what all heads of a block share: the scores of its tokens.
+// `states_kernel` carries the states through a stream's blocks in registers, nine warps per 32 of a head's state rows,
+// and leaves the state before each block as bf16 operands in the workspace. `outputs_kernel` makes y, two warps per
+// block and group of heads; it starts beside `states_kernel` and takes a block once its states are there. So only the
+// running sum of states is sequential, in one order whatever the cut into calls, and all else fills the card.
+// `ssd_state_update` is bound by reading and writing states: 256 threads per 16 columns of a head.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -56,7 +56,10 @@ struct Window {
   // Workspace. The states are [blocks, heads, head_dim / 16, state_size / 16, warp]: what each lane needs of 16 x 16
   // cells as the second operand of two mma.m16n8k16.
   uint4* states;
-  Decay* decays;              // [blocks, heads]
+  Decay* decays;  // [blocks, heads]
+  // C · Bᵀ, [blocks, block_tokens / 16 of t, block_tokens / 16 of s, warp]: what each lane needs of 16 x 16 scores as
+  // the first operand of mma.m16n8k16; nothing above the diagonal.
+  uint4* scores;
   uint32_t* ready;            // [blocks, heads] how many parts of the state are there
   BlockTokens* block_tokens;  // [blocks]
   Part parts[ssd_streams_max];
@@ -148,17 +151,59 @@ __device__ __forceinline__ float softplus(float x) {
 }
 
 constexpr int decay_warps = 8;  // heads of one thread block: their dt share sectors
+constexpr int token_tiles = block_tokens / 16;
 
+// One block's scores. Two warps have 16 rows of t, every other 16 of s each.
+template <int state_size>
+__device__ __forceinline__ void write_scores(const Window& window, uint32_t block, uint32_t first, uint32_t count) {
+  constexpr int k_tiles = state_size / 16, pitch = state_size * 2 + 16, threads = decay_warps * warp;
+  static_assert(decay_warps == 2 * token_tiles);
+  __shared__ __align__(16) uint8_t b[block_tokens * pitch];
+  __shared__ __align__(16) uint8_t c[block_tokens * pitch];
+  const uint32_t lane = threadIdx.x % warp, t = threadIdx.x / (2 * warp);
+  const Bf16* const rows = window.xbc + static_cast<size_t>(first) * window.channels + window.heads * head_dim;
+  copy_rows<threads, block_tokens, state_size * 2, pitch>(shared_address(b), rows, window.channels, count);
+  copy_rows<threads, block_tokens, state_size * 2, pitch>(shared_address(c), rows + state_size, window.channels, count);
+  end_group();
+  wait_all_but<0>();
+  __syncthreads();
+
+  const uint32_t c_from = shared_address(c) + (t * 16 + lane % 16) * pitch + lane / 16 * 16;
+  const uint32_t b_from = shared_address(b) + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 16;
+  uint32_t of_c[k_tiles][4];
+#pragma unroll
+  for (int k = 0; k < k_tiles; ++k) load_matrices(of_c[k], c_from + k * 32);
+  for (uint32_t s = threadIdx.x / warp % 2; s <= t; s += 2) {
+    float sums[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < k_tiles; ++k) {
+      uint32_t of_b[4];
+      load_matrices(of_b, b_from + s * 16 * pitch + k * 32);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) mma(sums[j], of_c[k], of_b[2 * j], of_b[2 * j + 1]);
+    }
+    window.scores[((static_cast<size_t>(block) * token_tiles + t) * token_tiles + s) * warp + lane] = {
+        pack(sums[0][0], sums[0][1]), pack(sums[0][2], sums[0][3]), pack(sums[1][0], sums[1][1]),
+        pack(sums[1][2], sums[1][3])};
+  }
+}
+
+// grid: (blocks, 1 + heads / decay_warps); the first row makes scores.
+template <int state_size>
 __global__ void __launch_bounds__(decay_warps* warp) decays_kernel(const __grid_constant__ Window window) {
   asm volatile("griddepcontrol.wait;" ::: "memory");
   const uint32_t block = blockIdx.x, lane = threadIdx.x % warp;
-  const uint32_t head = blockIdx.y * decay_warps + threadIdx.x / warp;
   uint32_t p = 0;
   while (p + 1 < window.part_count && window.parts[p + 1].first_block <= block) ++p;
   const uint32_t before = (block - window.parts[p].first_block) * block_tokens;
   const uint32_t first = window.parts[p].first + before;
   const uint32_t count = min(window.parts[p].tokens - before, static_cast<uint32_t>(block_tokens));
-  if (blockIdx.y == 0 && threadIdx.x == 0) window.block_tokens[block] = {first, count};
+  if (blockIdx.y == 0) {
+    if (threadIdx.x == 0) window.block_tokens[block] = {first, count};
+    write_scores<state_size>(window, block, first, count);
+    return;
+  }
+  const uint32_t head = (blockIdx.y - 1) * decay_warps + threadIdx.x / warp;
   if (head >= window.heads) return;
 
   constexpr float log2_e = 1.4426950408889634f;
@@ -352,20 +397,18 @@ constexpr int outputs_threads = 64, outputs_rows = 32;  // a warp has 32 rows of
 
 template <int state_size>
 struct OutputsShared {
-  static constexpr int bc_pitch = state_size * 2 + 16;
+  static constexpr int c_pitch = state_size * 2 + 16;
   struct Stage {
     uint4 state[head_dim / 16 * (state_size / 16) * warp];
     alignas(16) uint8_t x[block_tokens * x_pitch];
     alignas(16) float sums[block_tokens];
     alignas(16) float from[block_tokens];
   };
-  union {
-    Stage stages[2];
-    struct {
-      alignas(16) uint8_t b[block_tokens * bc_pitch];
-      alignas(16) uint8_t c[block_tokens * bc_pitch];
-    } scores;
-  };
+  Stage stages[2];
+
+  // It goes to registers before the second stage is loaded.
+  __device__ uint8_t* c() { return reinterpret_cast<uint8_t*>(stages + 1); }
+  static_assert(block_tokens * c_pitch <= sizeof(Stage));
 };
 
 // Lanes of a quad exchange words: word i of lane j becomes word j of lane i.
@@ -393,7 +436,7 @@ template <int state_size>
 __global__ void __launch_bounds__(outputs_threads, 4)
     outputs_kernel(const __grid_constant__ Window window, uint32_t group) {
   using Shared = OutputsShared<state_size>;
-  constexpr int k_tiles = state_size / 16, s_tiles = block_tokens / 16;
+  constexpr int k_tiles = state_size / 16, s_tiles = token_tiles, tiles = outputs_rows / 16;
   extern __shared__ __align__(16) uint8_t bytes[];
   Shared& shared = *reinterpret_cast<Shared*>(bytes);
   const uint32_t lane = threadIdx.x % warp, t0 = threadIdx.x / warp * outputs_rows;
@@ -404,48 +447,19 @@ __global__ void __launch_bounds__(outputs_threads, 4)
   const uint32_t first = tokens.x, count = tokens.y;
   const Bf16* const rows = window.xbc + static_cast<size_t>(first) * window.channels;
 
-  copy_rows<outputs_threads, block_tokens, state_size * 2, Shared::bc_pitch>(shared_address(shared.scores.b),
-                                                                             rows + inner, window.channels, count);
-  copy_rows<outputs_threads, block_tokens, state_size * 2, Shared::bc_pitch>(
-      shared_address(shared.scores.c), rows + inner + state_size, window.channels, count);
+  copy_rows<outputs_threads, block_tokens, state_size * 2, Shared::c_pitch>(
+      shared_address(shared.c()), rows + inner + state_size, window.channels, count);
   end_group();
-  wait_all_but<0>();
-  __syncthreads();
-
-  uint32_t c[2][k_tiles][4];  // [rows t0 + 16 i, states]
-  const uint32_t s_tiles_seen = (t0 + outputs_rows) / 16;
-  uint32_t scores[2][s_tiles][4];  // C · Bᵀ, [rows t0 + 16 i, s]
-  {
-    const uint32_t c_from = shared_address(shared.scores.c) + (t0 + lane % 16) * Shared::bc_pitch + lane / 16 * 16;
-    const uint32_t b_from =
-        shared_address(shared.scores.b) + (lane / 16 * 8 + lane % 8) * Shared::bc_pitch + lane / 8 % 2 * 16;
+  uint32_t scores[tiles][s_tiles][4];  // [rows t0 + 16 i, s]
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int k = 0; k < k_tiles; ++k) load_matrices(c[i][k], c_from + i * 16 * Shared::bc_pitch + k * 32);
+  for (int i = 0; i < tiles; ++i)
 #pragma unroll
     for (int s = 0; s < s_tiles; ++s) {
-      if (s >= s_tiles_seen) break;
-      float sums[2][2][4] = {};
-#pragma unroll
-      for (int k = 0; k < k_tiles; ++k) {
-        uint32_t b[4];
-        load_matrices(b, b_from + s * 16 * Shared::bc_pitch + k * 32);
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int j = 0; j < 2; ++j) mma(sums[i][j], c[i][k], b[2 * j], b[2 * j + 1]);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          scores[i][s][2 * j] = pack(sums[i][j][0], sums[i][j][1]);
-          scores[i][s][2 * j + 1] = pack(sums[i][j][2], sums[i][j][3]);
-        }
+      const uint32_t t = t0 / 16 + i;
+      if (s > t) continue;  // later tokens only
+      *reinterpret_cast<uint4*>(scores[i][s]) =
+          __ldcg(window.scores + ((static_cast<size_t>(block) * s_tiles + t) * s_tiles + s) * warp + lane);
     }
-  }
-  __syncthreads();
 
   const auto load = [&](uint32_t head) {
     if (head < head_end) {
@@ -476,28 +490,38 @@ __global__ void __launch_bounds__(outputs_threads, 4)
   };
 
   load(head_begin);
+  wait_all_but<1>();
+  __syncthreads();
+  uint32_t c[tiles][k_tiles][4];  // [rows t0 + 16 i, states]
+  {
+    const uint32_t from = shared_address(shared.c()) + (t0 + lane % 16) * Shared::c_pitch + lane / 16 * 16;
+#pragma unroll
+    for (int i = 0; i < tiles; ++i)
+#pragma unroll
+      for (int k = 0; k < k_tiles; ++k) load_matrices(c[i][k], from + i * 16 * Shared::c_pitch + k * 32);
+  }
   for (uint32_t head = head_begin; head < head_end; ++head) {
     wait_all_but<0>();
     __syncthreads();
     load(head + 1);
     const auto& stage = shared.stages[(head - head_begin) % 2];
 
-    float y[2][8][4] = {};  // [rows t0 + 16 i, columns 8 j]
+    float y[tiles][8][4] = {};  // [rows t0 + 16 i, columns 8 j]
 #pragma unroll
     for (int k = 0; k < k_tiles; ++k)
 #pragma unroll
       for (int p = 0; p < head_dim / 16; ++p) {
         const uint4 state = stage.state[(p * k_tiles + k) * warp + lane];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < tiles; ++i) {
           mma(y[i][2 * p], c[i][k], state.x, state.y);
           mma(y[i][2 * p + 1], c[i][k], state.z, state.w);
         }
       }
 
-    float sums[2][2];  // of rows t0 + 16 i + 8 j + row
+    float sums[tiles][2];  // of rows t0 + 16 i + 8 j + row
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
+    for (int i = 0; i < tiles; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         sums[i][j] = stage.sums[t0 + 16 * i + 8 * j + row];
@@ -513,7 +537,7 @@ __global__ void __launch_bounds__(outputs_threads, 4)
     const uint32_t x_from = shared_address(stage.x) + (lane / 8 % 2 * 8 + lane % 8) * x_pitch + lane / 16 * 16;
 #pragma unroll
     for (int s = 0; s < s_tiles; ++s) {
-      if (s >= s_tiles_seen) break;
+      if (s >= (t0 + outputs_rows) / 16) break;
       uint32_t x[head_dim / 16][4];
 #pragma unroll
       for (int p = 0; p < head_dim / 16; ++p) load_transposed(x[p], x_from + s * 16 * x_pitch + p * 32);
@@ -525,7 +549,7 @@ __global__ void __launch_bounds__(outputs_threads, 4)
         from[j][1] = two.y;
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < tiles; ++i) {
         const uint32_t own = t0 / 16 + i;
         if (s > own) continue;  // later tokens only
         uint32_t mixed[4];
@@ -550,7 +574,7 @@ __global__ void __launch_bounds__(outputs_threads, 4)
     }
 
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
+    for (int i = 0; i < tiles; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const uint32_t t = t0 + 16 * i + 8 * j + row;
@@ -583,6 +607,8 @@ uint8_t* place(Window& window, uint32_t state_size, uint64_t blocks, uint8_t* ba
   base += aligned(count * state_size * head_dim * sizeof(Bf16));
   window.decays = reinterpret_cast<Decay*>(base);
   base += aligned(count * sizeof(Decay));
+  window.scores = reinterpret_cast<uint4*>(base);
+  base += aligned(blocks * token_tiles * token_tiles * warp * sizeof(uint4));
   window.ready = reinterpret_cast<uint32_t*>(base);
   base += aligned(count * sizeof(uint32_t));
   window.block_tokens = reinterpret_cast<BlockTokens*>(base);
@@ -620,9 +646,9 @@ cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, int threads, size_
 
 template <int state_size>
 cudaError_t launch(const Window& window, cudaStream_t stream) {
-  if (const cudaError_t status =
-          launch_kernel(decays_kernel, dim3(window.blocks, (window.heads + decay_warps - 1) / decay_warps),
-                        decay_warps * warp, 0, stream, window);
+  if (const cudaError_t status = launch_kernel(decays_kernel<state_size>,
+                                               dim3(window.blocks, 1 + (window.heads + decay_warps - 1) / decay_warps),
+                                               decay_warps * warp, 0, stream, window);
       status != cudaSuccess)
     return status;
   // It comes when all of decays_kernel's thread blocks have ended: beside them, its own would crowd where they leave
@@ -632,9 +658,9 @@ cudaError_t launch(const Window& window, cudaStream_t stream) {
                         states_threads, states_rounds * states_blocks * sizeof(StatesStage), stream, window);
       status != cudaSuccess)
     return status;
-  // A group shares its scores, but the card must be filled.
+  // A group shares C and its scores, but the card must be filled.
   uint32_t group = 4;
-  const auto wanted = static_cast<uint32_t>(multiprocessors()) * 6;
+  const auto wanted = static_cast<uint32_t>(multiprocessors()) * 16;
   while (group > 1 && window.blocks * ((window.heads + group - 1) / group) < wanted) group /= 2;
   return launch_kernel(outputs_kernel<state_size>, dim3((window.heads + group - 1) / group, window.blocks),
                        outputs_threads, sizeof(OutputsShared<state_size>), stream, window, group);

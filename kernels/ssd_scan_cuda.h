@@ -38,8 +38,9 @@ struct SsdScan {
   void* workspace = nullptr;  // of ssd_scan_workspace() bytes, 256-byte aligned; need not be cleared
 };
 
-// Bytes for calls with up to `tokens` tokens in all and up to `streams` streams: for each head and block of 64 tokens
-// 128 bytes a state row and 0.8 KB. It stops growing at 256 blocks (140 MB for 32 heads and state 128).
+// Bytes for calls with up to `tokens` tokens in all and up to `streams` streams: for each block of 64 tokens 8 KB, and
+// for each of its heads 128 bytes a state row and 0.8 KB. It stops growing at 256 blocks (143 MB for 32 heads and state
+// 128).
 size_t ssd_scan_workspace(uint32_t heads, uint32_t state_size, uint64_t tokens, uint32_t streams);
 
 // The formula of SsdScan::run in kernels/ssd_scan.h over blocks of 64 tokens, counted from each stream's first row; the

@@ -9,6 +9,7 @@
 // kernel disagreed.
 #include <algorithm>
 #include <cstdio>
+#include <exception>
 #include <string>
 
 #include "tools/bench/gpu_timing.cuh"
@@ -29,7 +30,7 @@ constexpr Part parts[] = {{"landmarks", bench_landmarks}, {"hsa", [](double) { r
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const std::string wanted = argc > 1 ? argv[1] : "";
   const auto is_wanted = [&](const Part& part) { return wanted.empty() || wanted == part.name; };
@@ -50,4 +51,7 @@ int main(int argc, char** argv) {
   for (const Part& part : parts)
     if (is_wanted(part)) right &= part.run(rate);
   return right ? 0 : 1;
+} catch (const std::exception& reason) {
+  std::fprintf(stderr, "kernels: %s\n", reason.what());
+  return 1;
 }

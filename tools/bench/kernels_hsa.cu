@@ -1,4 +1,5 @@
-// The reference is the Triton kernel of the paper on one H200. "shared" selections: a token keeps its predecessor's
+// The reference is the Triton kernel of the paper on one H200. Selections of a prefill: "model", by the shipped model
+// itself (select_by_model()); "random", where each token chooses anew; "shared", where it keeps its predecessor's
 // chunks but for one, every second time. The floor of a prefill is the time of its products at the rate that mma.sync
 // reaches here in registers alone.
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "kernels/hsa_attention_cuda.h"
 #include "tools/bench/gpu_timing.cuh"
 #include "tools/bench/kernels.h"
+#include "tools/bench/model_selections.h"
 
 namespace recalld::bench {
 namespace {
@@ -55,9 +57,13 @@ __global__ void multiply_only(int rounds, float* sink) {
   if (sum == 1) *sink = sum;
 }
 
-enum class Choice { random, shared };
+enum class Choice { random, shared, model };
 
-// Descending ids. Shared: a token keeps its predecessor's chunks but for one, every second time.
+const char* name_of(Choice choice) {
+  return choice == Choice::random ? "random" : choice == Choice::shared ? "shared" : "model";
+}
+
+// Random or shared ones, of descending ids.
 std::vector<uint32_t> selections(Choice choice, uint32_t tokens, uint32_t k, uint32_t chunks, uint32_t seed) {
   std::mt19937 random(seed);
   std::vector<uint32_t> all(chunks), result, now;
@@ -84,7 +90,8 @@ struct Shape {
   Choice choice;
 };
 
-// Places of one call each, of one KV head; a cache a place unless it is larger than is wanted cold.
+// Places of one call each, of one KV head; a cache a place unless it is larger than is wanted cold. The model's
+// selections are the same in all places, others differ.
 class Inputs {
  public:
   explicit Inputs(const Shape& shape) : shape_(shape) {
@@ -100,20 +107,22 @@ class Inputs {
     std::vector<uint32_t> pages(shape.chunks);
     std::iota(pages.begin(), pages.end(), 0u);
     std::ranges::shuffle(pages, random);
-    std::vector<uint32_t> all_pages;
-    std::vector<float> scores;
-    for (int place = 0; place < places_; ++place) {
-      const auto chosen = selections(shape.choice, shape.tokens, shape.k, shape.chunks, place);
-      chunks_host_.insert(chunks_host_.end(), chosen.begin(), chosen.end());
-      for (const uint32_t page : pages) all_pages.push_back(page + place * shape.chunks);
-    }
     std::normal_distribution<float> normal;
-    for (size_t i = 0; i < chunks_host_.size(); ++i) scores.push_back(normal(random));
-    pages_host_ = all_pages;
-    scores_host_ = scores;
+    ModelSelections chosen;
+    if (shape.choice == Choice::model) chosen = select_by_model(shape.chunks, shape.tokens, shape.k);
+    for (int place = 0; place < places_; ++place) {
+      if (shape.choice != Choice::model) {
+        chosen.chunks = selections(shape.choice, shape.tokens, shape.k, shape.chunks, place);
+        chosen.scores.resize(chosen.chunks.size());
+        std::ranges::generate(chosen.scores, [&] { return normal(random); });
+      }
+      chunks_host_.insert(chunks_host_.end(), chosen.chunks.begin(), chosen.chunks.end());
+      scores_host_.insert(scores_host_.end(), chosen.scores.begin(), chosen.scores.end());
+      for (const uint32_t page : pages) pages_host_.push_back(page + place * shape.chunks);
+    }
     chunks_ = device_copy(chunks_host_);
-    scores_ = device_copy(scores);
-    pages_ = device_copy(all_pages);
+    scores_ = device_copy(scores_host_);
+    pages_ = device_copy(pages_host_);
     const size_t bytes = cuda::hsa_attention_workspace(shape.tokens, shape.heads, 1, shape.k);
     workspace_ = device_memory<std::byte>(std::max<size_t>(1, bytes));
     must(cudaMemset(workspace_, 0, bytes), "clear");
@@ -250,18 +259,18 @@ bool bench_hsa() {
     Choice choice;
     double reference_us;
   };
-  for (const Prefill& row : {Prefill{8, 64, Choice::random, 98}, Prefill{8, 64, Choice::shared, 98},
-                             Prefill{8, 1024, Choice::random, 98}, Prefill{8, 1024, Choice::shared, 98},
-                             Prefill{64, 1024, Choice::random, 0}, Prefill{64, 1024, Choice::shared, 0}}) {
+  for (const Prefill& row :
+       {Prefill{8, 64, Choice::model, 98}, Prefill{8, 64, Choice::random, 98}, Prefill{8, 64, Choice::shared, 98},
+        Prefill{8, 1024, Choice::model, 98}, Prefill{8, 1024, Choice::random, 98}, Prefill{8, 1024, Choice::shared, 98},
+        Prefill{64, 1024, Choice::random, 0}, Prefill{64, 1024, Choice::shared, 0}}) {
     const Inputs inputs({4096, 16, row.k, row.chunks, row.choice});
     const bool right = inputs.agrees(cuda::HsaPath::prefill);
     all_agree = all_agree && right;
     const double cold = inputs.cold_us(cuda::HsaPath::prefill), warm = inputs.warm_us(cuda::HsaPath::prefill);
     const double floor = 4096.0 * row.k * 16 * chunk_tokens * dim * 4 / flops_per_us;
     std::printf(
-        "  k %2u of %4u chunks, %s (%5.1f chunks of 32 tokens): %s; cold %7.2f us, warm %7.2f us; floor %6.2f us",
-        row.k, row.chunks, row.choice == Choice::random ? "random" : "shared", inputs.chunks_of_32(), verdict(right),
-        cold, warm, floor);
+        "  k %2u of %4u chunks, %-6s (%5.1f chunks of 32 tokens): %s; cold %7.2f us, warm %7.2f us; floor %6.2f us",
+        row.k, row.chunks, name_of(row.choice), inputs.chunks_of_32(), verdict(right), cold, warm, floor);
     if (row.reference_us > 0)
       std::printf("; the reference takes %.2f x, %.2f x", row.reference_us / cold, row.reference_us / warm);
     std::printf("\n");
