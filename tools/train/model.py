@@ -320,7 +320,7 @@ class Chunking(nn.Module):
         batch, length, width = hidden.shape
         x = hidden.reshape(-1, CHUNK, width)
         if self.has_cls:
-            x = torch.cat([x, self.cls_emb.to(x.dtype).expand(x.shape[0], -1, -1)], 1)
+            x = torch.cat([x, self.cls_emb.flatten().to(x.dtype).expand(x.shape[0], 1, width)], 1)
         x = self.encoder(x)
         summary = x[:, CHUNK] if self.has_cls else x.mean(1)
         tokens = x[:, :CHUNK].reshape(batch, length, width)

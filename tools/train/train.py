@@ -254,7 +254,7 @@ def train(args) -> None:
         log = csv.writer(log_file)
         log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS))
         for batch in feed:
-            batch = batch.to(device)
+            batch = (batch.pin_memory() if device.type == "cuda" else batch).to(device)  # pageable memory would wait for the GPU
             loss, metrics, state, landmarks, words = objective(batch, state, bank_landmarks, bank_words, lexical_share)
             loss.backward()
             keep = (torch.rand(args.batch, device=device) < CARRY_STATE).float()
