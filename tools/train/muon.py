@@ -25,7 +25,9 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, parameters, lr: float, weight_decay: float = 0.1, momentum: float = 0.95):
+    """lr may be a tensor, so that a captured step can be told another rate."""
+
+    def __init__(self, parameters, lr: float | torch.Tensor, weight_decay: float = 0.1, momentum: float = 0.95):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -47,6 +49,6 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         looking_ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
-        updates = orthogonalise(looking_ahead).float() * (0.2 * math.sqrt(max(shape)))
+        updates = orthogonalise(looking_ahead).float() * (0.2 * math.sqrt(max(shape)) * group["lr"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"])
+        torch._foreach_sub_(parameters, list(updates.unbind()))
