@@ -38,6 +38,7 @@ struct ChunkEntry {
   uint32_t slot = 0;        // record number inside the segment
   uint64_t generation = 0;  // of the memory's encoding
   uint32_t crc32c = 0;      // of the record, seeded with memory, chunk, model and generation
+  bool operator==(const ChunkEntry&) const = default;
 };
 
 }  // namespace recalld

@@ -25,8 +25,12 @@ std::string chunk_of(MemoryId id, uint64_t chunk) {
 
 }  // namespace
 
-Encodings::Encodings(const Catalog& catalog, const RecordShape& shape, uint64_t landmark_cache_bytes)
-    : catalog_(catalog), shape_(shape), landmarks_(catalog, shape.landmark_dim, landmark_cache_bytes) {}
+Encodings::Encodings(const Catalog& catalog, const RecordShape& shape, uint64_t landmark_cache_bytes,
+                     uint64_t entry_cache_bytes)
+    : catalog_(catalog),
+      shape_(shape),
+      landmarks_(catalog, shape.landmark_dim, landmark_cache_bytes),
+      entries_(entry_cache_bytes) {}
 
 Expected<void> Encodings::open(const std::filesystem::path& directory, std::unique_ptr<FileIo> io,
                                uint64_t segment_bytes) {
@@ -96,40 +100,109 @@ Expected<ChunkEntry> Encodings::chunk(MemoryId id, const Generation& of, uint64_
   return *entry;
 }
 
-Expected<void> Encodings::fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out,
+Expected<ChunkEntry> Encodings::find(MemoryId id, const Generation& of, uint64_t entries_version,
+                                     uint64_t chunk) const {
+  if (chunk < of.encoding.chunks) {
+    const Extent& extent = of.layout.extent_of(chunk);
+    if (const auto kept = entries_.find(extent.stream, chunk)) return *kept;
+    const uint64_t first = chunk / EntryCache::block_chunks * EntryCache::block_chunks;
+    // Rows behind these are not of this generation, or not there yet.
+    const uint64_t end = std::min(of.encoding.chunks, of.layout.end_of(extent));
+    const EntryCache::Block block = read_entries(extent.stream, first, end);
+    if (block.there[chunk - first]) {
+      entries_.keep(extent.stream, first, block, entries_version);
+      return block.entries[chunk - first];
+    }
+  }
+  return this->chunk(id, of, chunk);  // which says what is wrong
+}
+
+EntryCache::Block Encodings::read_entries(StreamId stream, uint64_t first, uint64_t end) const {
+  EntryCache::Block block;
+  walk_rows(
+      catalog_, Family::chunks, stream, first, std::min(end, first + EntryCache::block_chunks),
+      [&](uint64_t chunk, std::string_view key, const Expected<std::string_view>& value) {
+        const auto entry = value && key == row_key(stream, chunk) ? decode_chunk_entry(*value) : std::nullopt;
+        if (entry) block.entries[chunk - first] = *entry;
+        block.there[chunk - first] = entry.has_value();
+        return true;
+      },
+      [](uint64_t, const Error&) { return UINT64_MAX; });
+  return block;
+}
+
+Expected<void> Encodings::fetch(MemoryId id, const Generation& of, uint64_t entries_version,
+                                std::span<const uint64_t> chunks, ByteSpan out,
                                 std::vector<Unreadable>& unreadable) const {
   assert(out.size() == chunks.size() * shape_.kv_bytes);
-  const auto record = [&](size_t i) { return out.subspan(i * shape_.kv_bytes, shape_.kv_bytes); };
-  std::vector<ChunkEntry> entries(chunks.size());
-  std::vector<std::optional<Error>> failures(chunks.size());
+  std::vector<Fetched> records(chunks.size());
   for (size_t i = 0; i < chunks.size(); ++i) {
-    auto entry = chunk(id, of, chunks[i]);
-    if (!entry && entry.error().kind != ErrorKind::corrupt) return std::unexpected(std::move(entry).error());
+    Fetched& record = records[i];
+    record.chunk = chunks[i];
+    record.into = out.subspan(i * shape_.kv_bytes, shape_.kv_bytes);
+    auto entry = find(id, of, entries_version, chunks[i]);
     if (entry)
-      entries[i] = *entry;
+      record.entry = *entry;
     else
-      failures[i] = std::move(entry).error();
+      record.failure = std::move(entry).error();
+    if (record.failure && record.failure->kind != ErrorKind::corrupt)
+      return std::unexpected(*std::move(record.failure));
   }
-  size_t given = 0;
-  const auto next = [&]() -> std::optional<KvRead> {
-    while (given < chunks.size() && failures[given]) ++given;
-    if (given == chunks.size()) return std::nullopt;
-    const size_t i = given++;
-    return KvRead{{entries[i].segment, entries[i].slot}, record(i), i};
-  };
-  kv_->stream(next, [&](uint64_t i, Expected<void> result) {
-    if (!result) failures[i] = std::move(result).error();
-  });
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    if (!failures[i] && record_crc(id, chunks[i], shape_.model, entries[i].generation, record(i)) != entries[i].crc32c)
-      failures[i] = {ErrorKind::corrupt, "read " + chunk_of(id, chunks[i]) + " in " + segment_name(entries[i].segment) +
-                                             ", record " + std::to_string(entries[i].slot) +
-                                             ": checksum mismatch; run recall verify --repair"};
-    if (!failures[i]) continue;
-    if (failures[i]->kind != ErrorKind::corrupt) return std::unexpected(*std::move(failures[i]));
-    unreadable.push_back({chunks[i], chunks[i], std::move(failures[i]->message)});
+  read(id, records);
+  while (!std::ranges::all_of(records, &Fetched::whole)) {
+    RECALLD_TRY(const bool moved, find_again(id, of, records));
+    if (!moved) break;
+    read(id, records);
+  }
+  for (Fetched& record : records) {
+    if (record.whole) continue;
+    if (record.failure->kind != ErrorKind::corrupt) return std::unexpected(*std::move(record.failure));
+    unreadable.push_back({record.chunk, record.chunk, std::move(record.failure->message)});
   }
   return {};
+}
+
+void Encodings::read(MemoryId id, std::span<Fetched> records) const {
+  size_t given = 0;
+  const auto next = [&]() -> std::optional<KvRead> {
+    while (given < records.size() && (records[given].whole || records[given].failure)) ++given;
+    if (given == records.size()) return std::nullopt;
+    const Fetched& record = records[given];
+    return KvRead{{record.entry->segment, record.entry->slot}, record.into, given++};
+  };
+  // Each is checked while the others are on their way.
+  const auto done = [&](uint64_t i, Expected<void> result) {
+    Fetched& record = records[i];
+    const ChunkEntry& entry = *record.entry;
+    if (!result)
+      record.failure = std::move(result).error();
+    else if (record_crc(id, record.chunk, shape_.model, entry.generation, record.into) != entry.crc32c)
+      record.failure = {ErrorKind::corrupt, "read " + chunk_of(id, record.chunk) + " in " +
+                                                segment_name(entry.segment) + ", record " + std::to_string(entry.slot) +
+                                                ": checksum mismatch; run recall verify --repair"};
+    else
+      record.whole = true;
+  };
+  kv_->stream(next, done);
+}
+
+Expected<bool> Encodings::find_again(MemoryId id, const Generation& of, std::span<Fetched> records) const {
+  bool moved = false;
+  for (Fetched& record : records) {
+    if (!record.entry || !record.failure || record.failure->kind != ErrorKind::corrupt) continue;
+    auto entry = chunk(id, of, record.chunk);
+    if (!entry && entry.error().kind != ErrorKind::corrupt) return std::unexpected(std::move(entry).error());
+    if (entry && *entry == *record.entry) continue;
+    entries_.forget(of.layout.extent_of(record.chunk).stream);
+    if (!entry) {
+      record.failure = std::move(entry).error();
+      continue;
+    }
+    record.entry = *entry;
+    record.failure.reset();
+    moved = true;
+  }
+  return moved;
 }
 
 Expected<std::vector<Bf16>> Encodings::landmark(MemoryId id, const Generation& of, uint64_t chunk) const {
@@ -350,7 +423,7 @@ Expected<void> Encodings::stage_again(MemoryId id, const Generation& of, std::sp
 
 Expected<void> Encodings::written_again(const Generation& of, const Mended& mended) {
   for (const auto& [segment, count] : mended.written.live) live_[segment] = count;
-  for (const Extent& extent : of.layout.extents) landmarks_.forget(extent.stream);
+  for (const Extent& extent : of.layout.extents) forget(extent.stream);
   return kv_->release(mended.released);
 }
 
@@ -408,6 +481,7 @@ Expected<void> Encodings::release_unnamed(Catalog& catalog) {
     for (uint32_t slot = 0; slot < slots.size(); ++slot)
       if (!slots[slot]) unnamed.push_back({segment, slot});
   }
+  entries_.forget_all();
   RECALLD_CHECK(kv_->release(unnamed));
   Catalog::Batch rows(catalog);
   for (const auto& [segment, count] : live) rows.put(Family::counters, segment_key(segment), encode_u32(count));
@@ -417,6 +491,11 @@ Expected<void> Encodings::release_unnamed(Catalog& catalog) {
 }
 
 // ---- Erasing
+
+void Encodings::forget(StreamId stream) {
+  landmarks_.forget(stream);
+  entries_.forget(stream);
+}
 
 Expected<bool> Encodings::erase_some(StreamId stream, uint64_t first_chunk, Catalog& catalog, Erased& erased) {
   std::map<uint32_t, uint32_t> live;  // of the segments touched

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "memstore/catalog.h"
+#include "memstore/entry_cache.h"
 #include "memstore/kv_file.h"
 #include "memstore/landmark_index.h"
 #include "memstore/memory_table.h"
@@ -22,7 +23,8 @@ namespace recalld {
 class Encodings {
  public:
   // `catalog` outlives it.
-  Encodings(const Catalog& catalog, const RecordShape& shape, uint64_t landmark_cache_bytes);
+  Encodings(const Catalog& catalog, const RecordShape& shape, uint64_t landmark_cache_bytes,
+            uint64_t entry_cache_bytes);
 
   // Reads which segments are in use and opens them; removes those that the catalog does not name.
   Expected<void> open(const std::filesystem::path& directory, std::unique_ptr<FileIo> io, uint64_t segment_bytes);
@@ -36,8 +38,10 @@ class Encodings {
   // busy when fewer chunks are stored.
   Expected<void> landmarks(MemoryId id, const Generation& of, uint64_t first, std::span<Bf16> out,
                            std::vector<Unreadable>& unreadable) const;
-  Expected<void> fetch(MemoryId id, const Generation& of, std::span<const uint64_t> chunks, ByteSpan out,
-                       std::vector<Unreadable>& unreadable) const;
+  // entries_version: entries_version() before `of` was read: what was dropped since is not kept again.
+  Expected<void> fetch(MemoryId id, const Generation& of, uint64_t entries_version, std::span<const uint64_t> chunks,
+                       ByteSpan out, std::vector<Unreadable>& unreadable) const;
+  uint64_t entries_version() const { return entries_.version(); }
   // For each of queries [count, landmark_dim] the k best of the first chunks_max chunks.
   Expected<std::vector<std::vector<ScoredChunk>>> top_k(const Generation& of, uint64_t chunks_max,
                                                         std::span<const Bf16> queries, size_t k, WorkerPool& pool,
@@ -115,7 +119,8 @@ class Encodings {
     std::map<uint32_t, Segment> segments;
     uint64_t catalog_bytes = 0;  // of tables that were rewritten or dropped
   };
-  void forget(StreamId stream) { landmarks_.forget(stream); }  // drops what is cached of it
+  void forget(StreamId stream);                     // drops what is cached of it
+  void forget_entries() { entries_.forget_all(); }  // when rows were lost, whose is not known
 
   // Gives back the K/V of the next chunks and removes their entries; false when there were none left.
   Expected<bool> erase_some(StreamId stream, uint64_t first_chunk, Catalog& catalog, Erased& erased);
@@ -127,11 +132,31 @@ class Encodings {
 
   Expected<KvFile::Usage> kv_usage() const { return kv_->usage(); }
   uint64_t landmark_cache_bytes() const { return landmarks_.cached_bytes(); }
+  uint64_t entry_cache_bytes() const { return entries_.bytes(); }
   std::string describe_io() const { return kv_->describe(); }
   const RecordShape& shape() const { return shape_; }
 
  private:
   static constexpr uint64_t kept_state_chunks = 1024;  // a state at a multiple of it is kept for good
+
+  // A chunk of a fetch.
+  struct Fetched {
+    uint64_t chunk = 0;
+    ByteSpan into;                    // [kv_bytes]
+    std::optional<ChunkEntry> entry;  // none: it could not be found
+    std::optional<Error> failure;
+    bool whole = false;  // it was read, and is what the entry says
+  };
+
+  // chunk(), from what is kept in RAM when it is there.
+  Expected<ChunkEntry> find(MemoryId id, const Generation& of, uint64_t entries_version, uint64_t chunk) const;
+  // The entries of chunks from `first` on, in one range of rows: those below `end` that can be read.
+  EntryCache::Block read_entries(StreamId stream, uint64_t first, uint64_t end) const;
+  // Reads and checks the records that are neither whole nor have failed.
+  void read(MemoryId id, std::span<Fetched> records) const;
+  // Looks for chunks that failed in the catalog: those that lie elsewhere by now have not failed any more. Whether
+  // there are any.
+  Expected<bool> find_again(MemoryId id, const Generation& of, std::span<Fetched> records) const;
 
   // The checksum of a chunk's record, bound to what the record is of.
   static uint32_t record_crc(MemoryId id, uint64_t chunk, const Hash128& model, uint64_t generation, ByteView kv);
@@ -140,6 +165,7 @@ class Encodings {
   const Catalog& catalog_;
   const RecordShape shape_;
   LandmarkIndex landmarks_;
+  mutable EntryCache entries_;
   std::unique_ptr<KvFile> kv_;
   std::map<uint32_t, uint32_t> live_;  // records in each segment that a chunk names
   std::vector<KvPlace> refused_;       // records of which the batch was refused

@@ -28,10 +28,19 @@ StreamInfo stream_info(const MemoryRecord& record, const Generation& generation)
 }
 
 // What one write, one flush and one compaction take at a time does not grow with the store and comes off first, as does
-// what the heap keeps of it. Of the rest, half is for pages of landmarks and a third for the catalog's blocks, tables
-// and memtables; a sixth stays free for what each of these takes beyond its bound until it is noticed.
+// what the heap keeps of it. Of the rest, half is for pages of landmarks, but for the 32nd part that keeps where chunks
+// lie, and a third for the catalog's blocks, tables and memtables; a sixth stays free for what each of these takes
+// beyond its bound until it is noticed.
 uint64_t shared_bytes(const StoreOptions& options) {
   return options.memory_budget_bytes - std::min(working_bytes, options.memory_budget_bytes / 3);
+}
+
+uint64_t entry_bytes(const StoreOptions& options) {
+  return shared_bytes(options) / 32;
+}
+
+uint64_t landmark_bytes(const StoreOptions& options) {
+  return shared_bytes(options) / 2 - entry_bytes(options);
 }
 
 CatalogOptions catalog_options(const DataDirectory& data, const StoreOptions& options) {
@@ -58,7 +67,8 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   // RocksDB would not make the entry of its directory durable, and kv/ must not be there without it.
   RECALLD_CHECK(io->make_directory(data.catalog()));
   RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
-  auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shared_bytes(options) / 2);
+  auto impl =
+      std::make_unique<Impl>(std::move(data), shape, std::move(catalog), landmark_bytes(options), entry_bytes(options));
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }
@@ -455,8 +465,9 @@ Expected<void> Store::landmarks(MemoryId id, uint64_t first, std::span<Bf16> out
 
 Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out,
                             std::vector<Unreadable>* unreadable) const {
+  const uint64_t version = impl_->encodings.entries_version();
   return impl_->read_around_damage(id, unreadable, [&](const MemoryRecord& record, std::vector<Unreadable>& damaged) {
-    return impl_->encodings.fetch(id, record.serving, chunks, out, damaged);
+    return impl_->encodings.fetch(id, record.serving, version, chunks, out, damaged);
   });
 }
 
@@ -521,6 +532,7 @@ Expected<StoreStats> Store::stats() const {
   stats.block_cache_bytes = catalog.block_cache_bytes;
   stats.memtable_bytes = catalog.memtable_bytes;
   stats.landmark_cache_bytes = impl_->encodings.landmark_cache_bytes();
+  stats.entry_cache_bytes = impl_->encodings.entry_cache_bytes();
   stats.file_io = impl_->encodings.describe_io();
   return stats;
 }

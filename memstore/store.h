@@ -217,6 +217,7 @@ struct StoreStats {
   uint64_t kv_bytes_on_disk = 0;
   uint64_t catalog_bytes_on_disk = 0;
   uint64_t landmark_cache_bytes = 0;
+  uint64_t entry_cache_bytes = 0;
   uint64_t block_cache_bytes = 0;
   uint64_t memtable_bytes = 0;
   std::string file_io;  // "io_uring" or "posix", and whether O_DIRECT is in use

@@ -50,6 +50,7 @@ Expected<std::vector<Problem>> Store::Impl::check_tables(bool repair) {
     if (derived && repair) {
       const std::lock_guard encoding(encoding_mutex);  // no batch of these families is on its way
       RECALLD_CHECK(catalog->remake(family, tables));
+      encodings.forget_entries();
     }
     for (const DamagedTable& each : tables)
       problems.push_back(of_store("table", 0, each.text() + (derived ? "" : "; restore the store from a backup"),

@@ -25,12 +25,13 @@ namespace recalld {
 // are held across the disk, each by its own kind of write. Readers take none: they see what is durable, as rows.
 class Store::Impl {
  public:
-  Impl(DataDirectory data, const RecordShape& shape, std::unique_ptr<Catalog> rows, uint64_t landmark_bytes)
+  Impl(DataDirectory data, const RecordShape& shape, std::unique_ptr<Catalog> rows, uint64_t landmark_bytes,
+       uint64_t entry_bytes)
       : directory(std::move(data)),
         catalog(std::move(rows)),
         table(*catalog),
         journal(*catalog),
-        encodings(*catalog, shape, landmark_bytes) {}
+        encodings(*catalog, shape, landmark_bytes, entry_bytes) {}
 
   Expected<void> load(std::unique_ptr<FileIo> io, uint64_t segment_bytes);
 
