@@ -107,6 +107,7 @@ Expected<Config> Config::parse(std::string_view text) {
   in.flag("tie_word_embeddings", c.tie_word_embeddings);
   in.flag("enable_softmax", c.enable_softmax);
   in.flag("enable_softmax1", c.enable_softmax1);
+  in.flag("enable_pos_decay", c.enable_pos_decay);
   in.flag("enable_qk_norm", c.enable_qk_norm);
   in.flag("enable_lmk_norm", c.enable_lmk_norm);
   c.enable_enc_cls = c.encoder_layers > 0;
@@ -129,7 +130,7 @@ Expected<Config> Config::parse(std::string_view text) {
   }
   if (!in.problem().empty()) return fail(ErrorKind::invalid_request, in.problem());
 
-  for (const char* key : {"enable_softmax1", "enc_prenorm", "enable_pos_decay", "mask_slide_window"}) in.refuse(key);
+  for (const char* key : {"enable_softmax1", "enc_prenorm", "mask_slide_window"}) in.refuse(key);
   in.expect(groups == 1, "n_groups", "this version runs models with one group");
   in.expect(c.chunk_size == 64, "chunk_size", "this version runs models with chunks of 64 tokens");
   for (const auto& [key, width] :

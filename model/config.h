@@ -33,12 +33,13 @@ struct Config {
   size_t chunk_topk = 0;
 
   bool tie_word_embeddings = true;
-  bool enable_softmax = false;   // chunk weights: softmax, otherwise stick-breaking
-  bool enable_softmax1 = false;  // one extra zero logit in each chunk's softmax
-  bool enable_qk_norm = false;   // RMSNorm a head on HSA's q and k
-  bool enable_lmk_norm = false;  // lmk_q_norm and lmk_k_norm
-  bool enable_enc_cls = true;    // landmark from a CLS token (the default with an encoder), otherwise from the mean
-  bool enc_prenorm = false;      // RMSNorm before the encoder
+  bool enable_softmax = false;    // chunk weights: softmax, otherwise stick-breaking
+  bool enable_softmax1 = false;   // one extra zero logit in each chunk's softmax
+  bool enable_pos_decay = false;  // a learned step is added to the scores, from the newest chunk to older ones
+  bool enable_qk_norm = false;    // RMSNorm a head on HSA's q and k
+  bool enable_lmk_norm = false;   // lmk_q_norm and lmk_k_norm
+  bool enable_enc_cls = true;     // landmark from a CLS token (the default with an encoder), otherwise from the mean
+  bool enc_prenorm = false;       // RMSNorm before the encoder
   bool hsa_mlp = false;
   bool reset_hsa_residual = false;
   bool singlehead_retrieval = false;  // one retrieval for all KV heads

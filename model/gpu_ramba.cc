@@ -120,9 +120,10 @@ Expected<void> GpuRamba::load(const std::filesystem::path& directory) {
   }
   for (size_t group = 0; generates && group < config_.num_upper_groups; ++group) {
     RECALLD_TRY(GpuRetrieval retrieval, GpuRetrieval::load(weights, layer_name(layer++), config_));
+    const float pos_decay = retrieval.pos_decay();
     UpperGroup upper{.retrieval = std::move(retrieval), .stages = {}};
     for (size_t stage = 0; stage < config_.hsa_layers() / config_.num_upper_groups; ++stage) {
-      RECALLD_TRY(GpuHsa hsa, GpuHsa::load(weights, layer_name(layer++), config_));
+      RECALLD_TRY(GpuHsa hsa, GpuHsa::load(weights, layer_name(layer++), config_, pos_decay));
       std::vector<GpuMamba2> blocks;
       RECALLD_CHECK(load_blocks(layer, config_.num_mamba_per_gca, blocks));
       layer += config_.num_mamba_per_gca;

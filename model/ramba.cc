@@ -44,6 +44,9 @@ Expected<std::vector<Mamba2>> load_blocks(const Weights& weights, size_t first, 
 size_t layers_of_group(const Config& config) {
   return 1 + config.hsa_layers() / config.num_upper_groups * (1 + config.num_mamba_per_gca);
 }
+size_t retrieval_layer(const Config& config, size_t group) {
+  return config.num_lower_layers + 1 + (group == 0 ? 0 : group * layers_of_group(config));
+}
 
 std::string contents(const std::filesystem::path& file) {
   std::ifstream stream(file, std::ios::binary);
@@ -81,6 +84,7 @@ struct Ramba::Impl {
   std::vector<Mamba2> lower;
   ChunkEncoder encoder;
   std::vector<Retrieval> retrievals;    // of the groups; with Parts::lower the first one's
+  std::vector<float> pos_decays;        // of all groups, also with Parts::lower; zeros without enable_pos_decay
   std::optional<HsaQuery> first_query;  // of the first HSA layer
   std::vector<UpperGroup> groups;       // empty with Parts::lower
   std::vector<float> final_norm;        // [hidden_size]
@@ -127,9 +131,16 @@ Expected<std::unique_ptr<Ramba>> Ramba::open(const std::filesystem::path& direct
   RECALLD_TRY(impl->embeddings,
               impl->weights.bf16("backbone.embeddings.weight", {config.vocab_size, config.hidden_size}));
   RECALLD_TRY(impl->lower, load_blocks(impl->weights, 0, config.num_lower_layers, config, type));
-  const size_t retrieval = config.num_lower_layers + 1;
+  const size_t retrieval = retrieval_layer(config, 0);
   RECALLD_TRY(Retrieval first, Retrieval::load(impl->weights, layer_name(retrieval), config, type));
   impl->retrievals.push_back(std::move(first));
+  for (size_t group = 0; group < config.num_upper_groups; ++group) {
+    std::vector<float> decay(1);
+    if (config.enable_pos_decay) {
+      RECALLD_TRY(decay, impl->weights.floats(layer_name(retrieval_layer(config, group)) + ".pos_decay", {1}));
+    }
+    impl->pos_decays.push_back(decay[0]);
+  }
   if (config.num_upper_layers > 0) {
     RECALLD_TRY(impl->first_query, HsaQuery::load(impl->weights, layer_name(retrieval + 1), config, type));
   }
@@ -141,7 +152,7 @@ Expected<std::unique_ptr<Ramba>> Ramba::open(const std::filesystem::path& direct
 
 Expected<void> Ramba::Impl::load_upper() {
   for (size_t group = 0; group < config.num_upper_groups; ++group) {
-    size_t layer = config.num_lower_layers + 1 + group * layers_of_group(config);
+    size_t layer = retrieval_layer(config, group);
     if (group > 0) {
       RECALLD_TRY(Retrieval retrieval, Retrieval::load(weights, layer_name(layer), config, type));
       retrievals.push_back(std::move(retrieval));
@@ -283,9 +294,9 @@ std::vector<Bf16> Ramba::landmark_queries(std::span<const float> hidden, size_t 
   return queries;
 }
 
-std::vector<float> Ramba::chunk_weights(std::span<const float> scores) const {
+std::vector<float> Ramba::chunk_weights(std::span<const float> scores, size_t group) const {
   std::vector<float> weights(scores.size());
-  chunk_weights_cpu(impl_->config.enable_softmax, scores, weights);
+  chunk_weights_cpu(impl_->config.enable_softmax, scores, weights, impl_->pos_decays[group]);
   return weights;
 }
 

@@ -94,8 +94,8 @@ class Ramba {
   // The same as queries that whole landmarks are multiplied by: with the gain, in bf16, and for each retrieval head by
   // itself, zeros for the others. hidden: [n, hidden_size] · returns [n, retrieval_heads, retrieval_dim]
   std::vector<Bf16> landmark_queries(std::span<const float> hidden, size_t group) const;
-  // Shares of the selected chunks from their scores, newest first.
-  std::vector<float> chunk_weights(std::span<const float> scores) const;
+  // Shares of the chunks that a token selected for one group, from their scores, newest first.
+  std::vector<float> chunk_weights(std::span<const float> scores, size_t group) const;
 
   // One group of upper layers over n tokens in blocks of 64. `attended` as in Hsa::run.
   // state: of all groups · hidden: [n up to a multiple of 64, hidden_size] in and out · attended: [n, retrieval_heads]

@@ -59,7 +59,6 @@ TEST(Config, NamesTheKeyThatIsMissingWrongOrUnsupported) {
   refused("num_kv_heads", 4, "multiple");
   refused("enable_softmax1", true, "does not implement");
   refused("enc_prenorm", true, "does not implement");
-  refused("enable_pos_decay", true, "does not implement");
   refused("mask_slide_window", true, "does not implement");
   refused("recall_token_id", 8192, "from 0 to 8191");
 }

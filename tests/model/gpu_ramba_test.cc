@@ -328,7 +328,7 @@ std::vector<std::vector<float>> run_on_cpu(Ramba& cpu, const Encoding& memory, s
       std::ranges::sort(best, std::ranges::greater{}, &ScoredChunk::chunk);
       std::vector<float> scores;
       for (const ScoredChunk& each : best) scores.push_back(each.dot * cpu.score_scale());
-      const auto weights = cpu.chunk_weights(scores);
+      const auto weights = cpu.chunk_weights(scores, 0);
       for (size_t c = 0; c < best.size(); ++c)
         attended[i].push_back(
             {reinterpret_cast<const Bf16*>(memory.kv.data() + best[c].chunk * cpu.kv_bytes()), weights[c]});

@@ -9,8 +9,10 @@
 #include <random>
 
 #include "kernels/cpu_isa.h"
+#include "kernels/hsa_attention.h"
 #include "model/backend_cpu.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/tensor_file.h"
 #include "tests/support/tensor_near.h"
 
 namespace recalld {
@@ -203,6 +205,26 @@ TEST_F(RambaOpenTest, NamesTheTensorThatTheConfigAsksForAndTheFileLacks) {
   EXPECT_THAT(open_error(), HasSubstr("backbone.layers.4._mlp_norm.weight"));
   replace("\"encoder_layers\": 2", "\"encoder_layers\": 3");
   EXPECT_THAT(open_error(Parts::lower), HasSubstr("backbone.layers.2.encoder.layers.2."));
+}
+
+// Also where the upper half is not there, since the answers of a GPU are explained then.
+TEST_F(RambaOpenTest, ScoresDecayByTheStepOfTheirGroup) {
+  replace("\"enable_softmax\": false", "\"enable_softmax\": false, \"enable_pos_decay\": true");
+  EXPECT_THAT(open_error(Parts::lower), HasSubstr("backbone.layers.3.pos_decay"));
+  const float decays[] = {-0.25f, 0.5f};
+  const std::vector<NewTensor> tensors{{"backbone.layers.3.pos_decay", {1}, {to_bf16(decays[0])}},
+                                       {"backbone.layers.6.pos_decay", {1}, {to_bf16(decays[1])}}};
+  add_tensors(directory_.path() / "model.safetensors", tensors);
+  const std::vector<float> scores{1.5f, -0.5f, 0.75f, 2.0f};
+  for (const Parts parts : {Parts::lower, Parts::all}) {
+    auto model = Ramba::open(directory_.path(), Precision::f32, parts, pool_);
+    ASSERT_TRUE(model) << model.error().message;
+    for (const size_t group : {0u, 1u}) {
+      std::vector<float> expected(scores.size());
+      chunk_weights_cpu(false, scores, expected, decays[group]);
+      EXPECT_EQ((*model)->chunk_weights(scores, group), expected);
+    }
+  }
 }
 
 TEST_F(RambaOpenTest, AnyChangeOfTheCheckpointChangesItsIdentity) {
