@@ -11,19 +11,32 @@
 
 namespace recalld {
 
+// What the blocks between retrievals are ("model_type").
+enum class Family : uint8_t {
+  ramba,    // Mamba-2
+  swa_hsa,  // attention to a sliding window, and an MLP
+};
+
 struct Config {
+  Family family = Family::ramba;
+
   // Widths and counts; every one is at least 1 unless said.
   size_t vocab_size = 0;
   size_t hidden_size = 0;
+  // Of Mamba-2, of no meaning with swa_hsa.
   size_t expand = 2;
-  size_t head_dim = 64;  // of Mamba-2 heads
-  size_t num_heads = 0;  // of Mamba-2: expand * hidden_size / head_dim
+  size_t head_dim = 64;
+  size_t num_heads = 0;  // expand * hidden_size / head_dim
   size_t state_size = 0;
   size_t conv_kernel = 4;
+  // Of sliding-window attention, 0 with ramba. Its heads are num_attention_heads of attention_head_dim.
+  size_t sliding_window = 0;  // tokens before the token itself: a multiple of 64
+  size_t swa_kv_heads = 0;    // num_attention_heads unless it is given
+
   size_t num_lower_layers = 0;
   size_t num_upper_layers = 0;
   size_t num_upper_groups = 1;   // each retrieves once; 0 only without upper layers
-  size_t num_mamba_per_gca = 1;  // Mamba-2 blocks after each HSA layer
+  size_t num_mamba_per_gca = 1;  // blocks after each HSA layer, of either family
   size_t encoder_layers = 1;     // may be 0
   size_t num_attention_heads = 0;
   size_t num_kv_heads = 0;
@@ -46,7 +59,7 @@ struct Config {
   bool encoder_bias = true;           // q, k, v of the encoder
 
   float layer_norm_epsilon = 1e-5f;  // Mamba-2 blocks and the final norm
-  float rms_norm_eps = 1e-6f;        // encoder, retrieval and HSA
+  float rms_norm_eps = 1e-6f;        // encoder, retrieval, HSA and sliding-window blocks
   float rope_theta = 10000.0f;
 
   uint32_t recall_token_id = 0;

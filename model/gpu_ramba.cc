@@ -38,6 +38,9 @@ Expected<void> check_shape(const Config& c) {
     if (value > most) return refuse(key, value, "at most " + std::to_string(most));
     return {};
   };
+  if (c.family != Family::ramba)
+    return fail(ErrorKind::invalid_request,
+                "open the model on the GPU: model_type is swa_hsa, and its kernels take ramba; use --device cpu");
   if (c.chunk_size != Gpu::block_tokens) return refuse("chunk_size", c.chunk_size, "64");
   if (c.head_dim != 64) return refuse("head_dim", c.head_dim, "64");
   if (c.state_size != 64 && c.state_size != 128) return refuse("state_size", c.state_size, "64 or 128");

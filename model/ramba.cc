@@ -9,7 +9,7 @@
 
 #include "kernels/cpu_isa.h"
 #include "kernels/rmsnorm.h"
-#include "model/mamba2.h"
+#include "model/block.h"
 #include "model/projection.h"
 #include "model/retrieval.h"
 #include "model/weights.h"
@@ -17,8 +17,8 @@
 namespace recalld {
 namespace {
 
-// Layers are numbered in the order in which they run: lower Mamba-2 blocks, chunking, then for each group a retrieval
-// and its HSA layers, each followed by its Mamba-2 blocks.
+// Layers are numbered in the order in which they run: lower blocks, chunking, then for each group a retrieval and its
+// HSA layers, each followed by its blocks.
 std::string layer_name(size_t index) {
   return "backbone.layers." + std::to_string(index);
 }
@@ -26,16 +26,16 @@ std::string layer_name(size_t index) {
 struct UpperGroup {
   struct Stage {
     Hsa hsa;
-    std::vector<Mamba2> blocks;
+    Blocks blocks;
   };
   std::vector<Stage> stages;
 };
 
-Expected<std::vector<Mamba2>> load_blocks(const Weights& weights, size_t first, size_t count, const Config& config,
-                                          ProductType type) {
-  std::vector<Mamba2> blocks;
+Expected<Blocks> load_blocks(const Weights& weights, size_t first, size_t count, const Config& config,
+                             ProductType type) {
+  Blocks blocks;
   for (size_t i = 0; i < count; ++i) {
-    RECALLD_TRY(Mamba2 block, Mamba2::load(weights, layer_name(first + i), config, type));
+    RECALLD_TRY(auto block, load_block(weights, layer_name(first + i), config, type));
     blocks.push_back(std::move(block));
   }
   return blocks;
@@ -81,7 +81,7 @@ struct Ramba::Impl {
   Config config;
   Weights weights;
   std::span<const Bf16> embeddings;  // [vocab_size, hidden_size], in the mapped file
-  std::vector<Mamba2> lower;
+  Blocks lower;
   ChunkEncoder encoder;
   std::vector<Retrieval> retrievals;    // of the groups; with Parts::lower the first one's
   std::vector<float> pos_decays;        // of all groups, also with Parts::lower; zeros without enable_pos_decay
@@ -93,10 +93,8 @@ struct Ramba::Impl {
   ProductType type = ProductType::f32;
   Hash128 hash;
 
-  size_t state_floats(std::span<const Mamba2> blocks) const {
-    return blocks.empty() ? 0 : blocks.size() * blocks[0].state_floats();
-  }
-  size_t mamba_layers_of_group() const { return config.num_upper_layers / config.num_upper_groups; }
+  size_t block_floats() const { return lower[0]->state_floats(); }
+  size_t blocks_of_group() const { return config.num_upper_layers / config.num_upper_groups; }
   Expected<void> load_upper();
 
   // hidden: [tokens or more, hidden_size]; what lies behind the tokens becomes zero
@@ -108,7 +106,7 @@ struct Ramba::Impl {
   }
 
   // Where a group's blocks have their part of the upper state.
-  size_t group_offset(size_t group) const { return group * mamba_layers_of_group() * lower[0].state_floats(); }
+  size_t group_offset(size_t group) const { return group * blocks_of_group() * block_floats(); }
 };
 
 Ramba::Ramba(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -190,11 +188,11 @@ std::string Ramba::describe() const {
 }
 
 size_t Ramba::lower_state_bytes() const {
-  return impl_->state_floats(impl_->lower) * sizeof(float);
+  return impl_->lower.size() * impl_->block_floats() * sizeof(float);
 }
 
 RecurrentState Ramba::lower_zero_state() const {
-  return {.values = std::vector<float>(impl_->state_floats(impl_->lower)), .device = {}};
+  return {.values = std::vector<float>(impl_->lower.size() * impl_->block_floats()), .device = {}};
 }
 
 void Ramba::lower(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden) {
@@ -271,7 +269,7 @@ size_t Ramba::groups() const {
 }
 
 RecurrentState Ramba::upper_zero_state() const {
-  return {.values = std::vector<float>(impl_->config.num_upper_layers * impl_->lower[0].state_floats()), .device = {}};
+  return {.values = std::vector<float>(impl_->config.num_upper_layers * impl_->block_floats()), .device = {}};
 }
 
 std::vector<float> Ramba::retrieval_embedding(std::span<const float> hidden, size_t group) const {
@@ -303,13 +301,12 @@ std::vector<float> Ramba::chunk_weights(std::span<const float> scores, size_t gr
 void Ramba::upper(size_t group, RecurrentState& state, std::span<float> hidden,
                   std::span<const std::vector<AttendedChunk>> attended) {
   const size_t width = impl_->config.hidden_size, tokens = attended.size() / impl_->config.retrieval_heads();
-  const size_t block_floats = impl_->lower[0].state_floats();
   auto states = std::span(state.values).subspan(impl_->group_offset(group));
   for (const UpperGroup::Stage& stage : impl_->groups[group].stages) {
     stage.hsa.run(hidden, attended, impl_->pool);
-    run_blocks(stage.blocks, states.first(stage.blocks.size() * block_floats), tokens, hidden.data(), width,
-               impl_->pool);
-    states = states.subspan(stage.blocks.size() * block_floats);
+    const size_t floats = stage.blocks.size() * impl_->block_floats();
+    run_blocks(stage.blocks, states.first(floats), tokens, hidden.data(), width, impl_->pool);
+    states = states.subspan(floats);
   }
 }
 
@@ -329,7 +326,7 @@ void Ramba::upper_step(size_t group, std::span<RecurrentState* const> states, st
   for (const UpperGroup::Stage& stage : impl_->groups[group].stages) {
     stage.hsa.run(hidden, attended, impl_->pool);
     step_blocks(stage.blocks, values, hidden.data());
-    for (float*& value : values) value += impl_->state_floats(stage.blocks);
+    for (float*& value : values) value += stage.blocks.size() * impl_->block_floats();
   }
 }
 

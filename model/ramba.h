@@ -1,5 +1,6 @@
 // RAMba: Mamba-2 with Hierarchical Sparse Attention (arXiv 2504.16795; chunk encoder with CLS token and bypassing
-// residual path: arXiv 2510.17196). The front door of the model: lower half, chunk encoder, query, upper half.
+// residual path: arXiv 2510.17196). The front door of the model: lower half, chunk encoder, query, upper half. Models
+// of the other family (arXiv 2510.17196) have blocks of sliding-window attention in place of Mamba-2.
 //
 // A memory's tokens go through lower() chunk by chunk; encode_chunks() turns 64 hidden states each into what is stored.
 // Both give the same bits however the tokens were cut into calls and however many threads work: every product has a
