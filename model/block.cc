@@ -33,7 +33,7 @@ class Progress {
 
 Expected<std::unique_ptr<const Block>> load_block(const Weights& weights, const std::string& prefix,
                                                   const Config& config, ProductType type) {
-  if (config.family == Family::swa_hsa) {
+  if (config.family == BlockFamily::swa_hsa) {
     RECALLD_TRY(Swa block, Swa::load(weights, prefix, config, type));
     return std::make_unique<const Swa>(std::move(block));
   }

@@ -83,7 +83,7 @@ Expected<Config> Config::parse(std::string_view text) {
   Fields in(json);
   const std::string type = in.text("model_type");
   const bool windowed = type == "swa_hsa";
-  if (windowed) c.family = Family::swa_hsa;
+  if (windowed) c.family = BlockFamily::swa_hsa;
   in.expect(windowed || type == "ramba" || !json.contains("model_type"), "model_type",
             "expected \"ramba\" or \"swa_hsa\", got \"" + type + "\"");
   in.count("vocab_size", c.vocab_size, 1, size_t{1} << 24);

@@ -12,13 +12,13 @@
 namespace recalld {
 
 // What the blocks between retrievals are ("model_type").
-enum class Family : uint8_t {
+enum class BlockFamily : uint8_t {
   ramba,    // Mamba-2
   swa_hsa,  // attention to a sliding window, and an MLP
 };
 
 struct Config {
-  Family family = Family::ramba;
+  BlockFamily family = BlockFamily::ramba;
 
   // Widths and counts; every one is at least 1 unless said.
   size_t vocab_size = 0;

@@ -38,7 +38,7 @@ Expected<void> check_shape(const Config& c) {
     if (value > most) return refuse(key, value, "at most " + std::to_string(most));
     return {};
   };
-  if (c.family != Family::ramba)
+  if (c.family != BlockFamily::ramba)
     return fail(ErrorKind::invalid_request,
                 "open the model on the GPU: model_type is swa_hsa, and its kernels take ramba; use --device cpu");
   if (c.chunk_size != Gpu::block_tokens) return refuse("chunk_size", c.chunk_size, "64");

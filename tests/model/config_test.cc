@@ -76,11 +76,11 @@ TEST(Config, ModelsWithSlidingWindowsHaveKeysOfTheirOwn) {
   };
   const auto config = parse("swa_kv_heads", nullptr);
   ASSERT_TRUE(config) << config.error().message;
-  EXPECT_EQ(config->family, Family::swa_hsa);
+  EXPECT_EQ(config->family, BlockFamily::swa_hsa);
   EXPECT_EQ(config->sliding_window, 128u);
   EXPECT_EQ(config->swa_kv_heads, config->num_attention_heads);
   EXPECT_EQ(parse("swa_kv_heads", 1)->swa_kv_heads, 1u);
-  EXPECT_EQ(Config::read(default_config)->family, Family::ramba);
+  EXPECT_EQ(Config::read(default_config)->family, BlockFamily::ramba);
   const auto refused = [&](const char* key, nlohmann::json value, const char* words) {
     const auto wrong = parse(key, std::move(value));
     ASSERT_FALSE(wrong) << key;

@@ -38,7 +38,7 @@ struct Encoding {
 
 struct Case {
   Precision precision;
-  Family family;
+  BlockFamily family;
 };
 
 // The starter, or a small random model of the other family.
@@ -46,7 +46,7 @@ class RambaTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     if (precision() == Precision::bf16 && !cpu_multiplies_bf16()) GTEST_SKIP() << "this CPU does not multiply bf16";
-    if (GetParam().family == Family::swa_hsa) {
+    if (GetParam().family == BlockFamily::swa_hsa) {
       RandomModel(random_model_config()).write(directory_.path());
       model_ = directory_.path();
     }
@@ -186,12 +186,12 @@ TEST_P(RambaTest, TokensThatAreGeneratedContinueWhatWasRead) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, RambaTest,
-                         ::testing::Values(Case{Precision::f32, Family::ramba}, Case{Precision::bf16, Family::ramba},
-                                           Case{Precision::f32, Family::swa_hsa},
-                                           Case{Precision::bf16, Family::swa_hsa}),
+                         ::testing::Values(Case{Precision::f32, BlockFamily::ramba}, Case{Precision::bf16, BlockFamily::ramba},
+                                           Case{Precision::f32, BlockFamily::swa_hsa},
+                                           Case{Precision::bf16, BlockFamily::swa_hsa}),
                          [](const auto& test) {
                            return std::string(test.param.precision == Precision::f32 ? "F32" : "Bf16") +
-                                  (test.param.family == Family::swa_hsa ? "Swa" : "");
+                                  (test.param.family == BlockFamily::swa_hsa ? "Swa" : "");
                          });
 
 class RambaOpenTest : public ::testing::Test {
