@@ -186,7 +186,8 @@ TEST_P(RambaTest, TokensThatAreGeneratedContinueWhatWasRead) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, RambaTest,
-                         ::testing::Values(Case{Precision::f32, BlockFamily::ramba}, Case{Precision::bf16, BlockFamily::ramba},
+                         ::testing::Values(Case{Precision::f32, BlockFamily::ramba},
+                                           Case{Precision::bf16, BlockFamily::ramba},
                                            Case{Precision::f32, BlockFamily::swa_hsa},
                                            Case{Precision::bf16, BlockFamily::swa_hsa}),
                          [](const auto& test) {
