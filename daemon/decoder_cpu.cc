@@ -108,7 +108,7 @@ Expected<std::vector<std::vector<AttendedChunk>>> CpuDecoder::retrieve(CpuStream
     std::ranges::sort(best[i], std::ranges::greater{}, &ScoredChunk::chunk);
     std::vector<float> scores;
     for (const ScoredChunk& chunk : best[i]) scores.push_back(chunk.dot * model_.score_scale());
-    const std::vector<float> weights = model_.chunk_weights(scores);
+    const std::vector<float> weights = model_.chunk_weights(scores, group);
     for (size_t c = 0; c < best[i].size(); ++c)
       attended[i].push_back({stream.kv.at(best[i][c].chunk).data(), weights[c]});
     if (!shares || i / heads + 1 != tokens) continue;

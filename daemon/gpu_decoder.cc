@@ -314,7 +314,7 @@ void GpuDecoder::note_attention(GpuStream& stream, const Gpu::Selection& selecti
     const auto chunks = std::span(selection.chunks).subspan(first + head * k, k);
     const auto found = static_cast<size_t>(std::ranges::find(chunks, Gpu::no_chunk) - chunks.begin());
     const std::vector<float> weights =
-        model_.chunk_weights(std::span(selection.scores).subspan(first + head * k, found));
+        model_.chunk_weights(std::span(selection.scores).subspan(first + head * k, found), selection.group);
     for (size_t i = 0; i < found; ++i)
       stream.attended[chunks[i]] +=
           static_cast<double>(weights[i]) / static_cast<double>(heads * config.num_upper_groups);

@@ -20,6 +20,9 @@ namespace recalld {
 // Bytes of a page of an export as JSON, unless one record alone is larger: small enough that the page, sent back as one
 // request, is no line beyond line_bytes_max.
 inline constexpr size_t export_page_bytes = size_t{4} << 20;
+// Bytes of a state as JSON, at most, which leaves room for the request around it; exports have no states of larger
+// models.
+inline constexpr size_t export_state_bytes_max = line_bytes_max - (size_t{64} << 10);
 // Imports that go on at a time; the one that has not been heard of for longest gives way to a further one.
 inline constexpr size_t imports_max = 64;
 

@@ -171,6 +171,11 @@ Expected<void> add_chunks(const Store& store, const RecordShape& shape, Cursor& 
 Expected<void> add_states(const Store& store, const RecordShape& shape, const StreamInfo& of, Cursor& cursor,
                           Page& page) {
   const size_t state_bytes = wire_bytes_of(shape.state_bytes);
+  // One that no request can bring back is left out: it can be made again from the turns.
+  if (state_bytes > export_state_bytes_max) {
+    cursor.phase = Cursor::end;
+    return {};
+  }
   while (page.fits(state_bytes)) {
     RECALLD_TRY(auto state, store.next_state(of, cursor.at, cursor.chunks_end));
     if (!state) {

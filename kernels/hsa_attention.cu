@@ -169,8 +169,8 @@ constexpr int place_registers = hsa_k_max / warp;
 
 // What one lane knows of a token's selection.
 struct Selection {
-  int count = 0;  // of the selected chunks, in every lane
-  float scores[place_registers];
+  int count = 0;                  // of the selected chunks, in every lane
+  float scores[place_registers];  // with their decay
 
   __device__ __forceinline__ Selection(const HsaAttention& all, size_t first_place, int lane) {
 #pragma unroll
@@ -181,7 +181,8 @@ struct Selection {
       uint32_t chunk = hsa_no_chunk;
       if (place < all.k) {
         chunk = __ldg(all.chunks + first_place + place);
-        scores[r] = __ldg(all.scores + first_place + place);
+        const float decay = __fmul_rn(static_cast<float>(place), all.pos_decay);
+        scores[r] = __fadd_rn(__ldg(all.scores + first_place + place), decay);
       }
       const bool there = chunk != hsa_no_chunk;
       if (!there) scores[r] = -INFINITY;

@@ -37,7 +37,8 @@ void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const Hs
 void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const HsaChunk> chunks, float* o);
 
 // Weights of the selected chunks from their scores, newest first: softmax, or stick-breaking
-// w_i = exp(s_i - Σ_{j<=i} softplus(s_j)) (HSA, arXiv 2504.16795, section 3.1).
-void chunk_weights_cpu(bool softmax, std::span<const float> scores, std::span<float> weights);
+// w_i = exp(s_i - Σ_{j<=i} softplus(s_j)) (HSA, arXiv 2504.16795, section 3.1). Before that, i · pos_decay is added to
+// s_i.
+void chunk_weights_cpu(bool softmax, std::span<const float> scores, std::span<float> weights, float pos_decay = 0);
 
 }  // namespace recalld

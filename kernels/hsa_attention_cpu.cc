@@ -112,14 +112,16 @@ void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const Hs
     HWY_DYNAMIC_DISPATCH(attend)(shape, q, chunk, row.data(), shares.data(), o);
 }
 
-void chunk_weights_cpu(bool use_softmax, std::span<const float> scores, std::span<float> weights) {
+void chunk_weights_cpu(bool use_softmax, std::span<const float> scores, std::span<float> weights, float pos_decay) {
   if (scores.empty()) return;
-  std::ranges::copy(scores, weights.begin());
-  if (use_softmax) return softmax(weights.first(scores.size()));
+  weights = weights.first(scores.size());
+  for (size_t i = 0; i < scores.size(); ++i) weights[i] = scores[i] + static_cast<float>(i) * pos_decay;
+  if (use_softmax) return softmax(weights);
   float broken = 0;  // Σ softplus of the newer chunks' scores and this one's
-  for (size_t i = 0; i < scores.size(); ++i) {
-    broken += std::max(scores[i], 0.0f) + std::log1p(std::exp(-std::abs(scores[i])));
-    weights[i] = std::exp(scores[i] - broken);
+  for (float& weight : weights) {
+    const float score = weight;
+    broken += std::max(score, 0.0f) + std::log1p(std::exp(-std::abs(score)));
+    weight = std::exp(score - broken);
   }
 }
 

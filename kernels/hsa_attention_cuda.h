@@ -40,6 +40,7 @@ struct HsaAttention {
   uint32_t head_dim = 0;                 // hsa_head_dim
   uint32_t k = 0;                        // 1 to hsa_k_max
   bool softmax = false;                  // chunk weights: softmax, or stick-breaking
+  float pos_decay = 0;                   // before that, i times this is added to the score at place i
   HsaPath path = HsaPath::automatic;
   void* workspace = nullptr;  // of hsa_attention_workspace() bytes, zeroed before its first use; null if that is 0
 };

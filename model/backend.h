@@ -20,8 +20,8 @@ class DeviceState {
   virtual ~DeviceState() = default;
 };
 
-// The recurrent state of the lower (or of the upper) half of one stream: for each Mamba-2 layer the last
-// conv_kernel - 1 inputs of the convolution and the SSM state, in f32. It lies where the backend that made it computes.
+// The recurrent state of the lower (or of the upper) half of one stream: that of each block, one after the other, in
+// f32 (mamba2.h, swa.h). It lies where the backend that made it computes.
 struct RecurrentState {
   std::vector<float> values;                  // on the CPU; empty on a GPU
   std::shared_ptr<const DeviceState> device;  // on a GPU; null on the CPU

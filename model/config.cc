@@ -81,15 +81,22 @@ Expected<Config> Config::parse(std::string_view text) {
   if (!json.is_object()) return fail(ErrorKind::invalid_request, "it is not a JSON object");
   Config c;
   Fields in(json);
-  if (const std::string type = in.text("model_type"); type != "ramba")
-    in.wrong("model_type", "expected \"ramba\", got \"" + type + "\"");
+  const std::string type = in.text("model_type");
+  const bool windowed = type == "swa_hsa";
+  if (windowed) c.family = BlockFamily::swa_hsa;
+  in.expect(windowed || type == "ramba" || !json.contains("model_type"), "model_type",
+            "expected \"ramba\" or \"swa_hsa\", got \"" + type + "\"");
   in.count("vocab_size", c.vocab_size, 1, size_t{1} << 24);
   in.count("hidden_size", c.hidden_size, 16, width_max);
-  in.count("expand", c.expand, 1, 16);
-  in.count("head_dim", c.head_dim, 16, 1024);
-  in.count("num_heads", c.num_heads, 1, 1024);
-  in.count("state_size", c.state_size, 16, 1024);
-  in.count("conv_kernel", c.conv_kernel, 2, 16);
+  size_t groups = 1, recall_id = 0, newline_id = 0;
+  if (!windowed) {
+    in.count("expand", c.expand, 1, 16);
+    in.count("head_dim", c.head_dim, 16, 1024);
+    in.count("num_heads", c.num_heads, 1, 1024);
+    in.count("state_size", c.state_size, 16, 1024);
+    in.count("conv_kernel", c.conv_kernel, 2, 16);
+    in.count("n_groups", groups, 1, 1024, false);
+  }
   in.count("num_lower_layers", c.num_lower_layers, 1, layers_max);
   in.count("num_upper_layers", c.num_upper_layers, 0, layers_max);
   in.count("num_upper_groups", c.num_upper_groups, 0, layers_max);
@@ -101,12 +108,16 @@ Expected<Config> Config::parse(std::string_view text) {
   in.count("retrieval_dim", c.retrieval_dim, 32, width_max);
   in.count("chunk_size", c.chunk_size, 1, width_max);
   in.count("chunk_topk", c.chunk_topk, 1, 1024);
-  size_t groups = 1, recall_id = 0, newline_id = 0;
-  in.count("n_groups", groups, 1, 1024, false);
+  if (windowed) {
+    c.swa_kv_heads = c.num_attention_heads;
+    in.count("sliding_window", c.sliding_window, 64, width_max);
+    in.count("swa_kv_heads", c.swa_kv_heads, 1, 1024, false);
+  }
 
   in.flag("tie_word_embeddings", c.tie_word_embeddings);
   in.flag("enable_softmax", c.enable_softmax);
   in.flag("enable_softmax1", c.enable_softmax1);
+  in.flag("enable_pos_decay", c.enable_pos_decay);
   in.flag("enable_qk_norm", c.enable_qk_norm);
   in.flag("enable_lmk_norm", c.enable_lmk_norm);
   c.enable_enc_cls = c.encoder_layers > 0;
@@ -129,7 +140,7 @@ Expected<Config> Config::parse(std::string_view text) {
   }
   if (!in.problem().empty()) return fail(ErrorKind::invalid_request, in.problem());
 
-  for (const char* key : {"enable_softmax1", "enc_prenorm", "enable_pos_decay", "mask_slide_window"}) in.refuse(key);
+  for (const char* key : {"enable_softmax1", "enc_prenorm", "mask_slide_window"}) in.refuse(key);
   in.expect(groups == 1, "n_groups", "this version runs models with one group");
   in.expect(c.chunk_size == 64, "chunk_size", "this version runs models with chunks of 64 tokens");
   for (const auto& [key, width] :
@@ -138,8 +149,16 @@ Expected<Config> Config::parse(std::string_view text) {
     in.expect(width % 16 == 0, key, "expected a multiple of 16");
   in.expect(c.retrieval_dim % (32 * c.retrieval_heads()) == 0, "retrieval_dim",
             "expected a multiple of 32 for each retrieval head");
-  in.expect(c.num_heads * c.head_dim == c.expand * c.hidden_size, "num_heads",
-            "num_heads * head_dim must be expand * hidden_size");
+  if (windowed) {
+    in.expect(c.sliding_window % 64 == 0, "sliding_window", "expected a multiple of 64");
+    in.expect(c.num_attention_heads % c.swa_kv_heads == 0, "swa_kv_heads",
+              "num_attention_heads must be a multiple of it");
+    in.expect(c.attention_head_dim % 32 == 0, "attention_head_dim",
+              "expected a multiple of 32, where models of the swa_hsa family rotate halves of it");
+  } else {
+    in.expect(c.num_heads * c.head_dim == c.expand * c.hidden_size, "num_heads",
+              "num_heads * head_dim must be expand * hidden_size");
+  }
   in.expect(c.num_attention_heads % c.num_kv_heads == 0, "num_kv_heads",
             "num_attention_heads must be a multiple of it");
   in.expect(c.hidden_size % c.num_attention_heads == 0, "num_attention_heads", "hidden_size must be a multiple of it");

@@ -186,7 +186,7 @@ cudaError_t GpuMlp::add_to(const GpuContext& gpu, const Scratch& scratch, const 
 
 // ---- HSA
 
-Expected<GpuHsa> GpuHsa::load(GpuWeights& weights, const std::string& prefix, const Config& config) {
+Expected<GpuHsa> GpuHsa::load(GpuWeights& weights, const std::string& prefix, const Config& config, float pos_decay) {
   GpuHsa hsa;
   hsa.hidden_size_ = narrow(config.hidden_size);
   hsa.heads_ = narrow(config.num_attention_heads);
@@ -197,6 +197,7 @@ Expected<GpuHsa> GpuHsa::load(GpuWeights& weights, const std::string& prefix, co
   hsa.softmax_ = config.enable_softmax;
   hsa.reset_residual_ = config.reset_hsa_residual;
   hsa.eps_ = config.rms_norm_eps;
+  hsa.pos_decay_ = pos_decay;
   const size_t width = config.num_attention_heads * config.attention_head_dim;
   RECALLD_TRY(hsa.q_proj_, weights.linear({{prefix + ".q_proj.weight", width}}, config.hidden_size));
   RECALLD_TRY(hsa.o_proj_, weights.linear({{prefix + ".o_proj.weight", config.hidden_size}}, width));
@@ -256,6 +257,7 @@ cudaError_t GpuHsa::run(const GpuContext& gpu, const Scratch& scratch, const Gpu
                                     .head_dim = head_dim_,
                                     .k = k_,
                                     .softmax = softmax_,
+                                    .pos_decay = pos_decay_,
                                     .path = cuda::HsaPath::decode,
                                     .workspace = scratch.attention_bytes > 0 ? scratch.attention : nullptr},
                                    gpu.stream));

@@ -137,7 +137,8 @@ struct GpuAttended {
 
 class GpuHsa {
  public:
-  static Expected<GpuHsa> load(GpuWeights& weights, const std::string& prefix, const Config& config);
+  // pos_decay: of the group's retrieval
+  static Expected<GpuHsa> load(GpuWeights& weights, const std::string& prefix, const Config& config, float pos_decay);
 
   struct Scratch {
     Bf16* normed;     // [rows, hidden_size]
@@ -160,7 +161,7 @@ class GpuHsa {
  private:
   uint32_t hidden_size_ = 0, heads_ = 0, kv_heads_ = 0, retrieval_heads_ = 0, head_dim_ = 0, k_ = 0;
   bool softmax_ = false, reset_residual_ = false;
-  float eps_ = 0;
+  float eps_ = 0, pos_decay_ = 0;
   const float *pre_norm_ = nullptr, *q_norm_ = nullptr, *mlp_norm_ = nullptr;  // q_norm_ null without enable_qk_norm
   GpuLinear q_proj_, o_proj_;
   std::optional<GpuMlp> mlp_;

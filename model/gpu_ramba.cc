@@ -39,15 +39,20 @@ Expected<void> check_shape(const Config& c) {
     return {};
   };
   if (c.chunk_size != Gpu::block_tokens) return refuse("chunk_size", c.chunk_size, "64");
-  if (c.head_dim != 64) return refuse("head_dim", c.head_dim, "64");
-  if (c.state_size != 64 && c.state_size != 128) return refuse("state_size", c.state_size, "64 or 128");
-  if (c.conv_kernel < 2 || c.conv_kernel > 4) return refuse("conv_kernel", c.conv_kernel, "2 to 4");
+  if (c.family == BlockFamily::swa_hsa) {
+    RECALLD_CHECK(at_most("sliding_window", c.sliding_window, cuda::swa_window_max));
+    static_assert(cuda::swa_head_dim == cuda::hsa_head_dim, "attention_head_dim is both");
+  } else {
+    if (c.head_dim != 64) return refuse("head_dim", c.head_dim, "64");
+    if (c.state_size != 64 && c.state_size != 128) return refuse("state_size", c.state_size, "64 or 128");
+    if (c.conv_kernel < 2 || c.conv_kernel > 4) return refuse("conv_kernel", c.conv_kernel, "2 to 4");
+    RECALLD_CHECK(at_most("num_heads", c.num_heads, cuda::elementwise_width_max / c.head_dim));
+  }
   if (c.attention_head_dim != cuda::hsa_head_dim) return refuse("attention_head_dim", c.attention_head_dim, "64");
   if (c.retrieval_dim % 32 != 0) return refuse("retrieval_dim", c.retrieval_dim, "multiples of 32");
   if (c.hidden_size % 16 != 0) return refuse("hidden_size", c.hidden_size, "multiples of 16");
   RECALLD_CHECK(at_most("retrieval_dim", c.retrieval_dim, 8192));
   RECALLD_CHECK(at_most("vocab_size", c.vocab_size, cuda::matmul_width_max));
-  RECALLD_CHECK(at_most("num_heads", c.num_heads, cuda::elementwise_width_max / c.head_dim));
   RECALLD_CHECK(at_most("chunk_topk", c.chunk_topk, cuda::landmark_topk_max));
   // A block of tokens attends at once: tokens x KV heads x tiles of 16 query heads.
   const size_t group = c.num_attention_heads / c.num_kv_heads, tiles = c.num_kv_heads * ((group + 15) / 16);
@@ -93,9 +98,9 @@ Expected<void> GpuRamba::open(const GpuOptions& options) {
 Expected<void> GpuRamba::load(const std::filesystem::path& directory) {
   RECALLD_TRY(const Weights on_disk, Weights::open(directory / "model.safetensors"));
   GpuWeights weights(on_disk, matmul_);
-  const auto load_blocks = [&](size_t first, size_t count, std::vector<GpuMamba2>& blocks) -> Expected<void> {
+  const auto load_blocks = [&](size_t first, size_t count, std::vector<GpuBlock>& blocks) -> Expected<void> {
     for (size_t i = 0; i < count; ++i) {
-      RECALLD_TRY(const GpuMamba2 loaded, GpuMamba2::load(weights, layer_name(first + i), config_));
+      RECALLD_TRY(const GpuBlock loaded, GpuBlock::load(weights, layer_name(first + i), config_));
       blocks.push_back(loaded);
     }
     return {};
@@ -120,10 +125,11 @@ Expected<void> GpuRamba::load(const std::filesystem::path& directory) {
   }
   for (size_t group = 0; generates && group < config_.num_upper_groups; ++group) {
     RECALLD_TRY(GpuRetrieval retrieval, GpuRetrieval::load(weights, layer_name(layer++), config_));
+    const float pos_decay = retrieval.pos_decay();
     UpperGroup upper{.retrieval = std::move(retrieval), .stages = {}};
     for (size_t stage = 0; stage < config_.hsa_layers() / config_.num_upper_groups; ++stage) {
-      RECALLD_TRY(GpuHsa hsa, GpuHsa::load(weights, layer_name(layer++), config_));
-      std::vector<GpuMamba2> blocks;
+      RECALLD_TRY(GpuHsa hsa, GpuHsa::load(weights, layer_name(layer++), config_, pos_decay));
+      std::vector<GpuBlock> blocks;
       RECALLD_CHECK(load_blocks(layer, config_.num_mamba_per_gca, blocks));
       layer += config_.num_mamba_per_gca;
       upper.stages.push_back({std::move(hsa), std::move(blocks)});
@@ -146,7 +152,7 @@ size_t GpuRamba::carve_encoding(uint32_t tokens, void* base) {
   // The lower half is done when the encoder begins.
   char* const shared = carver.take<char>(0);
   Carver lower(shared), encoder(shared);
-  encode_scratch_ = GpuMamba2::scratch(config_, tokens, segments_most, lower);
+  encode_scratch_ = GpuBlock::scratch(config_, tokens, segments_most, lower);
   encoder_scratch_ = GpuChunkEncoder::scratch(config_, chunks, encoder);
   return carver.used() + std::max(lower.used(), encoder.used());
 }
@@ -155,7 +161,7 @@ size_t GpuRamba::carve_encoding(uint32_t tokens, void* base) {
 size_t GpuRamba::carve_generating(void* base) {
   Carver carver(base);
   gpu_.matmul_workspace = carver.take<char>(cuda::matmul_workspace);
-  mamba_ = GpuMamba2::scratch(config_, block, 1, carver);
+  blocks_ = GpuBlock::scratch(config_, block, 1, carver);
   hsa_ = GpuHsa::scratch(config_, block, carver);
   retrieval_ = GpuRetrieval::scratch(config_, block, carver);
   block_hidden_ = carver.take<float>(block * config_.hidden_size);

@@ -132,13 +132,13 @@ cudaError_t GpuRamba::read_tokens() {
                                    .unwanted = unwanted_states_,
                                    .layers = static_cast<uint32_t>(lower_.size()),
                                    .layer_floats = layer_floats(),
-                                   .conv_floats = GpuMamba2::conv_floats(config_),
+                                   .conv_floats = GpuBlock::conv_floats(config_),
                                    .conv = conv_,
                                    .ssm = ssm_},
                                   stream_.get()));
   RECALLD_CUDA(cuda::embedding_lookup(embeddings_, input_->tokens, lanes, width, hidden_, stream_.get()));
   for (size_t layer = 0; layer < lower_.size(); ++layer)
-    RECALLD_CUDA(lower_[layer].step(gpu_, mamba_, conv_ + layer * lanes, ssm_ + layer * lanes, hidden_));
+    RECALLD_CUDA(lower_[layer].step(gpu_, blocks_, conv_ + layer * lanes, ssm_ + layer * lanes, hidden_));
   RECALLD_CUDA(cuda::copy_rows(hidden_, input_->reads, width, lane_hidden_, stream_.get()));
   return groups_[0].retrieval.run(gpu_, retrieval_, lanes, lane_hidden_, of_lanes_[0].queries);
 }
@@ -154,7 +154,7 @@ cudaError_t GpuRamba::compute_group(uint32_t group) {
                                    .unwanted = unwanted_states_,
                                    .layers = static_cast<uint32_t>(layers_of_group()),
                                    .layer_floats = layer_floats(),
-                                   .conv_floats = GpuMamba2::conv_floats(config_),
+                                   .conv_floats = GpuBlock::conv_floats(config_),
                                    .conv = conv_,
                                    .ssm = ssm_},
                                   stream_.get()));
@@ -165,8 +165,8 @@ cudaError_t GpuRamba::compute_group(uint32_t group) {
     RECALLD_CUDA(stage.hsa.run(
         gpu_, hsa_, {.slots = of.slots, .scores = of.scores, .identity = identity_, .cache = cache_.as<Bf16>()}, lanes,
         hidden_));
-    for (const GpuMamba2& mamba : stage.blocks) {
-      RECALLD_CUDA(mamba.step(gpu_, mamba_, conv_ + layer * lanes, ssm_ + layer * lanes, hidden_));
+    for (const GpuBlock& each : stage.blocks) {
+      RECALLD_CUDA(each.step(gpu_, blocks_, conv_ + layer * lanes, ssm_ + layer * lanes, hidden_));
       ++layer;
     }
   }
@@ -368,10 +368,10 @@ cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<Lan
 cudaError_t GpuRamba::step_block(const LaneWork& work, LaneResult& result) {
   const auto width = static_cast<uint32_t>(config_.hidden_size);
   Lane& lane = lanes_[work.lane];
-  const auto run = [&](std::span<const GpuMamba2> blocks, float* states) -> cudaError_t {
-    for (const GpuMamba2& mamba : blocks) {
+  const auto run = [&](std::span<const GpuBlock> blocks, float* states) -> cudaError_t {
+    for (const GpuBlock& each : blocks) {
       const GpuStreamRows all{.state = states, .first = 0, .tokens = lane.tokens};
-      RECALLD_CUDA(mamba.run(gpu_, mamba_, std::span(&all, 1), lane.tokens, block_hidden_));
+      RECALLD_CUDA(each.run(gpu_, blocks_, std::span(&all, 1), lane.tokens, block_hidden_));
       states += layer_floats();
     }
     return cudaSuccess;

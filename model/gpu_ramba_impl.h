@@ -15,6 +15,7 @@
 #include "kernels/device_memory.h"
 #include "model/config.h"
 #include "model/gpu.h"
+#include "model/gpu_block.h"
 #include "model/gpu_chunk_encoder.h"
 #include "model/gpu_landmarks.h"
 #include "model/gpu_layers.h"
@@ -69,7 +70,7 @@ class GpuRamba final : public Gpu {
   struct UpperGroup {
     struct Stage {
       GpuHsa hsa;
-      std::vector<GpuMamba2> blocks;
+      std::vector<GpuBlock> blocks;
     };
     GpuRetrieval retrieval;
     std::vector<Stage> stages;
@@ -137,7 +138,7 @@ class GpuRamba final : public Gpu {
   };
   using NewStates = std::vector<std::shared_ptr<GpuStatePool::State>>;
 
-  size_t layer_floats() const { return GpuMamba2::state_floats(config_); }
+  size_t layer_floats() const { return GpuBlock::state_floats(config_); }
   size_t lower_floats() const { return lower_.size() * layer_floats(); }
   size_t upper_floats() const { return config_.num_upper_layers * layer_floats(); }
   size_t kv_bytes() const {
@@ -203,7 +204,7 @@ class GpuRamba final : public Gpu {
 
   // The model.
   const Bf16* embeddings_ = nullptr;  // [vocab_size, hidden_size]
-  std::vector<GpuMamba2> lower_;
+  std::vector<GpuBlock> lower_;
   std::optional<GpuChunkEncoder> encoder_;
   std::vector<UpperGroup> groups_;
   std::optional<GpuRetrieval> only_retrieval_;  // of a model without upper layers: searching needs it
@@ -213,12 +214,12 @@ class GpuRamba final : public Gpu {
   // Parts of workspace_: for encode() and query(), ...
   uint32_t* encode_tokens_in_ = nullptr;  // [encode_tokens_]
   float* encode_hidden_ = nullptr;        // [encode_tokens_, hidden_size]
-  GpuMamba2::Scratch encode_scratch_{};
+  GpuBlock::Scratch encode_scratch_{};
   GpuChunkEncoder::Scratch encoder_scratch_{};
   Bf16* encoded_landmarks_ = nullptr;  // [chunks, landmark_dim]
   Bf16* encoded_records_ = nullptr;    // [chunks, kv_bytes]
   // ... and for generating.
-  GpuMamba2::Scratch mamba_{};
+  GpuBlock::Scratch blocks_{};
   GpuHsa::Scratch hsa_{};
   GpuRetrieval::Scratch retrieval_{};
   float* block_hidden_ = nullptr;  // [64, hidden_size]

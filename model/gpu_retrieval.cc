@@ -23,6 +23,10 @@ Expected<GpuRetrieval> GpuRetrieval::load(GpuWeights& weights, const std::string
     for (size_t i = 0; i < gain.size(); ++i) gain[i] = of_head[i % width];
   }
   RECALLD_TRY(retrieval.gain_, weights.upload(std::span<const float>(gain)));
+  if (config.enable_pos_decay) {
+    RECALLD_TRY(const auto decay, weights.on_disk().floats(prefix + ".pos_decay", {1}));
+    retrieval.pos_decay_ = decay[0];
+  }
   return retrieval;
 }
 

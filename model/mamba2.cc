@@ -1,7 +1,5 @@
 #include "model/mamba2.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <utility>
 
@@ -11,26 +9,6 @@
 
 namespace recalld {
 namespace {
-
-// How many chunks a layer has finished; other threads wait for it.
-class Progress {
- public:
-  void wait_for(size_t chunks) const {
-    for (int spins = 0; done_.load(std::memory_order_acquire) < chunks; ++spins) {
-      if (spins < spins_before_sleep) continue;
-      const size_t seen = done_.load(std::memory_order_acquire);
-      if (seen < chunks) done_.wait(seen, std::memory_order_acquire);
-    }
-  }
-  void advance() {
-    done_.fetch_add(1, std::memory_order_acq_rel);
-    done_.notify_all();
-  }
-
- private:
-  static constexpr int spins_before_sleep = 1000;
-  std::atomic<size_t> done_ = 0;
-};
 
 // What one thread needs while a chunk, or a row of each of several streams, goes through a block.
 template <class Operand>
@@ -143,46 +121,6 @@ void Mamba2::step_as(std::span<float* const> states, float* hidden) const {
   }
   out_proj_.run(scratch.gated.data(), scratch.out.data(), rows);
   add_cpu(scratch.out.data(), rows * hidden_size_, hidden);
-}
-
-void step_blocks(std::span<const Mamba2> layers, std::span<float* const> states, float* hidden) {
-  std::vector<float*> of_layer(states.begin(), states.end());
-  for (const Mamba2& layer : layers) {
-    layer.step(of_layer, hidden);
-    for (float*& state : of_layer) state += layer.state_floats();
-  }
-}
-
-void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t tokens, float* hidden,
-                size_t hidden_size, WorkerPool& pool) {
-  const size_t chunks = (tokens + ssd_block - 1) / ssd_block;
-  std::vector<float*> states;
-  float* next = state.data();
-  for (const Mamba2& layer : layers) {
-    states.push_back(next);
-    next += layer.state_floats();
-  }
-  // As many layers side by side as there are threads, each one chunk behind the layer below it; then the next layers.
-  // So a thread stays with a layer, whose weights stay in its cache, and what a task waits for stands before it.
-  struct Task {
-    size_t layer, chunk;
-  };
-  std::vector<Task> tasks;
-  for (size_t first = 0; first < layers.size(); first += pool.threads()) {
-    const size_t band = std::min(pool.threads(), layers.size() - first);
-    for (size_t step = 0; step + 1 < chunks + band; ++step)
-      for (size_t i = 0; i < band; ++i)
-        if (step >= i && step - i < chunks) tasks.push_back({first + i, step - i});
-  }
-  std::vector<Progress> progress(layers.size());
-  pool.run(tasks.size(), [&](size_t index, size_t) {
-    const auto [layer, chunk] = tasks[index];
-    progress[layer].wait_for(chunk);
-    if (layer > 0) progress[layer - 1].wait_for(chunk + 1);
-    layers[layer].run(states[layer], hidden + chunk * ssd_block * hidden_size,
-                      std::min(ssd_block, tokens - chunk * ssd_block));
-    progress[layer].advance();
-  });
 }
 
 }  // namespace recalld

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,37 +9,28 @@
 #include "base/error.h"
 #include "kernels/matmul.h"
 #include "kernels/ssd_scan.h"
-#include "kernels/worker_pool.h"
+#include "model/block.h"
 #include "model/config.h"
 #include "model/weights.h"
 
 namespace recalld {
 
-class Mamba2 {
+class Mamba2 final : public Block {
  public:
   // Reads "<prefix>.norm.weight" and "<prefix>.mixer.*"; the error names what is missing or of another shape.
   static Expected<Mamba2> load(const Weights& weights, const std::string& prefix, const Config& config,
                                ProductType type);
 
-  // f32 values of one stream's state: the convolution's last inputs [conv_kernel - 1, channels], oldest first, then the
-  // SSM state [state_size, num_heads, head_dim].
-  size_t state_floats() const { return conv_floats() + ssd_shape_.state_floats(); }
-  size_t conv_floats() const { return (taps_ - 1) * ssd_shape_.channels(); }
-
-  // Reads one chunk of 64 tokens, or the `rows` first of it, on the calling thread alone; several threads may run it on
-  // streams of their own.
-  // state: [state_floats()] in and out · hidden: [64, hidden_size] in and out; rows that are not read end up as
-  // anything
-  void run(float* state, float* hidden, size_t rows = ssd_block) const;
-
-  // Reads one token of each of several streams, at most Linear::rows_few. A stream's bits do not depend on the others.
-  // states: [streams] of [state_floats()] in and out · hidden: [Linear::rows_few, hidden_size] in and out, a stream a
-  // row
-  void step(std::span<float* const> states, float* hidden) const;
+  // The convolution's last inputs [conv_kernel - 1, channels], oldest first, then the SSM state [state_size, num_heads,
+  // head_dim].
+  size_t state_floats() const override { return conv_floats() + ssd_shape_.state_floats(); }
+  void run(float* state, float* hidden, size_t rows) const override;
+  void step(std::span<float* const> states, float* hidden) const override;
 
  private:
   Mamba2(ProductType type, SsdShape shape, Linear in_proj, Linear out_proj);
 
+  size_t conv_floats() const { return (taps_ - 1) * ssd_shape_.channels(); }
   template <class Operand>
   void run_as(float* state, float* hidden, size_t rows) const;
   template <class Operand>
@@ -60,15 +50,5 @@ class Mamba2 {
   Linear out_proj_;
   SsdScan scan_;
 };
-
-// Runs consecutive blocks over chunks of one stream, layer L on one chunk beside layer L - 1 on the next.
-// The bits do not depend on the number of threads: a chunk's work is the same wherever it runs.
-// state: the layers' states, one after the other · tokens: of which the last ones may be a part of a chunk
-// hidden: [tokens up to a multiple of 64, hidden_size] in and out
-void run_blocks(std::span<const Mamba2> layers, std::span<float> state, size_t tokens, float* hidden,
-                size_t hidden_size, WorkerPool& pool);
-
-// The same for one token of each of several streams. states: [streams] · hidden: as in Mamba2::step
-void step_blocks(std::span<const Mamba2> layers, std::span<float* const> states, float* hidden);
 
 }  // namespace recalld

@@ -9,7 +9,7 @@
 
 #include "kernels/cpu_isa.h"
 #include "kernels/rmsnorm.h"
-#include "model/mamba2.h"
+#include "model/block.h"
 #include "model/projection.h"
 #include "model/retrieval.h"
 #include "model/weights.h"
@@ -17,8 +17,8 @@
 namespace recalld {
 namespace {
 
-// Layers are numbered in the order in which they run: lower Mamba-2 blocks, chunking, then for each group a retrieval
-// and its HSA layers, each followed by its Mamba-2 blocks.
+// Layers are numbered in the order in which they run: lower blocks, chunking, then for each group a retrieval and its
+// HSA layers, each followed by its blocks.
 std::string layer_name(size_t index) {
   return "backbone.layers." + std::to_string(index);
 }
@@ -26,16 +26,16 @@ std::string layer_name(size_t index) {
 struct UpperGroup {
   struct Stage {
     Hsa hsa;
-    std::vector<Mamba2> blocks;
+    Blocks blocks;
   };
   std::vector<Stage> stages;
 };
 
-Expected<std::vector<Mamba2>> load_blocks(const Weights& weights, size_t first, size_t count, const Config& config,
-                                          ProductType type) {
-  std::vector<Mamba2> blocks;
+Expected<Blocks> load_blocks(const Weights& weights, size_t first, size_t count, const Config& config,
+                             ProductType type) {
+  Blocks blocks;
   for (size_t i = 0; i < count; ++i) {
-    RECALLD_TRY(Mamba2 block, Mamba2::load(weights, layer_name(first + i), config, type));
+    RECALLD_TRY(auto block, load_block(weights, layer_name(first + i), config, type));
     blocks.push_back(std::move(block));
   }
   return blocks;
@@ -43,6 +43,9 @@ Expected<std::vector<Mamba2>> load_blocks(const Weights& weights, size_t first, 
 
 size_t layers_of_group(const Config& config) {
   return 1 + config.hsa_layers() / config.num_upper_groups * (1 + config.num_mamba_per_gca);
+}
+size_t retrieval_layer(const Config& config, size_t group) {
+  return config.num_lower_layers + 1 + (group == 0 ? 0 : group * layers_of_group(config));
 }
 
 std::string contents(const std::filesystem::path& file) {
@@ -78,9 +81,10 @@ struct Ramba::Impl {
   Config config;
   Weights weights;
   std::span<const Bf16> embeddings;  // [vocab_size, hidden_size], in the mapped file
-  std::vector<Mamba2> lower;
+  Blocks lower;
   ChunkEncoder encoder;
   std::vector<Retrieval> retrievals;    // of the groups; with Parts::lower the first one's
+  std::vector<float> pos_decays;        // of all groups, also with Parts::lower; zeros without enable_pos_decay
   std::optional<HsaQuery> first_query;  // of the first HSA layer
   std::vector<UpperGroup> groups;       // empty with Parts::lower
   std::vector<float> final_norm;        // [hidden_size]
@@ -89,10 +93,8 @@ struct Ramba::Impl {
   ProductType type = ProductType::f32;
   Hash128 hash;
 
-  size_t state_floats(std::span<const Mamba2> blocks) const {
-    return blocks.empty() ? 0 : blocks.size() * blocks[0].state_floats();
-  }
-  size_t mamba_layers_of_group() const { return config.num_upper_layers / config.num_upper_groups; }
+  size_t block_floats() const { return lower[0]->state_floats(); }
+  size_t blocks_of_group() const { return config.num_upper_layers / config.num_upper_groups; }
   Expected<void> load_upper();
 
   // hidden: [tokens or more, hidden_size]; what lies behind the tokens becomes zero
@@ -104,7 +106,7 @@ struct Ramba::Impl {
   }
 
   // Where a group's blocks have their part of the upper state.
-  size_t group_offset(size_t group) const { return group * mamba_layers_of_group() * lower[0].state_floats(); }
+  size_t group_offset(size_t group) const { return group * blocks_of_group() * block_floats(); }
 };
 
 Ramba::Ramba(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -127,9 +129,16 @@ Expected<std::unique_ptr<Ramba>> Ramba::open(const std::filesystem::path& direct
   RECALLD_TRY(impl->embeddings,
               impl->weights.bf16("backbone.embeddings.weight", {config.vocab_size, config.hidden_size}));
   RECALLD_TRY(impl->lower, load_blocks(impl->weights, 0, config.num_lower_layers, config, type));
-  const size_t retrieval = config.num_lower_layers + 1;
+  const size_t retrieval = retrieval_layer(config, 0);
   RECALLD_TRY(Retrieval first, Retrieval::load(impl->weights, layer_name(retrieval), config, type));
   impl->retrievals.push_back(std::move(first));
+  for (size_t group = 0; group < config.num_upper_groups; ++group) {
+    std::vector<float> decay(1);
+    if (config.enable_pos_decay) {
+      RECALLD_TRY(decay, impl->weights.floats(layer_name(retrieval_layer(config, group)) + ".pos_decay", {1}));
+    }
+    impl->pos_decays.push_back(decay[0]);
+  }
   if (config.num_upper_layers > 0) {
     RECALLD_TRY(impl->first_query, HsaQuery::load(impl->weights, layer_name(retrieval + 1), config, type));
   }
@@ -141,7 +150,7 @@ Expected<std::unique_ptr<Ramba>> Ramba::open(const std::filesystem::path& direct
 
 Expected<void> Ramba::Impl::load_upper() {
   for (size_t group = 0; group < config.num_upper_groups; ++group) {
-    size_t layer = config.num_lower_layers + 1 + group * layers_of_group(config);
+    size_t layer = retrieval_layer(config, group);
     if (group > 0) {
       RECALLD_TRY(Retrieval retrieval, Retrieval::load(weights, layer_name(layer), config, type));
       retrievals.push_back(std::move(retrieval));
@@ -179,11 +188,11 @@ std::string Ramba::describe() const {
 }
 
 size_t Ramba::lower_state_bytes() const {
-  return impl_->state_floats(impl_->lower) * sizeof(float);
+  return impl_->lower.size() * impl_->block_floats() * sizeof(float);
 }
 
 RecurrentState Ramba::lower_zero_state() const {
-  return {.values = std::vector<float>(impl_->state_floats(impl_->lower)), .device = {}};
+  return {.values = std::vector<float>(impl_->lower.size() * impl_->block_floats()), .device = {}};
 }
 
 void Ramba::lower(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden) {
@@ -260,7 +269,7 @@ size_t Ramba::groups() const {
 }
 
 RecurrentState Ramba::upper_zero_state() const {
-  return {.values = std::vector<float>(impl_->config.num_upper_layers * impl_->lower[0].state_floats()), .device = {}};
+  return {.values = std::vector<float>(impl_->config.num_upper_layers * impl_->block_floats()), .device = {}};
 }
 
 std::vector<float> Ramba::retrieval_embedding(std::span<const float> hidden, size_t group) const {
@@ -283,22 +292,21 @@ std::vector<Bf16> Ramba::landmark_queries(std::span<const float> hidden, size_t 
   return queries;
 }
 
-std::vector<float> Ramba::chunk_weights(std::span<const float> scores) const {
+std::vector<float> Ramba::chunk_weights(std::span<const float> scores, size_t group) const {
   std::vector<float> weights(scores.size());
-  chunk_weights_cpu(impl_->config.enable_softmax, scores, weights);
+  chunk_weights_cpu(impl_->config.enable_softmax, scores, weights, impl_->pos_decays[group]);
   return weights;
 }
 
 void Ramba::upper(size_t group, RecurrentState& state, std::span<float> hidden,
                   std::span<const std::vector<AttendedChunk>> attended) {
   const size_t width = impl_->config.hidden_size, tokens = attended.size() / impl_->config.retrieval_heads();
-  const size_t block_floats = impl_->lower[0].state_floats();
   auto states = std::span(state.values).subspan(impl_->group_offset(group));
   for (const UpperGroup::Stage& stage : impl_->groups[group].stages) {
     stage.hsa.run(hidden, attended, impl_->pool);
-    run_blocks(stage.blocks, states.first(stage.blocks.size() * block_floats), tokens, hidden.data(), width,
-               impl_->pool);
-    states = states.subspan(stage.blocks.size() * block_floats);
+    const size_t floats = stage.blocks.size() * impl_->block_floats();
+    run_blocks(stage.blocks, states.first(floats), tokens, hidden.data(), width, impl_->pool);
+    states = states.subspan(floats);
   }
 }
 
@@ -318,7 +326,7 @@ void Ramba::upper_step(size_t group, std::span<RecurrentState* const> states, st
   for (const UpperGroup::Stage& stage : impl_->groups[group].stages) {
     stage.hsa.run(hidden, attended, impl_->pool);
     step_blocks(stage.blocks, values, hidden.data());
-    for (float*& value : values) value += impl_->state_floats(stage.blocks);
+    for (float*& value : values) value += stage.blocks.size() * impl_->block_floats();
   }
 }
 

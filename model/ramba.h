@@ -1,5 +1,6 @@
 // RAMba: Mamba-2 with Hierarchical Sparse Attention (arXiv 2504.16795; chunk encoder with CLS token and bypassing
-// residual path: arXiv 2510.17196). The front door of the model: lower half, chunk encoder, query, upper half.
+// residual path: arXiv 2510.17196). The front door of the model: lower half, chunk encoder, query, upper half. Models
+// of the other family (arXiv 2510.17196) have blocks of sliding-window attention in place of Mamba-2.
 //
 // A memory's tokens go through lower() chunk by chunk; encode_chunks() turns 64 hidden states each into what is stored.
 // Both give the same bits however the tokens were cut into calls and however many threads work: every product has a
@@ -94,8 +95,8 @@ class Ramba {
   // The same as queries that whole landmarks are multiplied by: with the gain, in bf16, and for each retrieval head by
   // itself, zeros for the others. hidden: [n, hidden_size] · returns [n, retrieval_heads, retrieval_dim]
   std::vector<Bf16> landmark_queries(std::span<const float> hidden, size_t group) const;
-  // Shares of the selected chunks from their scores, newest first.
-  std::vector<float> chunk_weights(std::span<const float> scores) const;
+  // Shares of the chunks that a token selected for one group, from their scores, newest first.
+  std::vector<float> chunk_weights(std::span<const float> scores, size_t group) const;
 
   // One group of upper layers over n tokens in blocks of 64. `attended` as in Hsa::run.
   // state: of all groups · hidden: [n up to a multiple of 64, hidden_size] in and out · attended: [n, retrieval_heads]

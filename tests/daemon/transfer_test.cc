@@ -252,6 +252,30 @@ TEST_F(TransferTest, APageSentBackIsNoLineBeyondTheLimit) {
   EXPECT_GE(pages, 6u);
 }
 
+// A model with a long window has such states.
+TEST_F(TransferTest, StatesThatNoRequestCouldBringBackAreLeftOut) {
+  const MemoryId id = fill(from_, "m");
+  ASSERT_TRUE(FakeModel::settle(*from_.store, id));
+  const auto count_states = [&](uint32_t state_bytes) {
+    RecordShape shape = FakeModel::shape();
+    shape.state_bytes = state_bytes;
+    Transfer transfer(*from_.store, from_.upkeep,
+                      {.shape = shape, .tokenise = FakeModel::tokenise, .encode = [](MemoryId) {}});
+    size_t states = 0;
+    std::string after;
+    do {
+      const auto page = transfer.export_page({.memory = "m", .encodings = true, .after = after, .limit = 1000});
+      EXPECT_TRUE(page) << page.error().message;
+      for (const ExportRecord& record : page->records) states += std::holds_alternative<ExportState>(record);
+      after = page->next_after.value_or("");
+    } while (!after.empty());
+    transfer.stop();
+    return states;
+  };
+  EXPECT_GT(count_states(FakeModel::state_bytes), 0u);
+  EXPECT_EQ(count_states(uint32_t{6} << 20), 0u);
+}
+
 TEST_F(TransferTest, AContentOfManyPiecesComesBackByteForByte) {
   std::string content;
   for (size_t i = 0; content.size() < (1 << 20); ++i) content += std::to_string(i * i) + std::string("\0,é", 4);

@@ -135,6 +135,15 @@ TEST(ChunkWeights, SoftmaxAddsUpToOneAndStickBreakingToLess) {
     EXPECT_NEAR(weights[i], left * taken, 1e-6f);
     left *= 1 - taken;
   }
+  // The older ones' scores decay by place.
+  const float decayed[] = {0.5f, -0.25f - 0.125f, 1.0f - 2 * 0.125f};
+  for (const bool softmax : {false, true}) {
+    float expected[3];
+    chunk_weights_cpu(softmax, decayed, expected);
+    chunk_weights_cpu(softmax, mild, weights, -0.125f);
+    for (size_t i = 0; i < 3; ++i) EXPECT_EQ(weights[i], expected[i]);
+  }
+
   const float extreme[] = {-200.0f, 200.0f};
   chunk_weights_cpu(false, extreme, weights);
   EXPECT_NEAR(weights[0], 0.0f, 1e-6f);

@@ -32,12 +32,14 @@ std::vector<uint32_t> bits_of(const std::vector<float>& values) {
 struct Shape {
   uint32_t tokens = 1, group_heads = 16, kv_heads = 1, retrieval_heads = 1, k = 8, chunks = 20;
   bool softmax = true;
+  float pos_decay = 0;
 
   uint32_t heads() const { return kv_heads * group_heads; }
   std::string name() const {
     return "tokens " + std::to_string(tokens) + " heads " + std::to_string(kv_heads) + " x " +
            std::to_string(group_heads) + " retrieval " + std::to_string(retrieval_heads) + " k " + std::to_string(k) +
-           " chunks " + std::to_string(chunks) + (softmax ? " softmax" : " stick-breaking");
+           " chunks " + std::to_string(chunks) + (softmax ? " softmax" : " stick-breaking") + " decay " +
+           std::to_string(pos_decay);
   }
 };
 
@@ -102,6 +104,7 @@ struct Problem {
                                 .head_dim = dim,
                                 .k = shape.k,
                                 .softmax = shape.softmax,
+                                .pos_decay = shape.pos_decay,
                                 .path = path,
                                 .workspace = workspace.data()},
                                nullptr));
@@ -128,7 +131,7 @@ struct Problem {
         size_t count = 0;
         while (count < shape.k && selection[place + count] != cuda::hsa_no_chunk) ++count;
         std::vector<float> weights(count);
-        chunk_weights_cpu(shape.softmax, {scores.data() + place, count}, weights);
+        chunk_weights_cpu(shape.softmax, {scores.data() + place, count}, weights, shape.pos_decay);
         std::vector<HsaChunk> chunks, chunks_abs;
         for (size_t i = 0; i < count; ++i) {
           const size_t at = selection[place + i] * chunk_tokens * stride + kv_head * dim;
@@ -186,6 +189,13 @@ TEST_F(HsaAttentionCuda, AgreesWithTheCpuForAnyNumberOfTokens) {
     for (const uint32_t tokens : {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 200})
       for (const uint32_t k : {8, 12})
         Problem({.tokens = tokens, .group_heads = 3, .k = k, .chunks = 50, .softmax = softmax}, tokens).expect_parity();
+}
+
+TEST_F(HsaAttentionCuda, AgreesWithTheCpuWhereScoresDecayByPlace) {
+  for (const bool softmax : {false, true})
+    for (const float pos_decay : {-2.0f, -0.1f, 0.03f})
+      for (const uint32_t k : {1, 8, 33, 128})
+        Problem({.tokens = 9, .k = k, .chunks = 140, .softmax = softmax, .pos_decay = pos_decay}, k).expect_parity();
 }
 
 // Many more chunks in a block than the ring holds, most of them for one token; and all tokens with the same ones.

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "tests/support/random_model.h"
+
 namespace recalld {
 namespace {
 
@@ -59,9 +61,42 @@ TEST(Config, NamesTheKeyThatIsMissingWrongOrUnsupported) {
   refused("num_kv_heads", 4, "multiple");
   refused("enable_softmax1", true, "does not implement");
   refused("enc_prenorm", true, "does not implement");
-  refused("enable_pos_decay", true, "does not implement");
   refused("mask_slide_window", true, "does not implement");
   refused("recall_token_id", 8192, "from 0 to 8191");
+}
+
+TEST(Config, ModelsWithSlidingWindowsHaveKeysOfTheirOwn) {
+  const auto parse = [](const char* key, nlohmann::json value) {
+    nlohmann::json json = random_model_config();
+    if (value.is_null())
+      json.erase(key);
+    else
+      json[key] = std::move(value);
+    return Config::parse(json.dump());
+  };
+  const auto config = parse("swa_kv_heads", nullptr);
+  ASSERT_TRUE(config) << config.error().message;
+  EXPECT_EQ(config->family, BlockFamily::swa_hsa);
+  EXPECT_EQ(config->sliding_window, 128u);
+  EXPECT_EQ(config->swa_kv_heads, config->num_attention_heads);
+  EXPECT_EQ(parse("swa_kv_heads", 1)->swa_kv_heads, 1u);
+  EXPECT_EQ(Config::read(default_config)->family, BlockFamily::ramba);
+  const auto refused = [&](const char* key, nlohmann::json value, const char* words) {
+    const auto wrong = parse(key, std::move(value));
+    ASSERT_FALSE(wrong) << key;
+    EXPECT_EQ(wrong.error().kind, ErrorKind::invalid_request);
+    EXPECT_THAT(wrong.error().message, HasSubstr(key));
+    EXPECT_THAT(wrong.error().message, HasSubstr(words));
+  };
+  refused("sliding_window", nullptr, "missing");
+  refused("sliding_window", 0, "from 64");
+  refused("sliding_window", 100, "multiple of 64");
+  refused("swa_kv_heads", 3, "multiple");
+  refused("attention_head_dim", 48, "multiple of 32");
+  // Without it the model is one of Mamba-2, whose keys are missing here.
+  const auto other = parse("model_type", nullptr);
+  ASSERT_FALSE(other);
+  EXPECT_THAT(other.error().message, HasSubstr("expand"));
 }
 
 TEST(Config, AnythingThatIsNoObjectIsRefused) {

@@ -141,7 +141,7 @@ class Golden : public ::testing::TestWithParam<Precision> {
       std::ranges::sort(out.chosen, std::ranges::greater{});
       std::vector<float> scores;
       for (const uint64_t chunk : out.chosen) scores.push_back(out.scores[chunk]);
-      out.weights = model_->chunk_weights(scores);
+      out.weights = model_->chunk_weights(scores, group);
     }
     return retrieved;
   }

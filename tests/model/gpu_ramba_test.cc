@@ -14,8 +14,11 @@
 
 #include "kernels/landmark_topk.h"
 #include "model/ramba.h"
+#include "model/swa.h"
 #include "model/weights.h"
 #include "tests/support/device_array.h"
+#include "tests/support/random_model.h"
+#include "tests/support/temp_dir.h"
 
 namespace recalld {
 namespace {
@@ -52,11 +55,11 @@ class GpuRambaTest : public GpuTest {
   void SetUp() override {
     GpuTest::SetUp();
     if (IsSkipped()) return;
-    cpu_ = must_have(Ramba::open(default_model(), Precision::f32, Parts::all, pool_));
+    cpu_ = must_have(Ramba::open(model_, Precision::f32, Parts::all, pool_));
   }
 
   std::unique_ptr<Gpu> open(uint64_t budget_bytes) const {
-    return must_have(open_gpu_ramba({.model = default_model(), .budget_bytes = budget_bytes, .encode_states = 32}));
+    return must_have(open_gpu_ramba({.model = model_, .budget_bytes = budget_bytes, .encode_states = 32}));
   }
 
   // Words that the model knows, beginning at this one.
@@ -101,6 +104,24 @@ class GpuRambaTest : public GpuTest {
     return out;
   }
 
+  // The same stream on the CPU.
+  Encoding encode_on_cpu(std::span<const uint32_t> tokens) const {
+    const size_t chunks = tokens.size() / chunk_size;
+    RecurrentState state = cpu_->lower_zero_state();
+    std::vector<float> hidden(tokens.size() * cpu_->config().hidden_size);
+    cpu_->lower(state, tokens, hidden);
+    Encoding out = room_for(chunks);
+    const auto encoded = cpu_->encode_chunks(hidden);
+    for (size_t i = 0; i < chunks; ++i) {
+      const auto landmark = cpu_->pack_landmark(encoded[i]);
+      std::ranges::copy(landmark, out.landmarks.begin() + static_cast<ptrdiff_t>(i * cpu_->landmark_dim()));
+      cpu_->pack_kv(encoded[i], std::span(out.kv).subspan(i * cpu_->kv_bytes(), cpu_->kv_bytes()));
+    }
+    out.state.assign(reinterpret_cast<const char*>(state.values.data()), state.values.size() * sizeof(float));
+    return out;
+  }
+
+  std::filesystem::path model_ = default_model();
   WorkerPool pool_{2};
   std::unique_ptr<Ramba> cpu_;
 };
@@ -116,30 +137,22 @@ std::vector<float> floats(const std::vector<std::byte>& values) {
   return floats(std::span(reinterpret_cast<const Bf16*>(values.data()), values.size() / sizeof(Bf16)));
 }
 
+std::vector<float> floats(const std::string& state) {
+  std::vector<float> result(state.size() / sizeof(float));
+  std::memcpy(result.data(), state.data(), state.size());
+  return result;
+}
+
 // ---- Appending and searching
 
 TEST_F(GpuRambaTest, EncodesAsTheCpuDoes) {
   const auto gpu = open(roomy);
   constexpr size_t chunks = 37;
   const auto tokens = text_tokens(chunks * chunk_size, 0);
-  const Encoding found = encode(*gpu, tokens, {chunks});
-
-  RecurrentState state = cpu_->lower_zero_state();
-  std::vector<float> hidden(tokens.size() * cpu_->config().hidden_size);
-  cpu_->lower(state, tokens, hidden);
-  Encoding expected = room_for(chunks);
-  const auto encoded = cpu_->encode_chunks(hidden);
-  for (size_t i = 0; i < chunks; ++i) {
-    const auto landmark = cpu_->pack_landmark(encoded[i]);
-    std::ranges::copy(landmark, expected.landmarks.begin() + static_cast<ptrdiff_t>(i * cpu_->landmark_dim()));
-    cpu_->pack_kv(encoded[i], std::span(expected.kv).subspan(i * cpu_->kv_bytes(), cpu_->kv_bytes()));
-  }
+  const Encoding found = encode(*gpu, tokens, {chunks}), expected = encode_on_cpu(tokens);
   expect_near(floats(found.landmarks), floats(expected.landmarks), tolerance);
   expect_near(floats(found.kv), floats(expected.kv), tolerance);
-  std::vector<float> found_state(state.values.size());
-  ASSERT_EQ(found.state.size(), found_state.size() * sizeof(float));
-  std::memcpy(found_state.data(), found.state.data(), found.state.size());
-  expect_near(found_state, state.values, tolerance);
+  expect_near(floats(found.state), floats(expected.state), tolerance);
 }
 
 TEST_F(GpuRambaTest, GivesTheSameBitsHoweverTheStreamWasCutAndWhateverElseIsEncoded) {
@@ -332,7 +345,7 @@ std::vector<std::vector<float>> run_on_cpu(Ramba& cpu, const Encoding& memory, s
       std::ranges::sort(best, std::ranges::greater{}, &ScoredChunk::chunk);
       std::vector<float> scores;
       for (const ScoredChunk& each : best) scores.push_back(each.dot * cpu.score_scale());
-      const auto weights = cpu.chunk_weights(scores);
+      const auto weights = cpu.chunk_weights(scores, 0);
       for (size_t c = 0; c < best.size(); ++c)
         attended[i].push_back(
             {reinterpret_cast<const Bf16*>(memory.kv.data() + best[c].chunk * cpu.kv_bytes()), weights[c]});
@@ -510,6 +523,75 @@ TEST_F(GpuGenerateTest, AMemoryWithFewChunksOrNoneIsReadToo) {
       EXPECT_TRUE(std::ranges::all_of(each, [](float logit) { return std::isfinite(logit); })) << visible;
     EXPECT_LE(pager.misses(), visible);
   }
+}
+
+// ---- Sliding windows in place of Mamba-2
+
+// A small random model: errors do not average out as in one that is trained.
+class GpuSwaTest : public GpuGenerateTest {
+ protected:
+  static constexpr float tolerance_random = 5e-2f;
+
+  void SetUp() override {
+    nlohmann::json config = random_model_config();
+    config["attention_head_dim"] = 64;
+    config["num_upper_groups"] = 1;
+    RandomModel(config).write(directory_.path());
+    model_ = directory_.path();
+    GpuGenerateTest::SetUp();
+  }
+
+  TempDir directory_;
+};
+
+TEST_F(GpuSwaTest, EncodesAsTheCpuDoes) {
+  const auto gpu = open(roomy);
+  const auto tokens = random_tokens(37 * chunk_size, 12);
+  const Encoding found = encode(*gpu, tokens, {37}), expected = encode_on_cpu(tokens);
+  expect_near(floats(found.landmarks), floats(expected.landmarks), tolerance_random);
+  expect_near(floats(found.kv), floats(expected.kv), tolerance_random);
+  const auto found_state = floats(found.state), expected_state = floats(expected.state);
+  ASSERT_EQ(found_state.size(), expected_state.size());
+  const size_t block = swa_shape(cpu_->config()).state_floats();
+  for (size_t first = 0; first < found_state.size(); first += block) {
+    EXPECT_EQ(found_state[first], expected_state[first]);
+    const auto ring = [&](const std::vector<float>& state) {
+      return std::span(state).subspan(first + swa_head_floats, block - swa_head_floats);
+    };
+    expect_near(ring(found_state), ring(expected_state), tolerance_random);
+  }
+}
+
+TEST_F(GpuSwaTest, GivesTheSameBitsHoweverTheStreamWasCut) {
+  const auto gpu = open(roomy);
+  const auto tokens = random_tokens(150 * chunk_size, 13);
+  const Encoding whole = encode(*gpu, tokens, {150});
+  for (const auto& cuts : std::vector<std::vector<size_t>>{{1}, {16}, {3, 64, 1, 7}})
+    EXPECT_TRUE(encode(*gpu, tokens, cuts) == whole) << "first cut " << cuts[0];
+}
+
+TEST_F(GpuSwaTest, ReadsQueriesAsTheCpuDoes) {
+  const auto gpu = open(roomy);
+  for (const size_t count : {1, 20, 64, 300}) {
+    const auto tokens = random_tokens(count, 14);
+    const SearchQuery found = must_have(gpu->query(tokens)), expected = cpu_->query(tokens);
+    expect_near(floats(found.landmark), floats(expected.landmark), tolerance_random);
+    expect_near(found.heads, expected.heads, tolerance_random);
+  }
+}
+
+// As many chunks as a token attends to, so that none is chosen otherwise.
+TEST_F(GpuSwaTest, GivesTheLogitsOfTheCpuWhateverTheOtherLanesDo) {
+  const auto gpu = open(roomy);
+  const size_t few = cpu_->config().chunk_topk;
+  const Encoding memory = encode(*gpu, random_tokens(few * chunk_size, 15), {few});
+  Pager pager(*gpu, memory, cpu_->landmark_dim(), cpu_->kv_bytes());
+  const auto tokens = random_tokens(230, 16);
+  const auto found = run(*gpu, pager, 0, tokens, 80, few), expected = run_on_cpu(*cpu_, memory, tokens, 80);
+  ASSERT_EQ(found.size(), expected.size());
+  for (size_t i = 0; i < found.size(); ++i) expect_near(found[i], expected[i], tolerance_random);
+  run(*gpu, pager, 5, random_tokens(90, 17), 20, few);
+  EXPECT_TRUE(run(*gpu, pager, 3, tokens, 80, few) == found);
 }
 
 }  // namespace

@@ -397,7 +397,7 @@ Gpu::Selection CpuGpu::select(const LaneWork& work, std::span<const float> hidde
       selection.scores[list * k + i] = best[i].dot * model_->score_scale();
     }
     const auto scores = std::span(selection.scores).subspan(list * k, best.size());
-    const std::vector<float> weights = model_->chunk_weights(scores);
+    const std::vector<float> weights = model_->chunk_weights(scores, group);
     for (size_t i = 0; i < best.size(); ++i) {
       chosen.insert(best[i].chunk);
       const uint32_t slot = memory.page(best[i].chunk);
