@@ -46,8 +46,11 @@ class Story:
         return story_keys(self.people, self.things)
 
     def _words(self, kind: str, count: int) -> list[str]:
-        return list({self.lexicon.pick(kind) if self.lexicon.rng.random() < 0.7 else self.lexicon.word(): None
-                     for _ in range(count + 1)})
+        """Different ones."""
+        words: dict[str, None] = {}
+        while len(words) < count:
+            words[self.lexicon.pick(kind) if self.lexicon.rng.random() < 0.7 else self.lexicon.word()] = None
+        return list(words)
 
     def _say(self, templates: tuple[str, ...], **words: str) -> dict[str, Said]:
         ids, starts = self.coder.fill(self.lexicon.choice(templates), words)

@@ -344,6 +344,7 @@ def train(args) -> None:
             if started is None and step > Step.CAPTURE_AFTER + 1:  # compiled and captured
                 torch.cuda.synchronize() if device.type == "cuda" else None
                 started, first_step = time.time(), step
+                saved = started
 
             if step % args.log_every == 0:
                 figures = one_step.figures()

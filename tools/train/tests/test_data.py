@@ -18,10 +18,11 @@ import data as sequences  # noqa: E402
 import facts  # noqa: E402
 import prepare  # noqa: E402
 from data import C, G, L, QL, S, T, TAIL, Maker, batches  # noqa: E402
+from lexicon import Lexicon  # noqa: E402
 from prepared import Prepared  # noqa: E402
 from stories import Story  # noqa: E402
 from tasks import TaskMaker  # noqa: E402
-from units import KINDS  # noqa: E402
+from units import KINDS, Coder  # noqa: E402
 
 PEOPLE = ("Mina", "Oskar", "Tilda", "Bram")
 
@@ -328,3 +329,14 @@ def test_needle_questions_of_the_evaluator_are_among_the_templates():
     assert "Set {k} to {v}." in by_name["variable"].tell and "What value is assigned to {k}?" in by_name["variable"].ask
     assert "{K} costs {v}." in by_name["cost"].tell and "How much is {k}?" in by_name["cost"].ask
     assert len(facts.PERSONAL) >= 20
+
+
+def test_stories_have_as_many_places_as_people_need_to_move(prepared):
+    coder = Coder(prepared.model)
+    for seed in range(3000):
+        lexicon = Lexicon(prepared.words, prepared.names, random.Random(seed))
+        lexicon.pick = lambda kind: "hall" if lexicon.rng.random() < 0.9 else "attic"  # words meet again and again
+        lexicon.word = lambda: lexicon.choice(["yard", "mill", "barn", "tower", "cave"])
+        story = Story(lexicon, coder)
+        story.write(8)
+        assert len(set(story.places)) >= 3
