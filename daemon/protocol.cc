@@ -371,6 +371,7 @@ std::string json_text(const StatsReply& reply) {
             {"kv_bytes_on_disk", store.kv_bytes_on_disk},
             {"catalog_bytes_on_disk", store.catalog_bytes_on_disk},
             {"landmark_cache_bytes", store.landmark_cache_bytes},
+            {"entry_cache_bytes", store.entry_cache_bytes},
             {"block_cache_bytes", store.block_cache_bytes},
             {"memtable_bytes", store.memtable_bytes},
             {"state_cache_bytes", reply.state_cache_bytes},

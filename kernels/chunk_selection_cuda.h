@@ -22,7 +22,7 @@ struct SelectionLane {
   const uint64_t* chunks = nullptr;      // [tokens, heads, k]
   const uint32_t* page_table = nullptr;  // [chunks of the memory] slots, or no_chunk
   uint32_t tokens = 0;                   // none: the lane is idle, its row is made empty and it is not ready
-  uint32_t found = 0;                    // of each k, as many are there: k at most
+  uint32_t found = 0;                    // of each k, as many are there; more than k counts as k
   uint32_t row = 0;                      // its first one in the results
   bool enters = false;                   // it comes here from the host; otherwise when it was ready before
 };

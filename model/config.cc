@@ -72,6 +72,7 @@ class Fields {
 };
 
 constexpr size_t width_max = 1 << 16;
+constexpr size_t sliding_window_max = 4096;  // its keys and values are a part of every recurrent state
 constexpr size_t layers_max = 1 << 10;
 
 }  // namespace
@@ -110,7 +111,7 @@ Expected<Config> Config::parse(std::string_view text) {
   in.count("chunk_topk", c.chunk_topk, 1, 1024);
   if (windowed) {
     c.swa_kv_heads = c.num_attention_heads;
-    in.count("sliding_window", c.sliding_window, 64, width_max);
+    in.count("sliding_window", c.sliding_window, 64, sliding_window_max);
     in.count("swa_kv_heads", c.swa_kv_heads, 1, 1024, false);
   }
 

@@ -19,7 +19,7 @@ class GpuBlock {
   static size_t conv_floats(const Config& config);
   static size_t state_floats(const Config& config);
 
-  // Of the one family there is.
+  // Of the model's family; the other one's is empty.
   struct Scratch {
     GpuMamba2::Scratch mamba2;
     GpuSwa::Scratch swa;

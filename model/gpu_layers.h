@@ -60,7 +60,7 @@ class Carver {
 
 // Consecutive tokens of one stream, and its state at one layer.
 struct GpuStreamRows {
-  float* state = nullptr;  // [state_floats] as Mamba2's
+  float* state = nullptr;  // [state_floats] as the block's
   uint32_t first = 0;      // row
   uint32_t tokens = 0;
 };

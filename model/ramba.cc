@@ -80,7 +80,7 @@ struct Ramba::Impl {
 
   Config config;
   Weights weights;
-  std::span<const Bf16> embeddings;  // [vocab_size, hidden_size], in the mapped file
+  std::span<const Bf16> embeddings;  // [vocab_size, hidden_size], where `weights` has them
   Blocks lower;
   ChunkEncoder encoder;
   std::vector<Retrieval> retrievals;    // of the groups; with Parts::lower the first one's

@@ -2,8 +2,7 @@
 
 They are what landmarks and question embeddings are drawn towards (it needs no questions), they tell which "negatives"
 of the contrastive losses hold the evidence too, and they choose the candidates that late interaction learns to rank.
-Stems rather than pieces: as a ranking by itself (256 dimensions, 1,591 chunks of held-out paragraphs, evidence in the
-first 10) pieces give .643, words .656, stems .671; with 0.3 times the chunk before added .659, .678 and .706.
+Stems rather than pieces bring the forms of a word together; a stem's direction is made of its commonest word's pieces.
 """
 import math
 import re
@@ -87,8 +86,8 @@ class Lexical:
         self.hasher = WordHasher(torch.from_numpy(piece_classes(tokenizer)))
         tokens = torch.from_numpy(corpus[:len(corpus) // chunk * chunk].astype(np.int64)).view(-1, chunk)
         hashes, is_last = self.hasher(tokens)
-        words, inverse = np.unique(hashes[is_last].numpy(), return_inverse=True)
-        stems = self._stems(tokenizer, tokens, is_last, inverse, len(words))
+        words, inverse, counts = np.unique(hashes[is_last].numpy(), return_inverse=True, return_counts=True)
+        stems, texts = self._stems(tokenizer, tokens, is_last, inverse, len(words))
         rows = np.repeat(np.arange(len(tokens)), is_last.sum(1).numpy())
         seen = np.unique(rows * (stems.max() + 1) + stems[inverse]) % (stems.max() + 1)
         holding = np.bincount(seen, minlength=stems.max() + 1)
@@ -96,7 +95,9 @@ class Lexical:
         idf = np.concatenate([[0.0], idf, np.full(UNKNOWN_STEMS, math.log(1 + 2 * len(tokens)))])
 
         generator = torch.Generator().manual_seed(PROJECTION_SEED)
+        pieces = torch.randn(tokenizer.get_piece_size(), dim, generator=generator) / math.sqrt(dim)
         projection = torch.randn(len(idf), dim, generator=generator) / math.sqrt(dim)
+        projection[1:1 + len(idf) - UNKNOWN_STEMS - 1] = self._of_pieces(tokenizer, texts, stems, counts, pieces, tokens)
         self.hasher = WordHasher(torch.from_numpy(piece_classes(tokenizer)).to(device))
         self.words = torch.from_numpy(words).to(device)           # [words] hashes, ascending
         self.stems = torch.from_numpy(stems + 1).to(device)       # [words] rows of `vectors`; row 0 says nothing
@@ -104,13 +105,13 @@ class Lexical:
         self.known = len(idf) - UNKNOWN_STEMS
 
     @staticmethod
-    def _stems(tokenizer, tokens, is_last, inverse, count) -> np.ndarray:
-        """[count] a number for the stem of each distinct word."""
+    def _stems(tokenizer, tokens, is_last, inverse, count) -> tuple[np.ndarray, list[str]]:
+        """Of each distinct word the number of its stem, and its text."""
         flat, last = tokens.flatten().numpy(), np.flatnonzero(is_last.flatten().numpy())
         example = np.zeros(count, np.int64)
         example[inverse] = last  # any place where the word ends
         classes = piece_classes(tokenizer)
-        numbers, of_word = {}, np.zeros(count, np.int64)
+        numbers, of_word, texts = {}, np.zeros(count, np.int64), []
         chunk = tokens.shape[1]
         for word, end in enumerate(example):
             begin = end
@@ -118,7 +119,23 @@ class Lexical:
                 begin -= 1
             text = tokenizer.decode(flat[begin:end + 1].tolist()).strip().lower()
             of_word[word] = numbers.setdefault(stem(text), len(numbers))
-        return of_word
+            texts.append(text)
+        return of_word, texts
+
+    @staticmethod
+    def _of_pieces(tokenizer, texts, stems, counts, pieces, tokens) -> torch.Tensor:
+        """[stems, dim] directions: of each stem the sum of the pieces of its commonest word, rarer pieces counting more. So
+        the starter's landmarks, which were drawn towards the vectors of pieces, lie near these already."""
+        share = np.bincount(tokens.flatten().numpy(), minlength=len(pieces)) / tokens.numel()
+        weight = torch.from_numpy(-np.log(share + 1e-7)).float()
+        commonest = np.zeros(stems.max() + 1, np.int64)
+        order = np.argsort(counts, kind="stable")
+        commonest[stems[order]] = order  # the last one stays
+        directions = torch.zeros(len(commonest), pieces.shape[1])
+        for number, word in enumerate(commonest):
+            ids = torch.tensor(tokenizer.encode(texts[word]) or [0])
+            directions[number] = (pieces[ids] * weight[ids, None]).sum(0)
+        return torch.nn.functional.normalize(directions, dim=-1)
 
     def _rows(self, tokens: torch.Tensor) -> torch.Tensor:
         """[..., n] tokens -> [..., n] rows of `vectors`: the word's at its last piece, else 0."""

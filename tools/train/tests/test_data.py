@@ -331,10 +331,10 @@ def test_needle_questions_of_the_evaluator_are_among_the_templates():
     assert len(facts.PERSONAL) >= 20
 
 
-def test_stories_have_as_many_places_as_people_need_to_move(prepared):
-    coder = Coder(prepared.model)
+def test_stories_have_as_many_places_as_people_need_to_move(small):
+    coder = Coder(small.model)
     for seed in range(3000):
-        lexicon = Lexicon(prepared.words, prepared.names, random.Random(seed))
+        lexicon = Lexicon(small.words, small.names, random.Random(seed))
         lexicon.pick = lambda kind: "hall" if lexicon.rng.random() < 0.9 else "attic"  # words meet again and again
         lexicon.word = lambda: lexicon.choice(["yard", "mill", "barn", "tower", "cave"])
         story = Story(lexicon, coder)
