@@ -43,7 +43,8 @@ class EntryCache {
   // `version`: it may have been read before that.
   void keep(StreamId stream, uint64_t first, const Block& block, uint64_t version);
 
-  // Whoever changes or drops rows of entries calls one of these once that is written.
+  // Whoever changes or drops rows that a reader may look up calls one of these once that is written. Rows behind a
+  // generation's last chunk are none: no reader asks for them.
   void forget(StreamId stream);
   void forget_all();
 

@@ -91,6 +91,7 @@ TEST(Config, ModelsWithSlidingWindowsHaveKeysOfTheirOwn) {
   refused("sliding_window", nullptr, "missing");
   refused("sliding_window", 0, "from 64");
   refused("sliding_window", 100, "multiple of 64");
+  refused("sliding_window", 4160, "to 4096");
   refused("swa_kv_heads", 3, "multiple");
   refused("attention_head_dim", 48, "multiple of 32");
   // Without it the model is one of Mamba-2, whose keys are missing here.

