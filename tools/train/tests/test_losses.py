@@ -1,0 +1,88 @@
+"""Retrieval losses and the words of chunks, on small tensors."""
+import sys
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+
+HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parents[1]))
+from lexical import Lexical, WordHasher, piece_classes, stem  # noqa: E402
+from losses import Chunks, contrast, evidence_of, late_scores  # noqa: E402
+from muon import orthogonalise  # noqa: E402
+
+TOKENIZER = str(HERE.parents[3] / "model/default/tokenizer.model")
+
+
+def chunks_of(landmarks, words):
+    return Chunks(torch.tensor(landmarks), torch.tensor(words), per_sequence=2, sequences=1)
+
+
+def test_the_evidence_is_told_from_other_chunks_but_not_from_its_copy():
+    query = torch.tensor([[4.0, 0.0]])
+    landmarks = [[4.0, 0.0], [0.0, 4.0], [8.0, 0.0]]  # two of the sequence, then one from the bank that scores higher
+    evidence = torch.tensor([[0, 0, 0, 2]])
+    loss, first = contrast(query, evidence, chunks_of(landmarks, [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+    assert loss > 5 and first == 0
+    loss, first = contrast(query, evidence, chunks_of(landmarks, [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))  # it says the same
+    assert loss < 0.01 and first == 1
+
+
+def test_chunks_that_are_not_there_yet_are_no_negatives():
+    query = torch.tensor([[4.0, 0.0]])
+    landmarks, words = [[4.0, 0.0], [8.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
+    loss, _ = contrast(query, torch.tensor([[0, 0, 0, 1]]), chunks_of(landmarks, words))
+    assert loss < 0.01
+    loss, _ = contrast(query, torch.tensor([[0, 0, 0, 2]]), chunks_of(landmarks, words))
+    assert loss > 5
+
+
+def test_places_without_a_question_count_for_nothing():
+    meta = torch.tensor([[[5, 0, 0], [-1, -1, -1]]])
+    evidence = evidence_of(meta, torch.tensor([[2, 2]]))
+    assert evidence[:, 0].tolist() == [0, -1]
+    query = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
+    loss, first = contrast(query, evidence, chunks_of([[4.0, 0.0], [0.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]]))
+    assert loss < 0.01 and first == 1
+
+
+def test_late_scores_take_the_best_key_of_each_token_over_the_heads():
+    queries = torch.zeros(1, 2, 2, 4)
+    queries[0, 0, 1, 0], queries[0, 1, 0, 1] = 2.0, 100.0  # the second token is not the question's own
+    keys = torch.zeros(1, 2, 3, 4)
+    keys[0, 0, 2, 0], keys[0, 1, 1, 0] = 3.0, 1.0
+    scores = late_scores(queries, torch.tensor([[True, False]]), keys)
+    assert torch.allclose(scores, torch.tensor([[3.0, 1.0]]))
+
+
+def test_words_are_the_same_wherever_they_stand_and_whatever_their_form():
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=TOKENIZER)
+    hasher = WordHasher(torch.from_numpy(piece_classes(tokenizer)))
+
+    def words(text):
+        hashes, is_last = hasher(torch.tensor(tokenizer.encode(text)))
+        return hashes[is_last].tolist()
+
+    one, two = words("the lighthouse keeper, tired"), words("a tired keeper of the lighthouse")
+    assert len(one) == 4 and len(two) == 6
+    assert set(one) <= set(two) and one[1] == two[5]
+    assert stem("attacks") == stem("attacking") == stem("attacked") == "attack"
+
+    text = "She attacks. They attacked the mill. Nobody was attacking a quiet mill by the river then. " * 12
+    corpus = np.array(tokenizer.encode(text))
+    lexical = Lexical(tokenizer, corpus, 16, 64, "cpu")
+
+    def vector(question):
+        return lexical.questions(torch.tensor(tokenizer.encode(question))[None])[0]
+
+    assert torch.allclose(vector("attacks"), vector("attacking")) and vector("attacks").norm() > 0
+    assert torch.allclose(vector("mill mill"), vector("mill"), atol=1e-6)  # each distinct word once
+    assert not torch.allclose(vector("river"), vector("mill"))
+
+
+def test_muon_brings_singular_values_near_one():
+    update = orthogonalise(torch.randn(2, 48, 16, generator=torch.Generator().manual_seed(1)))
+    assert update.shape == (2, 48, 16)
+    values = torch.linalg.svdvals(update.float())
+    assert values.min() > 0.5 and values.max() < 1.4
