@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Training sequences: things told, questions about them later, and where each answer's evidence lies.
 
-Usage: data.py PREPARED [--sequences 200] [--show 4]      prints the time a sequence takes, counts by kind, and samples
+Usage: data.py PREPARED [--sequences 200] [--show 4] [--length 4096]
+Prints the time a sequence takes, counts by kind, and samples.
 
-L tokens a sequence, S a chunk, C chunks. Everything is int64 unless said, and -1 means absent:
+L tokens a sequence, S a chunk, C chunks. In sequences of another length L there are as many R, A, Q and G a token; in
+short ones what is told stands close together. Everything is int64 unless said, and -1 means absent:
   ids         [L]         tokens
   weight      [L]         float32, of the loss of predicting ids[p + 1] at p
   asked       [R, 3]      questions inside the stream: position of <|recall|>, first and last evidence chunk
@@ -45,6 +47,9 @@ TEXT_WEIGHT, COPY_WEIGHT, ANSWER_WEIGHT = 0.3, 1.0, 2.0
 SPEAKERS = "User User User Assistant Assistant Ana Ben Clara David Elena Felix Grace Hugo Mary John".split()
 LEADS = ("What", "Who", "When did", "Where", "How", "Why did", "Which", "What is", "What was", "Do you remember",
          "Tell me about", "What did they say about", "Who was", "How many", "What kind of", "Where did", "", "", "")
+STYLES = ("dense", "dense", "medium", "medium", "medium", "sparse")
+SHORT = 1024         # tokens; in sequences up to this long everything is dense
+LENGTH_MIN = 512     # a row's tail, and some chunks before it
 FILLERS = {"dense": (0, 0, 0, 10, 30), "medium": (0, 0, 10, 40, 120, 250), "sparse": (60, 120, 250, 400, 600)}
 PSEUDO_WIDTHS = np.array((10, 16, 24, 32, 48))  # tokens of the span that a pseudo-question is about
 SENTENCES_MAX = 45   # tokens of prose on each side of a fact that stands in it
@@ -59,6 +64,7 @@ def task_shares() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class MakerOptions:
+    length: int = L                     # of a sequence, a multiple of S
     plain: float = 0.15                 # share of sequences that are text alone
     passages: float = 0.35              # share with questions over passages; the rest is facts and tasks
     passage_tasks: float = 0.65         # in those: share of passages among the tasks
@@ -67,7 +73,15 @@ class MakerOptions:
     rows_numbered: float = 0.55         # share of rows that ask for numbered facts
     rows_asked_before: float = 0.3      # share of rows whose question may have been asked in the stream
     rows_self_copy: float = 0.06
-    real_alone_max: int = 20
+    real_alone_max: int = 20            # of Q
+
+    def __post_init__(self) -> None:
+        if self.length < LENGTH_MIN or self.length % S:
+            raise ValueError(f"data: a sequence must have a multiple of {S} tokens, from {LENGTH_MIN} on")
+
+    def scaled(self, count: int) -> int:
+        """What a sequence of L tokens has `count` of, a sequence of this length has so many of."""
+        return max(1, count * self.length // L)
 
 
 @dataclass
@@ -140,10 +154,11 @@ class Told:
 class Page:
     """A sequence while it is written."""
 
-    def __init__(self) -> None:
-        self.ids = np.zeros(L, np.int64)
-        self.weight = np.full(L, TEXT_WEIGHT, np.float32)
-        self.marked = np.zeros(L, bool)     # facts and questions: no half-remembered passages from here
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.ids = np.zeros(size, np.int64)
+        self.weight = np.full(size, TEXT_WEIGHT, np.float32)
+        self.marked = np.zeros(size, bool)  # facts and questions: no half-remembered passages from here
         self.length = 0
         self.asked: list[tuple[int, int, int, int]] = []
         self.copies: list[tuple[int, int]] = []
@@ -151,7 +166,7 @@ class Page:
         self.told: list[Told] = []
 
     def left(self) -> int:
-        return L - self.length
+        return self.size - self.length
 
     def put(self, tokens, marked: bool = False) -> int:
         """Appends tokens, which must fit, and returns where they begin."""
@@ -169,6 +184,10 @@ class Maker:
     def __init__(self, prepared: Path | str | Prepared, seed: int | str, options: MakerOptions | None = None) -> None:
         self.data = prepared if isinstance(prepared, Prepared) else Prepared(prepared)
         self.options = options or MakerOptions()
+        self.asked_max, self.copies_max, self.alone_count, self.row_count = map(self.options.scaled, (R, A, Q, G))
+        self.real_alone_max = self.options.scaled(self.options.real_alone_max)
+        self.length, self.chunks = self.options.length, self.options.length // S
+        self.short = self.length <= SHORT
         self.tasks = TaskMaker(self.data, random.Random(0))
         coder = self.tasks.coder
         self._speakers = [coder(name + ":") for name in SPEAKERS]
@@ -193,9 +212,9 @@ class Maker:
         return self._sequence()
 
     def _sequence(self) -> Sequence:
-        page, roll = Page(), self.rng.random()
+        page, roll = Page(self.length), self.rng.random()
         if roll < self.options.plain:
-            page.put(self._text(L))
+            page.put(self._text(self.length))
             page.weight[:] = COPY_WEIGHT
         else:
             self._write(page, roll < self.options.plain + self.options.passages)
@@ -234,17 +253,17 @@ class Maker:
 
     def _write(self, page: Page, passages: bool) -> None:
         rng, options = self.rng, self.options
-        style = rng.choice(("dense", "dense", "medium", "medium", "medium", "sparse"))
-        told_until = rng.choice((0.15, 0.3, 0.6)) * L if rng.random() < 0.15 else L
+        style = rng.choice(STYLES) if not self.short else "dense"
+        told_until = rng.choice((0.15, 0.3, 0.6)) * self.length if rng.random() < 0.15 else self.length
         ask_share = rng.choice((0.3, 0.4, 0.5))
         pool = self.data.by_title[int(self.data["tr_title"][self._choice(self.data.contexts)])] if passages else None
         while page.left() > 40:
-            if page.length > 400 and rng.random() < options.self_copy and self._self_copy(page):
+            if page.length > min(400, self.length // 2) and rng.random() < options.self_copy and self._self_copy(page):
                 continue
-            if len(page.asked) < R and rng.random() < ask_share and self._ask(page):
+            if len(page.asked) < self.asked_max and rng.random() < ask_share and self._ask(page):
                 continue
             if page.length > told_until:
-                self._fill(page, self._choice(FILLERS["sparse"]))
+                self._fill(page, self._choice(FILLERS["dense" if self.short else "sparse"]))
             elif page.open and rng.random() < 0.5:
                 self._tell_next(page, style)
             else:
@@ -330,7 +349,7 @@ class Maker:
         ask = self._choice(told.waiting)
         question = self._choice(ask.questions)
         recall = page.length + 1 + len(question)
-        if recall + len(ask.answer) + 2 > L or told.last_token(ask) // S >= recall // S:
+        if recall + len(ask.answer) + 2 > self.length or told.last_token(ask) // S >= recall // S:
             return False
         newline = self.data.newline
         page.put([newline, *question, self.data.recall, *ask.answer, newline], True)
@@ -357,11 +376,11 @@ class Maker:
         return (cue, end, more) if len(cue) >= 4 else None
 
     def _self_copy(self, page: Page) -> bool:
-        if len(page.asked) == R or (found := self._remembered(page, page.length - S)) is None:
+        if len(page.asked) == self.asked_max or (found := self._remembered(page, page.length - S)) is None:
             return False
         cue, end, more = found
         recall = page.length + 1 + len(cue)
-        if recall + more + 2 > L or (end + more - 1) // S >= recall // S:
+        if recall + more + 2 > self.length or (end + more - 1) // S >= recall // S:
             return False
         newline = self.data.newline
         answer = page.ids[end:end + more].tolist()
@@ -374,24 +393,25 @@ class Maker:
     # What goes with the finished stream.
 
     def _finish(self, page: Page) -> Sequence:
-        asked = np.full((R, 4), -1, np.int64)
+        asked = np.full((self.asked_max, 4), -1, np.int64)
         asked[:len(page.asked)] = np.array(page.asked, np.int64).reshape(-1, 4)
-        copies = np.full((A, 2), -1, np.int64)
-        kept = page.copies[:A]
+        copies = np.full((self.copies_max, 2), -1, np.int64)
+        kept = page.copies[:self.copies_max]
         copies[:len(kept)] = np.array(kept, np.int64).reshape(-1, 2)
         alone, alone_meta = self._alone(page)
         return Sequence(page.ids, page.weight, asked[:, :3].copy(), asked[:, 3].copy(), copies, alone, alone_meta,
                         *self._rows(page))
 
     def _alone(self, page: Page) -> tuple[np.ndarray, np.ndarray]:
-        ids, meta = np.zeros((Q, QL), np.int64), np.full((Q, 4), -1, np.int64)
+        ids, meta = np.zeros((self.alone_count, QL), np.int64), np.full((self.alone_count, 4), -1, np.int64)
         real = []
         for told in page.told:
             known = {id(ask): recall // S for ask, recall in told.asked}
-            real += [(self._choice(ask.questions), *told.chunks(ask), known.get(id(ask), C)) for ask in told.task.asks]
+            real += [(self._choice(ask.questions), *told.chunks(ask), known.get(id(ask), self.chunks))
+                     for ask in told.task.asks]
         self.rng.shuffle(real)
-        chosen = real[:self.options.real_alone_max]
-        chosen += self._pseudo_questions(page, Q - len(chosen))
+        chosen = real[:self.real_alone_max]
+        chosen += self._pseudo_questions(page, self.alone_count - len(chosen))
         for i, (question, first, last, available) in enumerate(chosen):
             ids[i, :len(question) + 2] = [self.data.newline, *question, self.data.recall]
             meta[i] = (len(question) + 1, first, last, available)
@@ -402,7 +422,7 @@ class Maker:
         rng, noise = self.rng, self.numpy_rng
         tries, width = 2 * wanted + 4, 48
         widths = PSEUDO_WIDTHS[noise.integers(0, len(PSEUDO_WIDTHS), tries)]
-        begins = noise.integers(0, L - width, tries)
+        begins = noise.integers(0, self.length - width, tries)
         columns = np.arange(width)
         spans = begins[:, None] + columns
         inside = columns < widths[:, None]
@@ -432,17 +452,18 @@ class Maker:
             question = [*self._choice(self._leads), *tokens[i, places].tolist()]
             if rng.random() < 0.7:
                 question.append(self._question_mark)
-            found.append((question, first, last, C))
+            found.append((question, first, last, self.chunks))
         return found
 
     def _rows(self, page: Page) -> tuple[np.ndarray, ...]:
-        rows, weight = np.zeros((G, T), np.int64), np.zeros((G, T), np.float32)
-        recalls, copies = np.full((G, 3), -1, np.int64), np.full((G, RA, 2), -1, np.int64)
-        kinds = np.full(G, -1, np.int64)
+        count = self.row_count
+        rows, weight = np.zeros((count, T), np.int64), np.zeros((count, T), np.float32)
+        recalls, copies = np.full((count, 3), -1, np.int64), np.full((count, RA, 2), -1, np.int64)
+        kinds = np.full(count, -1, np.int64)
         for i, (question, answer, pairs, first, last, kind) in enumerate(self._row_asks(page)):
             recall = TAIL + 1 + len(question)
             tokens = [self.data.newline, *question, self.data.recall, *answer, self.data.newline]
-            rows[i, :TAIL] = page.ids[L - TAIL:]
+            rows[i, :TAIL] = page.ids[self.length - TAIL:]
             rows[i, TAIL:TAIL + len(tokens)] = tokens
             weight[i, recall:recall + len(answer) + 1] = 1
             recalls[i] = (recall, first, last)
@@ -452,7 +473,7 @@ class Maker:
         return rows, weight, recalls, copies, kinds
 
     def _row_asks(self, page: Page) -> list[tuple]:
-        """Up to G of (question, answer, (place in the answer, e) pairs, first and last chunk, kind)."""
+        """A few (question, answer, (place in the answer, e) pairs, first and last chunk, kind)."""
         rng, options = self.rng, self.options
         pools: dict[str, tuple[list, list]] = {}    # of each kind: not asked yet, asked before
         for told in page.told:
@@ -460,7 +481,7 @@ class Maker:
             for ask in told.task.asks:
                 pools.setdefault(ask.kind, ([], []))[id(ask) in before].append((told, ask))
         found = []
-        while len(found) < G:
+        while len(found) < self.row_count:
             if pools and rng.random() >= options.rows_self_copy:
                 numbered = rng.random() < options.rows_numbered
                 kind = self._choice([k for k in pools if (k in ROW_NUMBERED) == numbered] or list(pools))
@@ -482,7 +503,7 @@ class Maker:
 
     def _row_self_copy(self, page: Page) -> tuple | None:
         """A half-remembered passage whose rest ends with its sentence."""
-        remembered = self._remembered(page, L - 40)
+        remembered = self._remembered(page, self.length - 40)
         if remembered is None:
             return None
         cue, end, _ = remembered
@@ -548,12 +569,13 @@ def main() -> None:
     parser.add_argument("prepared", type=Path)
     parser.add_argument("--sequences", type=int, default=200)
     parser.add_argument("--show", type=int, default=4, help="sequences to print questions of")
+    parser.add_argument("--length", type=int, default=L, help="tokens of a sequence")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
     data = Prepared(args.prepared)
     data.warm()
-    maker = Maker(data, args.seed)
+    maker = Maker(data, args.seed, MakerOptions(length=args.length))
     maker.batch(8)
     began = time.process_time()
     made = [maker.batch(8) for _ in range(max(1, args.sequences // 8))]
@@ -579,13 +601,13 @@ def _show(data: Prepared, batch: Batch, i: int) -> None:
     decode = lambda ids: data.model.decode([int(t) for t in ids])
     ids = batch.ids[i]
     print("---", repr(decode(ids[:160])), "...", repr(decode(ids[-60:])))
-    for j in range(G):
+    for j in range(batch.rows.shape[1]):
         recall, first, last = batch.row_recall[i, j].tolist()
         if recall >= 0:
             row, answer_end = batch.rows[i, j], int(batch.row_weight[i, j].nonzero().max())
             print(f"row {KINDS[batch.row_kind[i, j]]}: {decode(row[TAIL + 1:recall])!r} -> "
                   f"{decode(row[recall + 1:answer_end + 1])!r} in {decode(ids[first * S:(last + 1) * S])!r}")
-    for j in (0, Q - 1):
+    for j in (0, batch.alone.shape[1] - 1):
         at, first, last, available = batch.alone_meta[i, j].tolist()
         if at >= 0:
             evidence = decode(ids[first * S:(last + 1) * S])
