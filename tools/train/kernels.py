@@ -388,6 +388,16 @@ def _ssd_gradients(ctx, dy, d_states, d_final):
 _ssd.register_autograd(_ssd_gradients, setup_context=_keep_ssd)
 
 
+def _ssd_of_a_token(xbc, dt, decay, init):
+    """The recurrence itself."""
+    heads, width, states = init.shape[1:]
+    x, b, c = xbc[:, 0].float().split([heads * width, states, states], -1)
+    step = dt[:, 0, :, None, None]  # [B, H, 1, 1]
+    added = step * x.unflatten(-1, (heads, width))[..., None] * b[:, None, None]
+    state = torch.exp(step * decay[:, None, None]) * init + added
+    return (state @ c[:, None, :, None])[:, None, ..., 0].to(xbc.dtype), state.detach()
+
+
 def ssd(xbc: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, init: torch.Tensor):
     """state_t = exp(dt_t decay) state + dt_t x_t B_t', y_t = state_t C_t, a head.
 
@@ -395,6 +405,8 @@ def ssd(xbc: torch.Tensor, dt: torch.Tensor, decay: torch.Tensor, init: torch.Te
     [B, H, P, N] -> y [B, L, H, P], the state after the last token, fp32. No gradient goes through states.
     """
     length = xbc.shape[1]
+    if length == 1:
+        return _ssd_of_a_token(xbc, dt, decay, init.detach().float())
     short = -length % BLOCK
     if short:  # dt = 0 changes no state
         xbc, dt = F.pad(xbc, (0, 0, 0, short)), F.pad(dt, (0, 0, 0, short))
@@ -499,11 +511,17 @@ def hsa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w: torch.Tensor, caus
 # ---- Sliding-window attention
 
 def swa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
-    """Attention to the token itself and `window` tokens before it: q, k, v [B, H, L, d] -> [B, H, L, d].
+    """Attention to the token itself and `window` tokens before it: k, v [B, H, L, d], q [B, H, n, d] of the last n tokens
+    -> [B, H, n, d].
 
     Blocks as long as the window read themselves and the block before, so that PyTorch's fused kernels can be used.
     """
-    batch, heads, length, width = q.shape
+    batch, heads, length, width = k.shape
+    tokens = q.shape[2]
+    if tokens == 1:
+        return F.scaled_dot_product_attention(q, k[:, :, -window - 1:], v[:, :, -window - 1:])
+    if tokens < length:
+        return swa(F.pad(q, (0, 0, length - tokens, 0)), k, v, window)[:, :, -tokens:]
     if length <= window + 1:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     short = -length % window

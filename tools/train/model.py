@@ -132,11 +132,12 @@ def together(x: torch.Tensor, *layers: nn.Linear) -> torch.Tensor:
     return F.linear(x, torch.cat([layer.weight for layer in layers]))
 
 
-def rope(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """Turns x [..., T, width] by the angles of positions 0 .. T-1 (halves). Only differences of positions matter."""
+def rope(x: torch.Tensor, theta: float, first: int = 0) -> torch.Tensor:
+    """Turns x [..., T, width] by the angles of positions first .. first+T-1 (halves). Only differences of positions
+    matter."""
     tokens, width = x.shape[-2:]
     frequencies = theta ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
-    angles = torch.arange(tokens, device=x.device, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.arange(first, first + tokens, device=x.device, dtype=torch.float32)[:, None] * frequencies
     cos, sin = angles.cos(), angles.sin()
     first, second = x.float().chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
@@ -168,19 +169,25 @@ class SelfAttention(nn.Module):
         self.o_proj = linear(heads * width, config.hidden_size)
         self.q_norm, self.k_norm = (RMSNorm(width, config.rms_norm_eps) for _ in range(2))
 
-    def forward(self, x):
-        """[n, T, d] -> [n, T, d]"""
+    def forward(self, x, before=()):
+        """[n, T, d] -> [n, T, d], before; before: keys and values [n, heads, <= window, width] of the tokens before, if
+        these are read too; not turned yet."""
         count, tokens, _ = x.shape
         qkv = together(x, self.q_proj, self.k_proj, self.v_proj).view(count, tokens, -1, self.width).transpose(1, 2)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
-        q, k = rope(self.q_norm(q), self.theta), rope(self.k_norm(k), self.theta)
+        q, k, earlier = self.q_norm(q), self.k_norm(k), 0
+        if before:
+            earlier = before[0].shape[2]
+            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
+            before = k[:, :, -self.window:], v[:, :, -self.window:]
+        q, k = rope(q, self.theta, earlier), rope(k, self.theta)
         if self.kv_heads < self.heads:  # each is shared by neighbours
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
         if self.window is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
             out = kernels.swa(q, k, v, self.window)
-        return self.o_proj(out.transpose(1, 2).reshape(count, tokens, -1))
+        return self.o_proj(out.transpose(1, 2).reshape(count, tokens, -1)), before
 
 
 # ---- Blocks: forward(hidden [n, T, d], state) -> hidden, state. A state is a tuple of tensors [n, ...].
@@ -239,14 +246,15 @@ class Mamba2Block(nn.Module):
         out, state = self.mixer(self.norm(hidden), state)
         return hidden + out, state
 
-    def zero_state(self, count: int, device) -> tuple[torch.Tensor, ...]:
+    def zero_state(self, count: int, device, windows: bool = False) -> tuple[torch.Tensor, ...]:
         mixer = self.mixer
         return (torch.zeros(count, mixer.conv1d.weight.shape[-1] - 1, mixer.channels, device=device),
                 torch.zeros(count, mixer.heads, mixer.head_dim, mixer.states, device=device))
 
 
 class SlidingWindowBlock(nn.Module):
-    """Its windows begin where the sequence does: nothing is carried from one to the next."""
+    """In training its windows begin where the sequence does. A state that is not empty, the keys and values of the last
+    window, is read and carried on."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -257,11 +265,13 @@ class SlidingWindowBlock(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, hidden, state):
-        hidden = hidden + self.self_attn(self.norm(hidden))
+        attended, state = self.self_attn(self.norm(hidden), state)
+        hidden = hidden + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), state
 
-    def zero_state(self, count: int, device) -> tuple[torch.Tensor, ...]:
-        return ()
+    def zero_state(self, count: int, device, windows: bool = False) -> tuple[torch.Tensor, ...]:
+        nothing = torch.zeros(count, self.self_attn.kv_heads, 0, self.self_attn.width, device=device)
+        return (nothing, nothing) if windows else ()
 
 
 BLOCKS = {"ramba": Mamba2Block, "swa_hsa": SlidingWindowBlock}
@@ -279,7 +289,7 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, x):
-        x = x + self.self_attn(self.input_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x))[0]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -489,8 +499,9 @@ class RAMba(nn.Module):
     def _blocks(self):
         return [layer for layer in self.backbone.layers if isinstance(layer, tuple(BLOCKS.values()))]
 
-    def zero_state(self, count: int, device) -> list:
-        return [block.zero_state(count, device) for block in self._blocks()]
+    def zero_state(self, count: int, device, windows: bool = False) -> list:
+        """With `windows` those of sliding attention go on from one call to the next, too."""
+        return [block.zero_state(count, device, windows) for block in self._blocks()]
 
     @staticmethod
     def masked_state(state: list, keep: torch.Tensor) -> list:

@@ -32,7 +32,7 @@ def scan_by_tokens(xbc, dt, decay, init):
     return torch.stack(out, 1), state
 
 
-@pytest.mark.parametrize("length", [64, 11, 200])
+@pytest.mark.parametrize("length", [64, 11, 200, 1])
 def test_the_scan_is_the_recurrence_at_any_length(length):
     torch.manual_seed(1)
     xbc, dt, decay, init = kernels.ssd_inputs("cpu", torch.float32, 2, length, 3)

@@ -170,18 +170,26 @@ def test_stream_and_rows_are_what_loops_over_tokens_give(name):
             assert near(out.row_scores[sequence, row], scores, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["mamba2", "swa"])
 @torch.no_grad()
-def test_a_stream_in_pieces_with_its_state_is_the_stream():
-    model = tiny("mamba2")
+def test_a_stream_in_pieces_with_its_state_is_the_stream(name):
+    model = tiny(name)
     ids = tokens(2, 320)
-    whole, state = model.lower(ids, model.zero_state(2, "cpu"))
-    after, parts = model.zero_state(2, "cpu"), []
-    for begin, end in ((0, 128), (128, 131), (131, 320)):
+    whole, _ = model.lower(ids, model.zero_state(2, "cpu"))
+    _, state = model.lower(ids, model.zero_state(2, "cpu", windows=True))
+    after, parts = model.zero_state(2, "cpu", windows=True), []
+    for begin, end in ((0, 1), (1, 128), (128, 131), (131, 132), (132, 319), (319, 320)):
         part, after = model.lower(ids[:, begin:end], after)
         parts.append(part)
     assert near(torch.cat(parts, 1), whole, 1e-5)
-    for (conv, ssm), (conv_whole, ssm_whole) in zip(after, state):
-        assert near(conv, conv_whole, 1e-5) and near(ssm, ssm_whole, 1e-5)
+    for block, block_whole in zip(after, state):
+        assert len(block) == 2 and all(near(*pair, 1e-5) for pair in zip(block, block_whole))
+
+
+@torch.no_grad()
+def test_a_masked_state_begins_anew():
+    model = tiny("mamba2")
+    ids = tokens(2, 320)
 
     both = model(ids[:, :128], model.zero_state(2, "cpu")).state
     kept = model.masked_state(both, torch.tensor([1.0, 0.0]))
