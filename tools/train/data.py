@@ -18,6 +18,8 @@ short ones what is told stands close together. Everything is int64 unless said, 
   row_recall  [G, 3]      position of <|recall|> in the row, first and last evidence chunk
   row_copies  [G, RA, 2]  (p in the row, e in ids), any chunk
   row_kind    [G]         index into KINDS
+  *_alike                 of each question and each copy: bit c is set when chunk c says the same with another value, so
+                          that only age tells it apart from the evidence
 Evidence in several places is that of the answer's first part; copies of each part point to its own.
 """
 import argparse
@@ -47,7 +49,7 @@ TEXT_WEIGHT, COPY_WEIGHT, ANSWER_WEIGHT = 0.3, 1.0, 2.0
 SPEAKERS = "User User User Assistant Assistant Ana Ben Clara David Elena Felix Grace Hugo Mary John".split()
 LEADS = ("What", "Who", "When did", "Where", "How", "Why did", "Which", "What is", "What was", "Do you remember",
          "Tell me about", "What did they say about", "Who was", "How many", "What kind of", "Where did", "", "", "")
-STYLES = ("dense", "dense", "medium", "medium", "medium", "sparse")
+STYLES = ("dense", "dense", "dense", "medium", "medium", "medium", "sparse")
 SHORT = 1024         # tokens; in sequences up to this long everything is dense
 LENGTH_MIN = 512     # a row's tail, and some chunks before it
 FILLERS = {"dense": (0, 0, 0, 10, 30), "medium": (0, 0, 10, 40, 120, 250), "sparse": (60, 120, 250, 400, 600)}
@@ -58,26 +60,26 @@ ROW_NUMBERED = ("numbered", "multi_key")
 
 
 def task_shares() -> dict[str, float]:
-    return {"numbered": 0.32, "personal": 0.20, "multi_key": 0.06, "multi_value": 0.12, "variables": 0.09,
-            "updated": 0.13, "story": 0.04, "babi": 0.02, "passage": 0.02}
+    return {"numbered": 0.22, "personal": 0.15, "multi_key": 0.12, "multi_value": 0.16, "variables": 0.12,
+            "updated": 0.15, "story": 0.03, "babi": 0.02, "passage": 0.03}
 
 
 @dataclass(frozen=True)
 class MakerOptions:
     length: int = L                     # of a sequence, a multiple of S
     plain: float = 0.15                 # share of sequences that are text alone
-    passages: float = 0.35              # share with questions over passages; the rest is facts and tasks
+    passages: float = 0.40              # share with questions over passages; the rest is facts and tasks
     passage_tasks: float = 0.65         # in those: share of passages among the tasks
     tasks: dict[str, float] = field(default_factory=task_shares)
     self_copy: float = 0.04             # chance of a half-remembered passage at each step of a sequence
-    rows_numbered: float = 0.55         # share of rows that ask for numbered facts
+    rows_numbered: float = 0.35         # share of rows that ask for numbered facts
     rows_asked_before: float = 0.3      # share of rows whose question may have been asked in the stream
     rows_self_copy: float = 0.06
-    real_alone_max: int = 20            # of Q
+    real_alone_max: int = 26            # of Q
 
     def __post_init__(self) -> None:
-        if self.length < LENGTH_MIN or self.length % S:
-            raise ValueError(f"data: a sequence must have a multiple of {S} tokens, from {LENGTH_MIN} on")
+        if not LENGTH_MIN <= self.length <= L or self.length % S:
+            raise ValueError(f"data: a sequence must have a multiple of {S} tokens, {LENGTH_MIN} to {L}")
 
     def scaled(self, count: int) -> int:
         """What a sequence of L tokens has `count` of, a sequence of this length has so many of."""
@@ -89,14 +91,19 @@ class Sequence:
     ids: np.ndarray
     weight: np.ndarray
     asked: np.ndarray
+    asked_alike: np.ndarray
     asked_kind: np.ndarray
     copies: np.ndarray
+    copies_alike: np.ndarray
     alone: np.ndarray
     alone_meta: np.ndarray
+    alone_alike: np.ndarray
     rows: np.ndarray
     row_weight: np.ndarray
     row_recall: np.ndarray
+    row_alike: np.ndarray
     row_copies: np.ndarray
+    row_copies_alike: np.ndarray
     row_kind: np.ndarray
 
 
@@ -106,14 +113,19 @@ class Batch:
     ids: torch.Tensor
     weight: torch.Tensor
     asked: torch.Tensor
+    asked_alike: torch.Tensor
     asked_kind: torch.Tensor
     copies: torch.Tensor
+    copies_alike: torch.Tensor
     alone: torch.Tensor
     alone_meta: torch.Tensor
+    alone_alike: torch.Tensor
     rows: torch.Tensor
     row_weight: torch.Tensor
     row_recall: torch.Tensor
+    row_alike: torch.Tensor
     row_copies: torch.Tensor
+    row_copies_alike: torch.Tensor
     row_kind: torch.Tensor
 
     def _map(self, change) -> "Batch":
@@ -146,9 +158,19 @@ class Told:
         ends += [self.places[statement] + place + count - 1 for _, count, statement, place in ask.parts]
         return max(ends)
 
-    def copies(self, ask: Ask, recall: int) -> list[tuple[int, int]]:
-        return [(recall + at + i, self.places[statement] + place + i)
-                for at, count, statement, place in ask.parts for i in range(count)]
+    def alike(self, ask: Ask, part: int = 0) -> int:
+        """The chunks of the rivals of a part, a bit each."""
+        bits = 0
+        for statement in ask.rivals[part] if ask.rivals else ():
+            begin = self.places[statement]
+            for chunk in range(begin // S, (begin + len(self.task.statements[statement].tokens) - 1) // S + 1):
+                bits |= 1 << chunk
+        return bits - (1 << 64) if bits >> 63 else bits
+
+    def copies(self, ask: Ask, recall: int) -> list[tuple[int, int, int]]:
+        """(p, e, alike)"""
+        return [(recall + at + i, self.places[statement] + place + i, self.alike(ask, part))
+                for part, (at, count, statement, place) in enumerate(ask.parts) for i in range(count)]
 
 
 class Page:
@@ -160,8 +182,8 @@ class Page:
         self.weight = np.full(size, TEXT_WEIGHT, np.float32)
         self.marked = np.zeros(size, bool)  # facts and questions: no half-remembered passages from here
         self.length = 0
-        self.asked: list[tuple[int, int, int, int]] = []
-        self.copies: list[tuple[int, int]] = []
+        self.asked: list[tuple[int, int, int, int, int]] = []  # with kind and alike
+        self.copies: list[tuple[int, int, int]] = []
         self.open: list[Told] = []          # not all told yet
         self.told: list[Told] = []
 
@@ -354,7 +376,7 @@ class Maker:
         newline = self.data.newline
         page.put([newline, *question, self.data.recall, *ask.answer, newline], True)
         page.weight[recall:recall + len(ask.answer) + 1] = ANSWER_WEIGHT
-        page.asked.append((recall, *told.chunks(ask), KINDS.index(ask.kind)))
+        page.asked.append((recall, *told.chunks(ask), KINDS.index(ask.kind), told.alike(ask)))
         page.copies += told.copies(ask, recall)
         told.waiting.remove(ask)
         told.asked.append((ask, recall))
@@ -386,38 +408,38 @@ class Maker:
         answer = page.ids[end:end + more].tolist()
         page.put([newline, *cue.tolist(), self.data.recall, *answer, newline], True)
         page.weight[recall:recall + more] = COPY_WEIGHT
-        page.asked.append((recall, (end - len(cue)) // S, (end - 1) // S, KINDS.index("copy")))
-        page.copies += [(recall + i, end + i) for i in range(more)]
+        page.asked.append((recall, (end - len(cue)) // S, (end - 1) // S, KINDS.index("copy"), 0))
+        page.copies += [(recall + i, end + i, 0) for i in range(more)]
         return True
 
     # What goes with the finished stream.
 
     def _finish(self, page: Page) -> Sequence:
-        asked = np.full((self.asked_max, 4), -1, np.int64)
-        asked[:len(page.asked)] = np.array(page.asked, np.int64).reshape(-1, 4)
-        copies = np.full((self.copies_max, 2), -1, np.int64)
+        asked = np.full((self.asked_max, 5), -1, np.int64)
+        asked[:len(page.asked)] = np.array(page.asked, np.int64).reshape(-1, 5)
+        copies = np.full((self.copies_max, 3), -1, np.int64)
         kept = page.copies[:self.copies_max]
-        copies[:len(kept)] = np.array(kept, np.int64).reshape(-1, 2)
-        alone, alone_meta = self._alone(page)
-        return Sequence(page.ids, page.weight, asked[:, :3].copy(), asked[:, 3].copy(), copies, alone, alone_meta,
-                        *self._rows(page))
+        copies[:len(kept)] = np.array(kept, np.int64).reshape(-1, 3)
+        return Sequence(page.ids, page.weight, asked[:, :3].copy(), asked[:, 4].copy(), asked[:, 3].copy(),
+                        copies[:, :2].copy(), copies[:, 2].copy(), *self._alone(page), *self._rows(page))
 
-    def _alone(self, page: Page) -> tuple[np.ndarray, np.ndarray]:
+    def _alone(self, page: Page) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ids, meta = np.zeros((self.alone_count, QL), np.int64), np.full((self.alone_count, 4), -1, np.int64)
+        alike = np.zeros(self.alone_count, np.int64)
         real = []
         for told in page.told:
             known = {id(ask): recall // S for ask, recall in told.asked}
-            real += [(self._choice(ask.questions), *told.chunks(ask), known.get(id(ask), self.chunks))
+            real += [(self._choice(ask.questions), *told.chunks(ask), known.get(id(ask), self.chunks), told.alike(ask))
                      for ask in told.task.asks]
         self.rng.shuffle(real)
         chosen = real[:self.real_alone_max]
         chosen += self._pseudo_questions(page, self.alone_count - len(chosen))
-        for i, (question, first, last, available) in enumerate(chosen):
+        for i, (question, first, last, available, alike[i]) in enumerate(chosen):
             ids[i, :len(question) + 2] = [self.data.newline, *question, self.data.recall]
             meta[i] = (len(question) + 1, first, last, available)
-        return ids, meta
+        return ids, meta, alike
 
-    def _pseudo_questions(self, page: Page, wanted: int) -> list[tuple[list[int], int, int, int]]:
+    def _pseudo_questions(self, page: Page, wanted: int) -> list[tuple[list[int], int, int, int, int]]:
         """Noisy questions about random spans: rare words are kept more often, sometimes out of order."""
         rng, noise = self.rng, self.numpy_rng
         tries, width = 2 * wanted + 4, 48
@@ -452,28 +474,28 @@ class Maker:
             question = [*self._choice(self._leads), *tokens[i, places].tolist()]
             if rng.random() < 0.7:
                 question.append(self._question_mark)
-            found.append((question, first, last, self.chunks))
+            found.append((question, first, last, self.chunks, 0))
         return found
 
     def _rows(self, page: Page) -> tuple[np.ndarray, ...]:
         count = self.row_count
         rows, weight = np.zeros((count, T), np.int64), np.zeros((count, T), np.float32)
-        recalls, copies = np.full((count, 3), -1, np.int64), np.full((count, RA, 2), -1, np.int64)
-        kinds = np.full(count, -1, np.int64)
-        for i, (question, answer, pairs, first, last, kind) in enumerate(self._row_asks(page)):
+        recalls, copies = np.full((count, 3), -1, np.int64), np.full((count, RA, 3), -1, np.int64)
+        alike, kinds = np.zeros(count, np.int64), np.full(count, -1, np.int64)
+        for i, (question, answer, pairs, first, last, kind, alike[i]) in enumerate(self._row_asks(page)):
             recall = TAIL + 1 + len(question)
             tokens = [self.data.newline, *question, self.data.recall, *answer, self.data.newline]
             rows[i, :TAIL] = page.ids[self.length - TAIL:]
             rows[i, TAIL:TAIL + len(tokens)] = tokens
             weight[i, recall:recall + len(answer) + 1] = 1
             recalls[i] = (recall, first, last)
-            pairs = [(recall + p, e) for p, e in pairs[:RA]]
-            copies[i, :len(pairs)] = np.array(pairs, np.int64).reshape(-1, 2)
+            pairs = [(recall + p, e, bits) for p, e, bits in pairs[:RA]]
+            copies[i, :len(pairs)] = np.array(pairs, np.int64).reshape(-1, 3)
             kinds[i] = KINDS.index(kind)
-        return rows, weight, recalls, copies, kinds
+        return rows, weight, recalls, alike, copies[..., :2].copy(), copies[..., 2].copy(), kinds
 
     def _row_asks(self, page: Page) -> list[tuple]:
-        """A few (question, answer, (place in the answer, e) pairs, first and last chunk, kind)."""
+        """A few (question, answer, (place in the answer, e, alike) of its copies, first and last chunk, kind, alike)."""
         rng, options = self.rng, self.options
         pools: dict[str, tuple[list, list]] = {}    # of each kind: not asked yet, asked before
         for told in page.told:
@@ -491,7 +513,7 @@ class Maker:
                 if not fresh and not before:
                     del pools[kind]
                 question = self._choice(ask.questions)
-                found.append((question, ask.answer, told.copies(ask, 0), *told.chunks(ask), ask.kind))
+                found.append((question, ask.answer, told.copies(ask, 0), *told.chunks(ask), ask.kind, told.alike(ask)))
                 continue
             for _ in range(20):
                 if (copy := self._row_self_copy(page)) is not None:
@@ -514,7 +536,8 @@ class Maker:
         answer = page.ids[end:end + count].tolist()
         if len(cue) + count > QUESTION_ANSWER_MAX or self.data.newline in answer:
             return None
-        return cue.tolist(), answer, [(i, end + i) for i in range(count)], (end - len(cue)) // S, (end - 1) // S, "copy"
+        copies = [(i, end + i, 0) for i in range(count)]
+        return cue.tolist(), answer, copies, (end - len(cue)) // S, (end - 1) // S, "copy", 0
 
 
 def _work(prepared: Prepared, seed: int, batch: int, options: MakerOptions, first: int, step: int, out) -> None:

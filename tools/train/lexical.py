@@ -2,7 +2,9 @@
 
 They are what landmarks and question embeddings are drawn towards (it needs no questions), they tell which "negatives"
 of the contrastive losses hold the evidence too, and they choose the candidates that late interaction learns to rank.
-Stems rather than pieces bring the forms of a word together; a stem's direction is made of its commonest word's pieces.
+Stems rather than pieces bring the forms of a word together. A word's direction is made of its pieces and their places
+in it (a stem's, of those of its commonest word), so that a model can learn it for words that it never saw: a hash of
+such words would be noise, and the rarest words weigh most.
 """
 import math
 import re
@@ -13,7 +15,8 @@ import torch
 SPECIAL_PIECES = 8      # the first pieces: control tokens and the newline; they say nothing
 CHUNK_SATURATION = 1.2  # BM25's k1
 PROJECTION_SEED = 7
-UNKNOWN_STEMS = 1 << 14  # words that the corpus lacks share these by their hash
+UNKNOWN_STEMS = 1 << 14  # terms that words which the corpus lacks share by their hash
+PLACES = 12  # of pieces in a word that have directions of their own
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: it has an inverse modulo 2^64
 INVERSE = np.uint64(pow(int(MULTIPLIER), -1, 1 << 64))
 LONGEST = 64  # pieces in a row of tokens that is looked at at once
@@ -64,8 +67,8 @@ class WordHasher:
         self.powers = torch.tensor(powers, dtype=torch.int64, device=device)
         self.inverses = torch.tensor(inverses, dtype=torch.int64, device=device)
 
-    def __call__(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[..., n <= 64] -> hashes [..., n] int64, is_last [..., n] bool."""
+    def __call__(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[..., n <= 64] -> hashes [..., n] int64, is_last [..., n] bool, start [..., n] of the word, -1 outside of one."""
         n = tokens.shape[-1]
         kind = self.classes[tokens]
         within = kind != BREAK
@@ -77,7 +80,7 @@ class WordHasher:
         start = torch.where(begins, place, 0).cummax(-1).values
         sums = ((tokens + 1) * self.powers[:n]).masked_fill(~within, 0).cumsum(-1)
         before_start = torch.where(start > 0, sums.gather(-1, (start - 1).clamp(min=0)), 0)
-        return (sums - before_start) * self.inverses[start], is_last
+        return (sums - before_start) * self.inverses[start], is_last, torch.where(within, start, -1)
 
 
 class Lexical:
@@ -85,7 +88,7 @@ class Lexical:
         """corpus: tokens, from which the words and their rarity are learned."""
         self.hasher = WordHasher(torch.from_numpy(piece_classes(tokenizer)))
         tokens = torch.from_numpy(corpus[:len(corpus) // chunk * chunk].astype(np.int64)).view(-1, chunk)
-        hashes, is_last = self.hasher(tokens)
+        hashes, is_last, _ = self.hasher(tokens)
         words, inverse, counts = np.unique(hashes[is_last].numpy(), return_inverse=True, return_counts=True)
         stems, texts = self._stems(tokenizer, tokens, is_last, inverse, len(words))
         rows = np.repeat(np.arange(len(tokens)), is_last.sum(1).numpy())
@@ -96,13 +99,18 @@ class Lexical:
 
         generator = torch.Generator().manual_seed(PROJECTION_SEED)
         pieces = torch.randn(tokenizer.get_piece_size(), dim, generator=generator) / math.sqrt(dim)
-        projection = torch.randn(len(idf), dim, generator=generator) / math.sqrt(dim)
-        projection[1:1 + len(idf) - UNKNOWN_STEMS - 1] = self._of_pieces(tokenizer, texts, stems, counts, pieces, tokens)
+        share = np.bincount(tokens.flatten().numpy(), minlength=len(pieces)) / tokens.numel()
+        pieces = pieces * torch.from_numpy(-np.log(share + 1e-7)).float()[:, None]  # rarer ones count more
+        places = torch.stack([pieces.roll(place, 1) for place in range(PLACES)])
+        directions = self._of_stems(tokenizer, texts, stems, counts, places)
+        self.known = len(idf) - UNKNOWN_STEMS
+        idf = torch.from_numpy(idf).float()
         self.hasher = WordHasher(torch.from_numpy(piece_classes(tokenizer)).to(device))
         self.words = torch.from_numpy(words).to(device)           # [words] hashes, ascending
-        self.stems = torch.from_numpy(stems + 1).to(device)       # [words] rows of `vectors`; row 0 says nothing
-        self.vectors = (projection * torch.from_numpy(idf).float()[:, None]).to(device)
-        self.known = len(idf) - UNKNOWN_STEMS
+        self.stems = torch.from_numpy(stems + 1).to(device)       # [words] terms; term 0 is none
+        self.idf = idf.to(device)                                 # [terms]; those of unknown words come last
+        self.vectors = torch.cat([torch.zeros(1, dim), directions * idf[1:self.known, None]]).to(device)
+        self.places = places.to(device)                           # [places, pieces, dim]
 
     @staticmethod
     def _stems(tokenizer, tokens, is_last, inverse, count) -> tuple[np.ndarray, list[str]]:
@@ -123,32 +131,51 @@ class Lexical:
         return of_word, texts
 
     @staticmethod
-    def _of_pieces(tokenizer, texts, stems, counts, pieces, tokens) -> torch.Tensor:
-        """[stems, dim] directions: of each stem the sum of the pieces of its commonest word, rarer pieces counting more. So
-        the starter's landmarks, which were drawn towards the vectors of pieces, lie near these already."""
-        share = np.bincount(tokens.flatten().numpy(), minlength=len(pieces)) / tokens.numel()
-        weight = torch.from_numpy(-np.log(share + 1e-7)).float()
+    def _of_stems(tokenizer, texts, stems, counts, places) -> torch.Tensor:
+        """[stems, dim]: of each stem the direction of its commonest word."""
         commonest = np.zeros(stems.max() + 1, np.int64)
         order = np.argsort(counts, kind="stable")
         commonest[stems[order]] = order  # the last one stays
-        directions = torch.zeros(len(commonest), pieces.shape[1])
+        directions = torch.zeros(len(commonest), places.shape[-1])
+        at = torch.arange(PLACES)
         for number, word in enumerate(commonest):
-            ids = torch.tensor(tokenizer.encode(texts[word]) or [0])
-            directions[number] = (pieces[ids] * weight[ids, None]).sum(0)
+            ids = torch.tensor((tokenizer.encode(texts[word]) or [0])[:PLACES])
+            directions[number] = places[at[:len(ids)], ids].sum(0)
         return torch.nn.functional.normalize(directions, dim=-1)
 
-    def _rows(self, tokens: torch.Tensor) -> torch.Tensor:
-        """[..., n] tokens -> [..., n] rows of `vectors`: the word's at its last piece, else 0."""
-        hashes, is_last = self.hasher(tokens)
+    def terms(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[..., n] tokens -> [..., n] the word's term at its last piece, else 0."""
+        hashes, is_last, _ = self.hasher(tokens)
+        return self._terms(hashes, is_last)
+
+    def _terms(self, hashes, is_last) -> torch.Tensor:
         place = torch.searchsorted(self.words, hashes).clamp(max=len(self.words) - 1)
         unknown = self.known + (hashes ^ (hashes >> 29)) % UNKNOWN_STEMS
-        rows = torch.where(self.words[place] == hashes, self.stems[place], unknown)
-        return torch.where(is_last, rows, 0)
+        terms = torch.where(self.words[place] == hashes, self.stems[place], unknown)
+        return torch.where(is_last, terms, 0)
 
     def _sum(self, tokens: torch.Tensor, share) -> torch.Tensor:
-        rows = self._rows(tokens)
-        counts = (rows[..., :, None] == rows[..., None, :]).sum(-1).float()
-        return (self.vectors[rows] * share(counts)[..., None]).sum(-2)
+        hashes, is_last, start = self.hasher(tokens)
+        terms = self._terms(hashes, is_last)
+        counts = (terms[..., :, None] == terms[..., None, :]).sum(-1).float()
+        vectors = torch.where((terms < self.known)[..., None], self.vectors[terms.clamp(max=self.known - 1)],
+                              self._unknown(tokens, start) * self.idf[-1])
+        return (vectors * share(counts)[..., None]).sum(-2)
+
+    def _unknown(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """[..., n, dim] at each last piece of a word its direction, by its pieces."""
+        place = (torch.arange(tokens.shape[-1], device=tokens.device) - start).clamp(max=PLACES - 1)
+        pieces = self.places[place, tokens].masked_fill((start < 0)[..., None], 0)
+        sums = torch.nn.functional.pad(pieces.cumsum(-2), (0, 0, 1, 0))
+        before = sums.gather(-2, start.clamp(min=0)[..., None].expand_as(pieces))
+        return torch.nn.functional.normalize(sums[..., 1:, :] - before, dim=-1)
+
+    def bm25(self, question: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        """Terms [N, T] of questions, [N, K, S] of chunks -> [N, K], each distinct word once."""
+        counts = (question[:, None, :, None] == chunk[:, :, None, :]).sum(-1).float()  # [N, K, T]
+        repeated = (question[:, :, None] == question[:, None, :]).sum(-1).float()
+        weight = (self.idf[question] / repeated)[:, None]
+        return (weight * counts * (CHUNK_SATURATION + 1) / (counts + CHUNK_SATURATION)).sum(-1)
 
     def chunks(self, tokens: torch.Tensor) -> torch.Tensor:
         """[..., chunk] tokens -> [..., dim], each word's count saturated as BM25 does."""

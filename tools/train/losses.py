@@ -1,8 +1,8 @@
 """What retrieval and reading are trained on, beside the next token.
 
 B sequences, C chunks a sequence, r the width of landmarks, N questions, M chunks remembered from earlier steps. A row of
-`evidence` says where the answer to a question lies: sequence, first chunk, last chunk, and the number of chunks that it
-may see.
+`evidence` says where the answer to a question lies: sequence, first chunk, last chunk, the number of chunks that it may
+see, and as bits those chunks that only age tells apart from the evidence.
 """
 import math
 from dataclasses import dataclass
@@ -24,29 +24,37 @@ class Chunks:
     sequences: int           # B
 
 
-def evidence_of(meta: torch.Tensor, available: torch.Tensor) -> torch.Tensor:
-    """[B, n, >=3] (place or -1, first, last) and [B, n] -> [B*n, 4]; -1 in the first column: no question."""
+def evidence_of(meta: torch.Tensor, available: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
+    """[B, n, >=3] (place or -1, first, last), [B, n], [B, n] -> [B*n, 5]; -1 in the first column: no question."""
     sequence = torch.arange(meta.shape[0], device=meta.device)[:, None].expand(meta.shape[:2])
     sequence = torch.where(meta[..., 0] >= 0, sequence, -1)
-    return torch.stack([sequence, meta[..., 1], meta[..., 2], available], -1).flatten(0, 1)
+    return torch.stack([sequence, meta[..., 1], meta[..., 2], available, alike], -1).flatten(0, 1)
+
+
+def in_own_sequence(evidence: torch.Tensor, count: int, per_sequence: int):
+    """Of `count` chunks, [N, count] each: which are the evidence, and which can be no negatives for what lies in the
+    question's own sequence: not there yet, or told apart by age alone."""
+    sequence, first, last, available, alike = (column[:, None] for column in evidence.unbind(-1))
+    offset = torch.arange(count, device=evidence.device) - sequence.clamp(min=0) * per_sequence
+    own = (offset >= 0) & (offset < per_sequence)
+    positive = own & (offset >= first) & (offset <= last)
+    alike = (alike >> offset.clamp(min=0, max=63)) & 1 == 1
+    return positive, own & ((offset >= available) | alike) & ~positive
 
 
 def contrast(queries: torch.Tensor, evidence: torch.Tensor, chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the evidence among all chunks: [N, r], [N, 4] -> mean loss, share ranked first.
+    """Cross-entropy of the evidence among all chunks: [N, r], [N, 5] -> mean loss, share ranked first.
 
     A chunk that says the same as the evidence is no negative. Without this, what is learned towards the end of a run,
     when landmarks stand still, is to tell copies of one passage apart.
     """
-    sequence, first, last, available = evidence.unbind(-1)
+    sequence, first, last = evidence.unbind(-1)[:3]
     valid = sequence >= 0
     scores = (queries @ chunks.landmarks.mT.to(queries.dtype)).float() / math.sqrt(queries.shape[-1])
-    index = torch.arange(chunks.landmarks.shape[0], device=queries.device)[None]
-    offset = index - (sequence.clamp(min=0) * chunks.per_sequence)[:, None]  # in the question's own sequence
-    own = (offset >= 0) & (offset < chunks.per_sequence)
-    positive = own & (offset >= first[:, None]) & (offset <= last[:, None])
+    positive, ignored = in_own_sequence(evidence, chunks.landmarks.shape[0], chunks.per_sequence)
     base = sequence.clamp(min=0) * chunks.per_sequence
-    alike = torch.maximum(*(chunks.words[base + place.clamp(min=0)] @ chunks.words.mT for place in (first, last)))
-    ignored = (own & (offset >= available[:, None])) | ((alike > SAME_WORDS) & ~positive)
+    copies = torch.maximum(*(chunks.words[base + place.clamp(min=0)] @ chunks.words.mT for place in (first, last)))
+    ignored = ignored | ((copies > SAME_WORDS) & ~positive)
     scores = scores.masked_fill(ignored, HIDDEN)
     right = scores.masked_fill(~positive, HIDDEN)
     loss = torch.logsumexp(scores, -1) - torch.logsumexp(right, -1)
@@ -61,17 +69,35 @@ def towards_words(embeddings: torch.Tensor, words: torch.Tensor, valid: torch.Te
     return distance.mean() if valid is None else (distance * valid).sum() / valid.sum().clamp(min=1)
 
 
+WEIGHT_MIN = 1e-4
+
+
+def weight_of_evidence(weights: torch.Tensor, copies: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """At each token of an answer, the chunk that it is copied from has all the weight with which chunks are read.
+
+    This is what teaches `pos_decay`, and landmarks of chunks that only age tells apart to score alike.
+    weights [B, n, C], copies [B, A, 2] (place in n or -1, place of the source) -> mean of -log, mean weight
+    """
+    at, source = copies.clamp(min=0).unbind(-1)
+    valid = copies[..., 0] >= 0
+    of_evidence = weights.flatten(1).gather(1, at * weights.shape[-1] + source // chunk)
+    count = valid.sum().clamp(min=1)
+    return -(of_evidence.clamp(min=WEIGHT_MIN).log() * valid).sum() / count, (of_evidence * valid).sum() / count
+
+
 @dataclass
 class LateQuestions:
     """Questions for late interaction."""
     queries: torch.Tensor   # [N, T, heads, d] of each question token, by the first HSA layer
     spoken: torch.Tensor    # [N, T] bool: tokens of the question itself
+    terms: torch.Tensor     # [N, T] its words, as `Lexical.terms` gives them
     words: torch.Tensor     # [N, r] BM25 vector
-    evidence: torch.Tensor  # [N, 4]
+    evidence: torch.Tensor  # [N, 5]
 
 
-LATE_CANDIDATES = 24
-LATE_SCALE = 8.0  # of scores before the softmax over candidates
+LATE_CANDIDATES = 32
+LATE_SCALE = 8.0    # of scores before the softmax over candidates
+BM25_SCALE = 0.3    # of BM25 beside them: what is learned is what it lacks
 
 
 def late_scores(queries: torch.Tensor, spoken: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -84,24 +110,23 @@ def late_scores(queries: torch.Tensor, spoken: torch.Tensor, keys: torch.Tensor)
     return (best * spoken[:, None]).sum(-1) / spoken.sum(-1).clamp(min=1)[:, None]
 
 
-def late_interaction(questions: LateQuestions, keys: torch.Tensor, chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
+def late_interaction(questions: LateQuestions, keys: torch.Tensor, chunks: Chunks, terms: torch.Tensor,
+                     bm25) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the evidence among the chunks of the batch that share most words with the question, as BM25 finds
-    its candidates. keys [B*C, S, d] -> mean loss, share ranked first."""
-    sequence, first, _, available = questions.evidence.unbind(-1)
+    its candidates, by late interaction and BM25 together. keys [B*C, S, d], terms [B*C, S], bm25(terms [N, T], terms
+    [N, K, S]) -> mean loss, share ranked first."""
+    sequence, first = questions.evidence.unbind(-1)[:2]
     valid = sequence >= 0
     batch = chunks.sequences * chunks.per_sequence
-    base = sequence.clamp(min=0) * chunks.per_sequence
-    right = base + first.clamp(min=0)
+    right = sequence.clamp(min=0) * chunks.per_sequence + first.clamp(min=0)
     words = chunks.words[:batch]
-    index = torch.arange(batch, device=words.device)[None]
-    offset = index - base[:, None]
-    hidden = (offset >= first[:, None]) & (offset <= questions.evidence[:, 2:3])  # all of the evidence
-    hidden |= (offset >= available[:, None]) & (offset < chunks.per_sequence)
-    hidden |= words[right] @ words.mT > SAME_WORDS
+    positive, ignored = in_own_sequence(questions.evidence, batch, chunks.per_sequence)
+    hidden = positive | ignored | (words[right] @ words.mT > SAME_WORDS)
     ranked = (questions.words.to(words.dtype) @ words.mT).float().masked_fill(hidden, HIDDEN)
     others = ranked.topk(LATE_CANDIDATES - 1, dim=-1).indices
     candidates = torch.cat([right[:, None], others], 1)  # [N, K], the evidence first
     scores = late_scores(questions.queries, questions.spoken, keys[candidates].to(questions.queries.dtype)) * LATE_SCALE
+    scores = scores + BM25_SCALE * bm25(questions.terms, terms[candidates])
     loss = torch.logsumexp(scores, -1) - scores[:, 0]
     count = valid.sum().clamp(min=1)
     return (loss * valid).sum() / count, ((scores.argmax(-1) == 0) & valid).sum() / count

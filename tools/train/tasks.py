@@ -125,16 +125,17 @@ class TaskMaker:
         return Task(keys, statements, asks, rng.choice(("spread", "spread", "line", "running")))
 
     def multi_value(self) -> Task:
-        """One subject, several values, all asked for in the order told."""
+        """One subject, several values, all asked for, the newest first: retrieval prefers what is newer."""
         relation = self._relation()
         words = self._words(relation)
         template = self._choice(relation.tell) if self.rng.random() < 0.5 else None
         values = list({self.lexicon.value(relation.value): None for _ in range(self.rng.randint(2, 4))})
         told = [self._tell(template or self._choice(relation.tell), words | {"v": value}) for value in values]
         statements = [statement for statement, _ in told]
-        answers = [(value, i, place) for i, (value, (_, place)) in enumerate(zip(values, told))]
+        answers = [(value, i, place) for i, (value, (_, place)) in enumerate(zip(values, told))][::-1]
         asked = relation.all if len(values) > 1 else relation.ask
         ask = self._whole("multi_value", self._questions(asked, words), answers, statements)
+        ask.rivals = [list(range(i)) for _, i, _ in answers]
         return Task([words["k"]], statements, [ask])
 
     def updated(self) -> Task:
@@ -158,6 +159,7 @@ class TaskMaker:
             statements.append(statement)
         last = len(values) - 1
         asked = self._whole("updated", self._questions(ask, words), [(values[last], last, place)], statements)
+        asked.rivals = [list(range(last))]
         return Task(keys, statements, [asked])
 
     def _updating(self, template: str, now: tuple[str, ...]) -> str:

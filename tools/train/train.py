@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from data import MakerOptions, batches
 from export import read_weights
 from lexical import SPECIAL_PIECES, Lexical
-from losses import Chunks, LateQuestions, contrast, evidence_of, late_interaction, towards_words
+from losses import Chunks, LateQuestions, contrast, evidence_of, late_interaction, towards_words, weight_of_evidence
 from model import Config, build
 from muon import Muon
 
 CHUNK = 64
 CONTEXT_SHARE = 0.3     # of the previous chunk's words in what a landmark is drawn towards
-LATE_QUESTIONS = 8      # of each sequence
+LATE_QUESTIONS = 12     # of each sequence
 ROW_COPIES = 640        # answer tokens of rows whose retrieval is trained, a batch
 CARRY_STATE = 0.5       # of the sequences go on with the state that the one before left
 WARMUP_STEPS = 100
@@ -39,13 +39,14 @@ class Weights:
     """Of the losses. The next token of the stream and of rows has 1."""
     contrast: float = 0.5   # the evidence first, for questions in the stream, alone and in rows
     hold: float = 0.25      # and again at each token of the answer
+    weigh: float = 0.25     # the evidence has all the weight there
     read: float = 0.2       # half of HSA's heads look at the token to copy
-    lexical: float = 6.0    # landmarks and questions towards their words; falls to 0.3 of it over the whole schedule
-    late: float = 0.25      # keys tell chunks apart
+    lexical: float = 12.0   # landmarks and questions towards their words; falls to 0.3 of it over the whole schedule
+    late: float = 0.5       # keys tell chunks apart
 
 
-METRICS = ("next_token", "row_token", "first_stream", "first_alone", "first_row", "hold", "read", "copied", "row_exact",
-           "contrast", "lexical", "late", "late_first")
+METRICS = ("next_token", "row_token", "first_stream", "first_alone", "first_row", "hold", "weight", "read", "copied",
+           "row_exact", "contrast", "lexical", "late", "late_first")
 
 
 def gather_rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -93,31 +94,37 @@ class Objective:
             everywhere = Chunks(torch.cat([here.landmarks, bank_landmarks.to(here.landmarks.dtype)]),
                                 torch.cat([words, bank_words]), per_sequence, sequences)
             asked = model.retrieval_queries(gather_rows(out.lower, batch.asked[..., 0]))
-            asked_evidence = evidence_of(batch.asked, batch.asked[..., 0] // CHUNK)
+            asked_evidence = evidence_of(batch.asked, batch.asked[..., 0] // CHUNK, batch.asked_alike)
             stream_loss, first_stream = contrast(asked.flatten(0, 1), asked_evidence, everywhere)
-            alone_evidence = evidence_of(batch.alone_meta, batch.alone_meta[..., 3])
+            alone_evidence = evidence_of(batch.alone_meta, batch.alone_meta[..., 3], batch.alone_alike)
             alone_loss, first_alone = contrast(alone, alone_evidence, everywhere)
             everything = torch.full_like(batch.row_recall[..., 0], per_sequence)
-            row_evidence = evidence_of(batch.row_recall, everything)
+            row_evidence = evidence_of(batch.row_recall, everything, batch.row_alike)
             flat_lower = out.row_lower.flatten(0, 1)  # [B*G, T, d]
             row_asked = model.retrieval_queries(gather_rows(flat_lower, batch.row_recall[..., 0].view(-1, 1)))
             row_question_loss, first_row = contrast(row_asked.flatten(0, 1), row_evidence, everywhere)
 
             at, source = batch.copies.unbind(-1)
-            copied_from = evidence_of(torch.stack([at, source // CHUNK, source // CHUNK], -1), at // CHUNK)
+            source_chunk = torch.stack([at, source // CHUNK, source // CHUNK], -1)
+            copied_from = evidence_of(source_chunk, at // CHUNK, batch.copies_alike)
             stream_hold, _ = contrast(model.retrieval_queries(gather_rows(out.lower, at)).flatten(0, 1), copied_from, here)
             row_hold = self._row_hold(out, batch, everywhere)
+            stream_weigh, _ = weight_of_evidence(out.weights, batch.copies, CHUNK)
+            row_weigh, row_weight_read = weight_of_evidence(out.row_weights.flatten(0, 1), batch.row_copies.flatten(0, 1), CHUNK)
 
             # Late interaction, for the first questions: real ones come first.
             spoken = (flat_alone >= SPECIAL_PIECES) & (torch.arange(flat_alone.shape[1], device=ids.device) < alone_at[:, None])
-            said = self.lexical.questions(torch.where(spoken, flat_alone, 0))
+            question = torch.where(spoken, flat_alone, 0)
+            said = self.lexical.questions(question)
 
             def of_first(values):
                 return values.unflatten(0, (sequences, -1))[:, :LATE_QUESTIONS].flatten(0, 1)
 
             late, late_first = late_interaction(
-                LateQuestions(of_first(token_queries), of_first(spoken), of_first(said), of_first(alone_evidence)),
-                out.keys.reshape(sequences * per_sequence, CHUNK, -1), here)
+                LateQuestions(of_first(token_queries), of_first(spoken), of_first(self.lexical.terms(question)), of_first(said),
+                              of_first(alone_evidence)),
+                out.keys.reshape(sequences * per_sequence, CHUNK, -1), here,
+                self.lexical.terms(ids.view(-1, CHUNK)), self.lexical.bm25)
 
         # Words.
         context = torch.cat([torch.zeros_like(chunk_words[:, :1]), chunk_words[:, :-1]], 1)
@@ -126,10 +133,11 @@ class Objective:
 
         contrastive = stream_loss + alone_loss + row_question_loss
         loss = (next_token + row_token + weights.contrast * contrastive + weights.hold * (stream_hold + row_hold) +
-                weights.read * (out.read + out.row_read) + weights.lexical * lexical_share * lexical + weights.late * late)
+                weights.weigh * (stream_weigh + row_weigh) + weights.read * (out.read + out.row_read) +
+                weights.lexical * lexical_share * lexical + weights.late * late)
         metrics = torch.stack([value.detach().float() for value in (
-            next_token, row_token, first_stream, first_alone, first_row, stream_hold + row_hold, out.read + out.row_read,
-            self._copied(logits, ids, batch), self._row_exact(row_logits, row_next, row_weight),
+            next_token, row_token, first_stream, first_alone, first_row, stream_hold + row_hold, row_weight_read,
+            out.read + out.row_read, self._copied(logits, ids, batch), self._row_exact(row_logits, row_next, row_weight),
             contrastive, lexical, late, late_first)])
         return loss, metrics, out.state, here.landmarks.detach().to(torch.bfloat16), words
 
@@ -139,7 +147,7 @@ class Objective:
         sequence = torch.arange(at.shape[0], device=at.device)[:, None, None].expand(at.shape)
         valid = at >= 0
         evidence = torch.stack([torch.where(valid, sequence, -1), source // CHUNK, source // CHUNK,
-                                torch.full_like(at, chunks.per_sequence)], -1).flatten(0, 2)
+                                torch.full_like(at, chunks.per_sequence), batch.row_copies_alike], -1).flatten(0, 2)
         queries = self.model.retrieval_queries(gather_rows(out.row_lower.flatten(0, 1), at.flatten(0, 1))).flatten(0, 1)
         chosen = valid.flatten().int().argsort(descending=True, stable=True)[:ROW_COPIES]
         return contrast(queries[chosen], evidence[chosen], chunks)[0]

@@ -15,12 +15,16 @@ class Statement:
 
 @dataclass
 class Ask:
-    """One question, in several wordings. `parts`: (place in the answer, tokens, statement, place in the statement)."""
+    """One question, in several wordings. `parts`: (place in the answer, tokens, statement, place in the statement).
+
+    `rivals`, of each part, if any: statements that say the same with another value and that only age tells apart from it.
+    """
     kind: str
     questions: list[list[int]]
     answer: list[int]
     parts: list[tuple[int, int, int, int]]
     evidence: tuple[int, int, int]  # statement, first and last token in it
+    rivals: list[list[int]] = field(default_factory=list)
 
 
 @dataclass

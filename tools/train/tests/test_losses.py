@@ -9,7 +9,7 @@ import torch
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))
 from lexical import Lexical, WordHasher, piece_classes, stem  # noqa: E402
-from losses import Chunks, contrast, evidence_of, late_scores  # noqa: E402
+from losses import Chunks, contrast, evidence_of, late_scores, weight_of_evidence  # noqa: E402
 from muon import orthogonalise  # noqa: E402
 
 TOKENIZER = str(HERE.parents[3] / "model/default/tokenizer.model")
@@ -22,7 +22,7 @@ def chunks_of(landmarks, words):
 def test_the_evidence_is_told_from_other_chunks_but_not_from_its_copy():
     query = torch.tensor([[4.0, 0.0]])
     landmarks = [[4.0, 0.0], [0.0, 4.0], [8.0, 0.0]]  # two of the sequence, then one from the bank that scores higher
-    evidence = torch.tensor([[0, 0, 0, 2]])
+    evidence = torch.tensor([[0, 0, 0, 2, 0]])
     loss, first = contrast(query, evidence, chunks_of(landmarks, [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
     assert loss > 5 and first == 0
     loss, first = contrast(query, evidence, chunks_of(landmarks, [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))  # it says the same
@@ -32,15 +32,23 @@ def test_the_evidence_is_told_from_other_chunks_but_not_from_its_copy():
 def test_chunks_that_are_not_there_yet_are_no_negatives():
     query = torch.tensor([[4.0, 0.0]])
     landmarks, words = [[4.0, 0.0], [8.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
-    loss, _ = contrast(query, torch.tensor([[0, 0, 0, 1]]), chunks_of(landmarks, words))
+    loss, _ = contrast(query, torch.tensor([[0, 0, 0, 1, 0]]), chunks_of(landmarks, words))
     assert loss < 0.01
-    loss, _ = contrast(query, torch.tensor([[0, 0, 0, 2]]), chunks_of(landmarks, words))
+    loss, _ = contrast(query, torch.tensor([[0, 0, 0, 2, 0]]), chunks_of(landmarks, words))
     assert loss > 5
+    loss, _ = contrast(query, torch.tensor([[0, 0, 0, 2, 0b10]]), chunks_of(landmarks, words))  # an older value
+    assert loss < 0.01
+
+
+def test_all_the_weight_belongs_to_the_evidence():
+    weights = torch.tensor([[[0.25, 0.75], [1.0, 0.0]]])
+    loss, share = weight_of_evidence(weights, torch.tensor([[[0, 70], [1, 3], [-1, -1]]]), 64)
+    assert torch.isclose(share, torch.tensor(0.875)) and torch.isclose(loss, -torch.tensor(0.75).log() / 2)
 
 
 def test_places_without_a_question_count_for_nothing():
     meta = torch.tensor([[[5, 0, 0], [-1, -1, -1]]])
-    evidence = evidence_of(meta, torch.tensor([[2, 2]]))
+    evidence = evidence_of(meta, torch.tensor([[2, 2]]), torch.zeros(1, 2, dtype=torch.int64))
     assert evidence[:, 0].tolist() == [0, -1]
     query = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
     loss, first = contrast(query, evidence, chunks_of([[4.0, 0.0], [0.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]]))
@@ -61,7 +69,7 @@ def test_words_are_the_same_wherever_they_stand_and_whatever_their_form():
     hasher = WordHasher(torch.from_numpy(piece_classes(tokenizer)))
 
     def words(text):
-        hashes, is_last = hasher(torch.tensor(tokenizer.encode(text)))
+        hashes, is_last, _ = hasher(torch.tensor(tokenizer.encode(text)))
         return hashes[is_last].tolist()
 
     one, two = words("the lighthouse keeper, tired"), words("a tired keeper of the lighthouse")
@@ -78,6 +86,17 @@ def test_words_are_the_same_wherever_they_stand_and_whatever_their_form():
 
     assert torch.allclose(vector("attacks"), vector("attacking")) and vector("attacks").norm() > 0
     assert torch.allclose(vector("mill mill"), vector("mill"), atol=1e-6)  # each distinct word once
+    assert vector("zyqlo").norm() > 0 and torch.allclose(vector("the zyqlo"), vector("zyqlo") + vector("the"), atol=1e-4)
+    assert not torch.allclose(vector("1963"), vector("1936"), atol=1e-2)
+
+    def terms(words):
+        return lexical.terms(torch.tensor(tokenizer.encode(words))[None])
+
+    scores = lexical.bm25(terms("attacking the river river zyqlo"),
+                          torch.nn.utils.rnn.pad_sequence([terms(one)[0] for one in ("a river", "they attacked", "zyqlo zyqlo",
+                                                                                     "nothing")], True)[None])[0]
+    idf = {word: float(lexical.idf[terms(word).max()]) for word in ("river", "attacks", "zyqlo")}
+    assert torch.allclose(scores, torch.tensor([idf["river"], idf["attacks"], idf["zyqlo"] * 2 * 2.2 / 3.2, 0.0]), atol=1e-4)
     assert not torch.allclose(vector("river"), vector("mill"))
 
 
