@@ -94,3 +94,10 @@ def test_the_shipped_size_fits_in_8_bits(tmp_path):
     save_file(export.stored(weights, int8=True), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size <= 24e6
     assert export.largest_error(weights, export.read_weights(tmp_path))[0] <= LARGEST_ERROR
+
+
+def test_the_sliding_window_model_takes_12_mb_in_8_bits(tmp_path):
+    config = Config.from_reference(json.loads((TRAIN / "configs/swa_hsa.json").read_text()))
+    assert config.model_type == "swa_hsa" and config.sliding_window == 512 and config.swa_kv_heads == 1
+    save_file(export.stored(build(config, 1).state_dict(), int8=True), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size < 12e6
