@@ -4,8 +4,9 @@
 Usage: export.py RUN OUT [--int8] [--cost TEXT] [--figures FILE]
 
 RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.json and figures.json (what evaluate.py
---save wrote; --figures names another), whose figures go into the model card. OUT gets model.safetensors, config.json, tokenizer.model, MODEL_CARD.md, and for the tests of the
-daemon golden.safetensors, golden.txt and tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
+--save wrote; --figures names another), whose figures go into the model card. OUT gets model.safetensors, config.json,
+tokenizer.model, MODEL_CARD.md, and for the tests of the daemon golden.safetensors, golden.txt and
+tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
 
 With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q, which
 recalld rounds to bf16 as it loads. What is no matrix stays bf16.
