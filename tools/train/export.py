@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Makes a checkpoint that recalld loads out of a run.
 
-Usage: export.py RUN OUT [--int8] [--cost TEXT]
+Usage: export.py RUN OUT [--int8] [--cost TEXT] [--figures FILE]
 
-RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.json and evaluation.json, whose figures go
-into the model card. OUT gets model.safetensors, config.json, tokenizer.model, MODEL_CARD.md, and for the tests of the
-daemon golden.safetensors, golden.txt and tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
+RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.json and figures.json (what evaluate.py
+--save wrote; --figures names another), whose figures go into the model card. OUT gets model.safetensors, config.json,
+tokenizer.model, MODEL_CARD.md, and for the tests of the daemon golden.safetensors, golden.txt and
+tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
 
 With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q, which
 recalld rounds to bf16 as it loads. What is no matrix stays bf16.
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import figures
 from model import CHUNK, Config, RAMba
 
 GOLDEN_TEXT = Path(__file__).with_name("golden.txt")
@@ -186,8 +188,32 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str | None) -> str:
-    trained, evaluation = read_json(run / "run.json"), read_json(run / "evaluation.json")
+def table(title: str, heads: tuple[str, ...], rows: list[tuple]) -> str:
+    """Empty without rows."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (heads, ("---",) * len(heads), *rows)]
+    return "\n".join([f"{title}:", "", *lines]) if rows else ""
+
+
+def tables_of(records: list[dict], trained: dict) -> list[str]:
+    """What evaluate.py found, and the last line of training."""
+    tasks = [(r["kind"], r["length"], r["asks"], *(f"{r[name]:.3f}" for name in figures.OF_TASKS[1:]))
+             for r in figures.of_tasks(records)]
+    natural = [(r["method"], r["asks"], r["chunks"], *(f"{r[f'at_{k}']:.3f}" for k in (1, 5, 10, 20)))
+               for r in records if r["kind"] == "natural questions"]
+    prose = [(r["length"], f"{r['bits_per_byte']:.3f}") for r in records if r["kind"] == "prose"]
+    return [text for text in (
+        table("Tasks by the tokens of the memory that they are hidden in: whole answers, and the right chunk first when the "
+              "question is read alone or within the memory",
+              ("task", "tokens", "asks", "exact", "first alone", "first within"), tasks),
+        table("Questions about passages, the right chunk among the first",
+              ("method", "asks", "chunks", "1", "5", "10", "20"), natural),
+        table("Held-out prose", ("tokens before", "bits a byte"), prose),
+        table("At the end of training, on training text", ("what", "value"),
+              flat((trained.get("figures") or [{}])[-1]))) if text]
+
+
+def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str | None, found: Path) -> str:
+    trained = read_json(run / "run.json")
     if cost is None:
         cost = "Not recorded."
         if "step" in trained:
@@ -195,12 +221,6 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
             cost = f"The last run: {trained['step']} steps, {millions:.0f} M tokens of the stream, on one GPU."
             if trained.get("figures"):
                 cost += f" {trained['figures'][-1]['tokens_per_s'] / 1e6:.2f} M tokens/s."
-    tables = []
-    for title, values in (("Measured after training", evaluation),
-                          ("At the end of training, on training text", (trained.get("figures") or [{}])[-1])):
-        rows = [f"| {name} | {value} |" for name, value in flat(values)]
-        if rows:
-            tables.append("\n".join([f"{title}:", "", "| what | value |", "|---|---|", *rows]))
     swa = config.model_type == "swa_hsa"
     blocks = f"sliding-window layers (window {config.sliding_window})" if swa else "Mamba-2 layers"
     return CARD.format(
@@ -210,12 +230,12 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
         cls=" with a CLS token" if config.enable_enc_cls else "",
         hsa=config.num_upper_layers // config.num_mamba_per_gca, head=config.attention_head_dim,
         retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk, vocabulary=config.vocab_size,
-        cost=cost, figures="\n\n".join(tables) or "None recorded.")
+        cost=cost, figures="\n\n".join(tables_of(figures.read(found), trained)) or "None recorded.")
 
 
 # ---- All of it
 
-def export(run: Path, out: Path, int8: bool, cost: str | None = None) -> None:
+def export(run: Path, out: Path, int8: bool, cost: str | None = None, found: Path | None = None) -> None:
     config = Config.from_reference(json.loads((run / "config.json").read_text()))
     weights = read_weights(run)
     out.mkdir(parents=True, exist_ok=True)
@@ -227,7 +247,8 @@ def export(run: Path, out: Path, int8: bool, cost: str | None = None) -> None:
     model.load_state_dict(exported)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
     write_golden(out, model, tokenizer)
-    (out / "MODEL_CARD.md").write_text(model_card(config, sum(t.numel() for t in weights.values()), int8, run, cost))
+    card = model_card(config, sum(t.numel() for t in weights.values()), int8, run, cost, found or run / "figures.json")
+    (out / "MODEL_CARD.md").write_text(card)
     for name in ("model.safetensors", "golden.safetensors"):
         (out / name).chmod(0o644)  # the library writes them for their owner alone
     error, where = largest_error(weights, exported)
@@ -241,8 +262,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--int8", action="store_true", help="store matrices in 8 bits")
     parser.add_argument("--cost", help="what training took, for the model card; default: what run.json says")
+    parser.add_argument("--figures", type=Path, help="what evaluate.py --save wrote; default: RUN/figures.json")
     args = parser.parse_args()
-    export(args.run, args.out, args.int8, args.cost)
+    if args.figures and not args.figures.exists():
+        parser.error(f"{args.figures} does not exist; write it with evaluate.py --save")
+    export(args.run, args.out, args.int8, args.cost, args.figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ class Prepared:
     """`self[name]` is an array of data.npz, `row(name, i)` row i of a ragged one."""
 
     def __init__(self, folder: Path | str) -> None:
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         self.model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
         with np.load(folder / "data.npz") as file:
             self._arrays = {name: file[name] for name in file.files}

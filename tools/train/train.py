@@ -1,7 +1,8 @@
 """Trains a model on one GPU, by seconds or by steps, and saves it as it goes. See README.md for the whole recipe.
 
 A run writes into its directory: config.json and model.safetensors (bf16, the reference's names; export.py makes a
-checkpoint of them), run.json (arguments, figures), log.csv (a line every --log-every steps), resume.pt with --resumable.
+checkpoint of them), run.json (arguments, figures), log.csv (a line every --log-every steps: means since the line before,
+and whole answers of rows right by kind), resume.pt with --resumable.
 """
 import argparse
 import csv
@@ -24,10 +25,11 @@ from lexical import SPECIAL_PIECES, Lexical
 from losses import Chunks, LateQuestions, contrast, evidence_of, late_interaction, towards_words, weight_of_evidence
 from model import Config, build
 from muon import Muon
+from units import KINDS
 
 CHUNK = 64
 CONTEXT_SHARE = 0.3     # of the previous chunk's words in what a landmark is drawn towards
-LATE_QUESTIONS = 12     # of each sequence
+LATE_QUESTIONS = 12     # of 4,096 tokens
 ROW_COPIES = 640        # answer tokens of rows whose retrieval is trained, a batch
 CARRY_STATE = 0.5       # of the sequences go on with the state that the one before left
 WARMUP_STEPS = 100
@@ -47,6 +49,7 @@ class Weights:
 
 METRICS = ("next_token", "row_token", "first_stream", "first_alone", "first_row", "hold", "weight", "read", "copied",
            "row_exact", "contrast", "lexical", "late", "late_first")
+BY_KIND = tuple(f"exact_{kind}" for kind in KINDS)  # whole answers of rows right
 
 
 def gather_rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -118,7 +121,8 @@ class Objective:
             said = self.lexical.questions(question)
 
             def of_first(values):
-                return values.unflatten(0, (sequences, -1))[:, :LATE_QUESTIONS].flatten(0, 1)
+                few = max(1, LATE_QUESTIONS * length // MakerOptions.length)
+                return values.unflatten(0, (sequences, -1))[:, :few].flatten(0, 1)
 
             late, late_first = late_interaction(
                 LateQuestions(of_first(token_queries), of_first(spoken), of_first(self.lexical.terms(question)), of_first(said),
@@ -135,11 +139,13 @@ class Objective:
         loss = (next_token + row_token + weights.contrast * contrastive + weights.hold * (stream_hold + row_hold) +
                 weights.weigh * (stream_weigh + row_weigh) + weights.read * (out.read + out.row_read) +
                 weights.lexical * lexical_share * lexical + weights.late * late)
+        asked, exact = self._rows_exact(row_logits, row_next, row_weight)
         metrics = torch.stack([value.detach().float() for value in (
             next_token, row_token, first_stream, first_alone, first_row, stream_hold + row_hold, row_weight_read,
-            out.read + out.row_read, self._copied(logits, ids, batch), self._row_exact(row_logits, row_next, row_weight),
+            out.read + out.row_read, self._copied(logits, ids, batch), mean_of(exact.float(), asked),
             contrastive, lexical, late, late_first)])
-        return loss, metrics, out.state, here.landmarks.detach().to(torch.bfloat16), words
+        by_kind = self._by_kind(asked, exact, batch.row_kind)
+        return loss, metrics, by_kind, out.state, here.landmarks.detach().to(torch.bfloat16), words
 
     def _row_hold(self, out, batch, chunks: Chunks) -> torch.Tensor:
         """Rows copy few tokens: those that do are taken together."""
@@ -161,10 +167,18 @@ class Objective:
         return mean_of(right.float(), at >= 0)
 
     @staticmethod
-    def _row_exact(logits, expected, weight):
-        """Share of rows whose whole answer comes first, what is before each token given."""
+    def _rows_exact(logits, expected, weight):
+        """Which rows ask, and whose whole answer comes first, what is before each token given: [B, G] bool."""
         wrong = (logits.detach().argmax(-1) != expected) & (weight > 0)
-        return mean_of((~wrong.any(-1)).float(), (weight > 0).any(-1))
+        asked = (weight > 0).any(-1)
+        return asked, asked & ~wrong.any(-1)
+
+    @staticmethod
+    def _by_kind(asked, exact, kind):
+        """Rows of each kind, and those that are exact: [2, kinds]."""
+        counts = torch.zeros(2, len(KINDS), device=kind.device)
+        rows = torch.stack([asked, exact]).flatten(1).float()
+        return counts.scatter_add(1, kind.clamp(min=0).flatten().expand(2, -1), rows)
 
 
 class Schedule:
@@ -245,6 +259,7 @@ class Step:
         self.place = torch.arange(self.per_step, device=device)  # of the next landmarks in the bank
         self.lexical_share = torch.ones((), device=device)
         self.totals = torch.zeros(len(METRICS), device=device)
+        self.of_kinds = torch.zeros(2, len(KINDS), device=device)
 
     def __call__(self, batch) -> None:
         if self.device.type == "cpu":
@@ -277,8 +292,8 @@ class Step:
     def _run(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss, metrics, state, landmarks, words = self.objective(self.batch, self.state, self.bank_landmarks, self.bank_words,
-                                                                self.lexical_share)
+        loss, metrics, by_kind, state, landmarks, words = self.objective(
+            self.batch, self.state, self.bank_landmarks, self.bank_words, self.lexical_share)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM_MAX, foreach=True)
         for optimizer in self.optimizers:
@@ -292,35 +307,46 @@ class Step:
             self.bank_words.index_copy_(0, self.place, words)
             self.place.add_(self.per_step).remainder_(len(self.bank_words))
             self.totals += metrics
+            self.of_kinds += by_kind
 
-    def figures(self) -> list[float]:
-        """Means of the metrics since they were asked for last."""
-        figures = [round(value, 4) for value in (self.totals / self.args.log_every).tolist()]
+    def figures(self) -> tuple[list[float], list[float | None]]:
+        """Since they were asked for last: means of the metrics, and the share of each kind's rows that are exact, None where
+        no row was of that kind."""
+        means = [round(value, 4) for value in (self.totals / self.args.log_every).tolist()]
+        asked, exact = self.of_kinds.tolist()
         self.totals.zero_()
-        return figures
+        self.of_kinds.zero_()
+        return means, [round(right / rows, 4) if rows else None for rows, right in zip(asked, exact)]
+
+
+def steps_done(args) -> int:
+    """Of the run that goes on, read without touching the GPU."""
+    kept = args.out / "resume.pt"
+    return torch.load(kept, map_location="cpu", mmap=True)["step"] if args.resumable and kept.exists() else 0
 
 
 def train(args) -> None:
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
-    shutil.copy(args.prepared / "spm.model", args.out / "spm.model")
-    feed = batches(args.prepared, args.seed, args.batch, args.workers, MakerOptions())  # its processes fork before CUDA begins
+    shutil.copy(args.prepared / "spm.model", args.out / "tokenizer.model")
+    step = resumed = steps_done(args)
+    # Its processes fork before CUDA begins.
+    feed = batches(args.prepared, args.seed, args.batch, args.workers, MakerOptions(length=args.length), first=step)
     device = torch.device(args.device)
     config = Config.from_reference(json.loads(args.config.read_text()))
     model = build(config, args.seed).to(device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     optimizers = optimizers_for(model, args.lr)
-    step = 0
     if args.init:
         load_weights(model, args.init)
-    if args.resumable and (args.out / "resume.pt").exists():
+    if resumed:
         kept = torch.load(args.out / "resume.pt", map_location=device)
         model.load_state_dict(kept["model"])
         for optimizer, was in zip(optimizers, kept["optimizers"]):
             optimizer.load_state_dict(was)
         args.warmup = 1
-        print(f"resumed after step {kept['step']}", flush=True)
+        print(f"resumed after step {step}", flush=True)
 
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(args.prepared / "spm.model"))
     prepared = np.load(args.prepared / "data.npz")
@@ -328,7 +354,7 @@ def train(args) -> None:
     lexical = Lexical(tokenizer, corpus, config.retrieval_dim, CHUNK, device)
     weights = Weights(**{f.name: getattr(args, f.name) for f in fields(Weights)})
     objective = Objective(model, lexical, weights)
-    if not args.eager:
+    if not (args.eager or args.no_compile):
         objective = torch.compile(objective.__call__)
     schedule = Schedule(args)
 
@@ -336,7 +362,8 @@ def train(args) -> None:
     history, started, saved = [], None, time.time()
     with open(args.out / "log.csv", "a", newline="") as log_file:
         log = csv.writer(log_file)
-        log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS))
+        if log_file.tell() == 0:
+            log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS, *BY_KIND))
         for batch in feed:
             share = 0.0
             if started is not None:
@@ -349,28 +376,31 @@ def train(args) -> None:
             one_step.lexical_share.fill_(max(0.3, 1 - progress))
             one_step(batch)
             step += 1
-            if started is None and step > Step.CAPTURE_AFTER + 1:  # compiled and captured
+            if started is None and step - resumed > Step.CAPTURE_AFTER + 1:  # compiled and captured
                 torch.cuda.synchronize() if device.type == "cuda" else None
                 started, first_step = time.time(), step
                 saved = started
 
             if step % args.log_every == 0:
-                figures = one_step.figures()
+                figures, of_kinds = one_step.figures()
                 done = step - first_step if started else 0
                 speed = done * args.batch * args.length / (time.time() - started) if done else 0
-                log.writerow((step, round(progress, 4), rate, round(speed), *figures))
+                log.writerow((step, round(progress, 4), rate, round(speed), *figures, *of_kinds))
                 log_file.flush()
-                history.append(dict(zip(METRICS, figures), tokens_per_s=round(speed)))
+                kinds_seen = {kind: share for kind, share in zip(KINDS, of_kinds) if share is not None}
+                history.append(dict(zip(METRICS, figures), tokens_per_s=round(speed), row_exact_of=kinds_seen))
                 if not all(map(math.isfinite, figures)):
                     raise SystemExit(f"train: a loss is not a number at step {step}; the last save stands")
                 print(f"{step} {progress:.3f} {speed / 1e6:.3f} Mtok/s " +
-                      " ".join(f"{name} {value:.3f}" for name, value in zip(METRICS, figures)), flush=True)
+                      " ".join(f"{name} {value:.3f}" for name, value in zip(METRICS, figures)) + "\n  rows exact: " +
+                      " ".join(f"{kind} {share:.3f}" for kind, share in kinds_seen.items()), flush=True)
             if time.time() - saved > args.save_every:
                 save(args, model, config, optimizers, step, history)
                 saved = time.time()
     save(args, model, config, optimizers, step, history)
     if device.type == "cuda":
-        print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {step} steps, {step * args.batch * args.length / 1e6:.0f} M tokens")
+        print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {step} steps, "
+              f"{step * args.batch * args.length / 1e6:.0f} M tokens")
 
 
 def main() -> None:
@@ -392,7 +422,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--eager", action="store_true", help="neither compile nor capture the step as a graph")
+    parser.add_argument("--no-compile", action="store_true", help="capture only: slower, and begins minutes earlier")
     parser.add_argument("--resumable", action="store_true", help="keep optimisers too, and go on from them")
     parser.add_argument("--save-every", type=float, default=150, help="seconds")
     parser.add_argument("--log-every", type=int, default=200)

@@ -93,3 +93,12 @@ def small(tmp_path_factory) -> Prepared:
         user_defined_symbols=["<|recall|>", "<|user|>", "<|assistant|>", "\n", *"0123456789"], minloglevel=2)
     prepare.prepare(folder, folder / "spm.model", folder / "prepared")
     return Prepared(folder / "prepared")
+
+
+@pytest.fixture(scope="session")
+def small_config(small) -> dict:
+    """config.json of a model for that corpus, as small as they come."""
+    return {"model_type": "ramba", "hidden_size": 64, "num_heads": 2, "vocab_size": small.model.get_piece_size(),
+            "num_lower_layers": 1, "num_upper_layers": 1, "num_mamba_per_gca": 1, "num_attention_heads": 2,
+            "retrieval_dim": 32, "chunk_topk": 2, "enable_pos_decay": True, "recall_token_id": small.recall,
+            "newline_token_id": small.newline}

@@ -14,6 +14,7 @@ TRAIN = Path(__file__).resolve().parent.parent
 SHIPPED = TRAIN.parents[1] / "model/default"
 sys.path.insert(0, str(TRAIN))
 import export  # noqa: E402
+import figures  # noqa: E402
 from model import Config, RAMba, build  # noqa: E402
 
 LARGEST_ERROR = 1 / 254 + 2**-8  # of 8 bits, and of bf16 after them
@@ -30,7 +31,12 @@ def run_directory(path: Path, config: Config) -> Path:
     (path / "config.json").write_text(json.dumps(config.to_reference()))
     (path / "run.json").write_text(json.dumps({"step": 12, "tokens": 3_000_000,
                                                "figures": [{"copied": 0.93, "tokens_per_s": 1_100_000}]}))
-    (path / "evaluation.json").write_text(json.dumps({"numbered": {"65536": {"first": 0.98}}}))
+    for exact in (0.5, 0.91):  # the later one counts
+        figures.add(path / "figures.json", {"kind": "numbered", "length": 65536, "asks": 200, "exact": exact,
+                                            "first_alone": 0.98, "first_within": 0.97})
+    figures.add(path / "figures.json", {"kind": "prose", "length": 8192, "bits_per_byte": 1.2345})
+    figures.add(path / "figures.json", {"kind": "natural questions", "method": "BM25", "chunks": 9, "asks": 4, "at_1": 0.25,
+                                        "at_5": 0.5, "at_10": 0.75, "at_20": 1.0})
     shutil.copy(SHIPPED / "tokenizer.model", path / "tokenizer.model")
     return path
 
@@ -64,9 +70,10 @@ def test_a_checkpoint_is_whole(tmp_path, config, int8):
     assert Config.from_reference(json.loads((out / "config.json").read_text())) == config
 
     card = (out / "MODEL_CARD.md").read_text()
-    for words in ("12 steps, 3 M tokens", "| copied | 0.93 |", "| numbered 65536 first | 0.98 |", "CDLA-Sharing-1.0"):
+    for words in ("12 steps, 3 M tokens", "| copied | 0.93 |", "| numbered | 65536 | 200 | 0.910 | 0.980 | 0.970 |",
+                  "| 8192 | 1.234 |", "| BM25 | 4 | 9 | 0.250 | 0.500 | 0.750 | 1.000 |", "CDLA-Sharing-1.0"):
         assert words in card
-    assert "{" not in card
+    assert "{" not in card and "0.500 | 0.980" not in card
 
     # The golden tensors are those of the weights as they are stored.
     golden = load_file(out / "golden.safetensors")
@@ -87,3 +94,10 @@ def test_the_shipped_size_fits_in_8_bits(tmp_path):
     save_file(export.stored(weights, int8=True), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size <= 24e6
     assert export.largest_error(weights, export.read_weights(tmp_path))[0] <= LARGEST_ERROR
+
+
+def test_the_sliding_window_model_takes_12_mb_in_8_bits(tmp_path):
+    config = Config.from_reference(json.loads((TRAIN / "configs/swa_hsa.json").read_text()))
+    assert config.model_type == "swa_hsa" and config.sliding_window == 512 and config.swa_kv_heads == 1
+    save_file(export.stored(build(config, 1).state_dict(), int8=True), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size < 12e6

@@ -1,0 +1,65 @@
+"""The run itself on the CPU: what it logs and saves, and that it goes on where it stopped."""
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TRAIN = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(TRAIN))
+import train  # noqa: E402
+from units import KINDS  # noqa: E402
+
+
+def run(monkeypatch, small, out: Path, config: dict, *more: str) -> None:
+    (out.parent / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "argv", [
+        "train.py", "--prepared", str(small.folder), "--out", str(out), "--config", str(out.parent / "config.json"),
+        "--device", "cpu", "--eager", "--batch", "3", "--length", "512", "--bank", "2", "--workers", "1", "--log-every", "3",
+        "--steps", "1", "--seed", "3", *more])
+    train.main()
+
+
+def test_a_run_logs_kinds_of_rows_and_goes_on_with_the_data_that_follows(monkeypatch, small, small_config, tmp_path):
+    first_of_feed = []
+    real = train.batches
+
+    def watched(*arguments, first=0):
+        first_of_feed.append(first)
+        return real(*arguments, first=first)
+
+    monkeypatch.setattr(train, "batches", watched)
+    monkeypatch.setattr(train.Step, "CAPTURE_AFTER", 0)  # steps before the first that counts
+    out = tmp_path / "run"
+    for _ in range(2):
+        run(monkeypatch, small, out, small_config, "--resumable")
+    steps = json.loads((out / "run.json").read_text())["step"]
+    assert first_of_feed == [0, steps // 2] and torch.load(out / "resume.pt")["step"] == steps == 6
+    assert (out / "tokenizer.model").read_bytes() == (small.folder / "spm.model").read_bytes()
+    with open(out / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [3, 6]
+    assert any(row[f"exact_{kind}"] for row in rows for kind in KINDS)
+    assert all(0 <= float(row[name]) <= 1 for row in rows for name in train.BY_KIND if row[name])
+
+
+def test_rows_are_counted_by_kind_and_only_whole_answers_are_exact():
+    expected = torch.tensor([[[1, 2, 0], [1, 2, 0], [3, 0, 0], [0, 0, 0]]])
+    weight = torch.tensor([[[1.0, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]]])
+    said = torch.tensor([[[1, 2, 3], [1, 3, 0], [3, 1, 1], [0, 0, 0]]])
+    logits = torch.nn.functional.one_hot(said, 4).float()
+    asked, exact = train.Objective._rows_exact(logits, expected, weight)
+    assert asked.tolist() == [[True, True, True, False]] and exact.tolist() == [[True, False, True, False]]
+    copy = KINDS.index("copy")
+    counts = train.Objective._by_kind(asked, exact, torch.tensor([[0, 0, copy, -1]]))
+    assert counts[:, 0].tolist() == [2, 1] and counts[:, copy].tolist() == [1, 1] and counts.sum() == 5
+
+
+def test_a_run_without_resumable_begins_anew(monkeypatch, small, small_config, tmp_path):
+    args = type("Args", (), {"out": tmp_path, "resumable": False})
+    torch.save({"step": 7, "model": {}}, tmp_path / "resume.pt")
+    assert train.steps_done(args) == 0
+    args.resumable = True
+    assert train.steps_done(args) == 7
