@@ -305,39 +305,51 @@ def mib(size):
     return f"{size / (1 << 20):.0f} MiB"
 
 
-def ask_all(memory, kinds, length, rate, args, save):
-    """Asks at this length, and prints and saves a row for each kind, and one for all of them."""
-    rows = []
-    for kind in kinds:
-        for one in spread([one for one in memory.told if one.kind == kind], args.asks, memory.tokens):
-            rows.append((kind, *memory.ask(one)))
-            if args.wrong and not rows[-1][1]:
-                print(f"  {kind}: {one.question} {one.answer!r}, not {rows[-1][-1]!r}{'' if rows[-1][2] else ', not first'}")
-    stats, highest = memory.rpc.call("stats"), memory.rpc.resident_bytes_max()
-    gpu = stats.get("gpu")
+def device_bytes(stats):
+    """What of the GPU's memory is taken; 0 without one."""
     parts = ("weights", "states", "landmarks", "cache", "workspace")
-    device_bytes = sum(gpu[f"{part}_bytes"] for part in parts) if gpu else 0
-    for kind in [*kinds, "all"] if len(kinds) > 1 else kinds:
-        chosen = [row for row in rows if kind in (row[0], "all")]
-        if not chosen:
-            print(f"{kind:12} {length:9}    0")
-            continue
-        exact, first = (sum(row[column] for row in chosen) for column in (1, 2))
-        answer_ms, search_ms = (median_and_95th([row[column] for row in chosen]) for column in (3, 4))
-        print(f"{kind:12} {length:9} {len(chosen):4}  {exact / len(chosen):.3f}  {first / len(chosen):.3f}"
-              f"  {answer_ms[0]:8.1f} {answer_ms[1]:8.1f}  {search_ms[0]:8.1f} {search_ms[1]:8.1f}", flush=True)
-        if save:
-            save.write(json.dumps({
-                "kind": kind, "length": length, "tokens": memory.tokens, "together": args.together, "seed": args.seed,
-                "asks": len(chosen), "exact": exact, "first": first,
-                "answer_ms": answer_ms[0], "answer_ms_95th": answer_ms[1],
-                "search_ms": search_ms[0], "search_ms_95th": search_ms[1], "append_tokens_per_s": rate,
-                "resident_bytes": stats["resident_bytes"], "resident_bytes_max": highest, "device": stats["device"],
-                "device_bytes": device_bytes, "model_hash": stats["model_hash"]}) + "\n")
-            save.flush()
+    return sum(stats["gpu"][f"{part}_bytes"] for part in parts) if "gpu" in stats else 0
+
+
+def report(memory, kind, length, rate, asked, args, save):
+    """Prints and saves a row."""
+    if not asked:
+        print(f"{kind:12} {length:9}    0")
+        return
+    exact, first = (sum(one[column] for one in asked) for column in (0, 1))
+    answer_ms, search_ms = (median_and_95th([one[column] for one in asked]) for column in (2, 3))
+    print(f"{kind:12} {length:9} {len(asked):4}  {exact / len(asked):.3f}  {first / len(asked):.3f}"
+          f"  {answer_ms[0]:8.1f} {answer_ms[1]:8.1f}  {search_ms[0]:8.1f} {search_ms[1]:8.1f}", flush=True)
+    if save:
+        stats = memory.rpc.call("stats")
+        save.write(json.dumps({
+            "kind": kind, "length": length, "tokens": memory.tokens, "together": args.together, "seed": args.seed,
+            "asks": len(asked), "exact": exact, "first": first,
+            "answer_ms": answer_ms[0], "answer_ms_95th": answer_ms[1],
+            "search_ms": search_ms[0], "search_ms_95th": search_ms[1], "append_tokens_per_s": rate,
+            "resident_bytes": stats["resident_bytes"], "resident_bytes_max": memory.rpc.resident_bytes_max(),
+            "device": stats["device"], "device_bytes": device_bytes(stats), "model_hash": stats["model_hash"]}) + "\n")
+        save.flush()
+
+
+def ask_all(memory, kinds, length, rate, args, save):
+    """Asks at this length; a row for each kind, one for all of them, and what the daemon takes."""
+    asked_of_all = []
+    for kind in kinds:
+        asked = []
+        for one in spread([one for one in memory.told if one.kind == kind], args.asks, memory.tokens):
+            exact, first, *_, text = row = memory.ask(one)
+            asked.append(row)
+            if args.wrong and not exact:
+                print(f"  {kind}: {one.question} {one.answer!r}, not {text!r}{'' if first else ', not first'}")
+        report(memory, kind, length, rate, asked, args, save)
+        asked_of_all += asked
+    if len(kinds) > 1:
+        report(memory, "all", length, rate, asked_of_all, args, save)
+    stats, highest = memory.rpc.call("stats"), memory.rpc.resident_bytes_max()
     print(f"{'':12} {memory.tokens:9} tokens appended and encoded, {rate:.0f} a second; "
           f"resident {mib(stats['resident_bytes'])}, {mib(highest)} at most so far; "
-          + (f"{mib(device_bytes)} of {gpu['name']}" if gpu else "no GPU"), flush=True)
+          + (f"{mib(device_bytes(stats))} of {stats['gpu']['name']}" if "gpu" in stats else "no GPU"), flush=True)
 
 
 def length_of(text):
