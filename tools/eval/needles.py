@@ -9,13 +9,13 @@ fact's answer and nothing else. Prints how many were found first and in the firs
 that took, and exits with 1 when fewer than 95% came first or 90% were answered. Python's standard library only.
 """
 import argparse
-import json
 import pathlib
 import random
 import re
-import socket
 import sys
 import time
+
+from daemon_process import Rpc
 
 THINGS = ["lighthouse", "orchard", "granary", "ferry", "observatory", "tannery", "windmill", "archive", "greenhouse",
           "foundry", "belfry", "quarry", "stable", "cellar", "pavilion", "chapel", "brewery", "sawmill", "aqueduct",
@@ -64,27 +64,6 @@ def pages(directory, rng):
                 if len(page) >= 4000:
                     yield page.strip()
                     page = ""
-
-
-class Rpc:
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)
-        self.lines = self.socket.makefile("rwb")
-        self.last_id = 0
-
-    def call(self, method, **params):
-        self.last_id += 1
-        request = {"jsonrpc": "2.0", "id": self.last_id, "method": method, "params": params}
-        self.lines.write(json.dumps(request).encode() + b"\n")
-        self.lines.flush()
-        line = self.lines.readline()
-        if not line:
-            sys.exit("needles: the daemon closed the connection")
-        reply = json.loads(line)
-        if "error" in reply:
-            sys.exit(f"needles: {method}: {reply['error']['message']}")
-        return reply["result"]
 
 
 def ask(rpc, args, hidden):

@@ -26,6 +26,7 @@ import argparse
 import multiprocessing
 import queue
 import random
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -541,6 +542,7 @@ class Maker:
 
 
 def _work(prepared: Prepared, seed: int, batch: int, options: MakerOptions, first: int, step: int, out) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever reads ends it
     maker = Maker(prepared, seed, options)
     index = first
     while True:

@@ -22,29 +22,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import facts
 import figures
 from export import read_weights
+from kinds import KINDS, TasksAbout
 from lexical import SPECIAL_PIECES
 from losses import late_scores
 from model import Config, build
 from prepared import Prepared
-from tasks import TaskMaker
 
 CHUNK, TAIL = 64, 192
 SEGMENT = {"cuda": 32768, "cpu": 8192}  # tokens that are read at once
 ANSWER_MAX = 40
-# What is asked of a memory: the task that tells it, the kind of its questions, and the relations that it may be about.
-NUMBERS = tuple(relation for relation in facts.NUMBERED if relation.value in ("magic", "pin", "number", "price"))
-KINDS = {"passkey": ("numbered", "numbered", tuple(r for r in facts.NUMBERED if r.name == "key of")),
-         "numbered": ("numbered", "numbered", NUMBERS),
-         "words": ("numbered", "numbered", tuple(r for r in facts.NUMBERED if r not in NUMBERS) + (facts.ATTRIBUTE,)),
-         "personal": ("personal", "personal", ()),
-         "multi_key": ("multi_key", "multi_key", NUMBERS),
-         "multi_query": ("multi_key", "multi_query", NUMBERS),
-         "multi_value": ("multi_value", "multi_value", NUMBERS),
-         "variables": ("variables", "variables", ()),
-         "updated": ("updated", "updated", ())}
 
 
 class Reader:
@@ -211,17 +199,6 @@ def haystack(prepared: Prepared, length: int, seed: int) -> np.ndarray:
         text = np.concatenate([text, prepared["prose"]])
     start = random.Random(seed).randrange(len(text))
     return np.resize(np.roll(text, -start), length)
-
-
-class TasksAbout(TaskMaker):
-    """Of some relations only, if any are given."""
-
-    def __init__(self, prepared: Prepared, rng: random.Random, relations: tuple[facts.Relation, ...]):
-        super().__init__(prepared, rng)
-        self.relations = relations
-
-    def _relation(self, *among):
-        return self._choice(self.relations) if self.relations else super()._relation(*among)
 
 
 def hide(prepared: Prepared, kind: str, length: int, asks: int, seed: int):

@@ -136,11 +136,13 @@ class Lexical:
         commonest = np.zeros(stems.max() + 1, np.int64)
         order = np.argsort(counts, kind="stable")
         commonest[stems[order]] = order  # the last one stays
-        directions = torch.zeros(len(commonest), places.shape[-1])
-        at = torch.arange(PLACES)
-        for number, word in enumerate(commonest):
-            ids = torch.tensor((tokenizer.encode(texts[word]) or [0])[:PLACES])
-            directions[number] = places[at[:len(ids)], ids].sum(0)
+        ids = np.full((len(commonest), PLACES), -1)
+        for row, encoded in zip(ids, tokenizer.encode([texts[word] for word in commonest])):
+            row[:len(encoded)] = encoded[:PLACES]
+        ids, directions = torch.from_numpy(ids), torch.zeros(len(commonest), places.shape[-1])
+        for place in range(PLACES):
+            there = ids[:, place] >= 0
+            directions[there] += places[place, ids[there, place]]
         return torch.nn.functional.normalize(directions, dim=-1)
 
     def terms(self, tokens: torch.Tensor) -> torch.Tensor:

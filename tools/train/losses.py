@@ -123,7 +123,7 @@ def late_interaction(questions: LateQuestions, keys: torch.Tensor, chunks: Chunk
     positive, ignored = in_own_sequence(questions.evidence, batch, chunks.per_sequence)
     hidden = positive | ignored | (words[right] @ words.mT > SAME_WORDS)
     ranked = (questions.words.to(words.dtype) @ words.mT).float().masked_fill(hidden, HIDDEN)
-    others = ranked.topk(LATE_CANDIDATES - 1, dim=-1).indices
+    others = ranked.topk(min(LATE_CANDIDATES - 1, batch - 1), dim=-1).indices
     candidates = torch.cat([right[:, None], others], 1)  # [N, K], the evidence first
     scores = late_scores(questions.queries, questions.spoken, keys[candidates].to(questions.queries.dtype)) * LATE_SCALE
     scores = scores + BM25_SCALE * bm25(questions.terms, terms[candidates])

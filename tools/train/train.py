@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import shutil
+import signal
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,6 +35,7 @@ ROW_COPIES = 640        # answer tokens of rows whose retrieval is trained, a ba
 CARRY_STATE = 0.5       # of the sequences go on with the state that the one before left
 WARMUP_STEPS = 100
 GRADIENT_NORM_MAX = 1.0
+SAVE_SECONDS = 5        # that --within leaves for the last save
 
 
 @dataclass
@@ -319,6 +321,34 @@ class Step:
         return means, [round(right / rows, 4) if rows else None for rows, right in zip(asked, exact)]
 
 
+class Clock:
+    """How much of a run is done. It starts once everything is compiled and captured, and ends early when told to stop."""
+
+    def __init__(self, args):
+        self.args, self.made, self.started, self.stopping = args, time.time(), None, False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_) -> None:
+        print("told to stop: saving", flush=True)
+        self.stopping = True
+
+    def start(self, step: int) -> None:
+        self.started, self.first_step = time.time(), step
+        self.seconds = self.args.seconds
+        if self.args.within:
+            self.seconds = max(1.0, self.args.within - SAVE_SECONDS - (self.started - self.made))
+
+    def share(self, step: int) -> float:
+        if self.started is None:
+            return 0.0
+        return (step - self.first_step) / self.args.steps if self.args.steps else (time.time() - self.started) / self.seconds
+
+    def tokens_per_s(self, step: int) -> float:
+        done = step - self.first_step if self.started else 0
+        return done * self.args.batch * self.args.length / (time.time() - self.started) if done else 0.0
+
+
 def steps_done(args) -> int:
     """Of the run that goes on, read without touching the GPU."""
     kept = args.out / "resume.pt"
@@ -331,8 +361,9 @@ def train(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     shutil.copy(args.prepared / "spm.model", args.out / "tokenizer.model")
     step = resumed = steps_done(args)
-    # Its processes fork before CUDA begins.
+    # Its processes fork before CUDA begins, and before signals mean anything else than they do there.
     feed = batches(args.prepared, args.seed, args.batch, args.workers, MakerOptions(length=args.length), first=step)
+    clock = Clock(args)
     device = torch.device(args.device)
     config = Config.from_reference(json.loads(args.config.read_text()))
     model = build(config, args.seed).to(device)
@@ -359,16 +390,14 @@ def train(args) -> None:
     schedule = Schedule(args)
 
     one_step = Step(args, model, config, objective, optimizers, device)
-    history, started, saved = [], None, time.time()
+    history, saved = [], time.time()
     with open(args.out / "log.csv", "a", newline="") as log_file:
         log = csv.writer(log_file)
         if log_file.tell() == 0:
             log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS, *BY_KIND))
         for batch in feed:
-            share = 0.0
-            if started is not None:
-                share = (step - first_step) / args.steps if args.steps else (time.time() - started) / args.seconds
-            if share >= 1:
+            share = clock.share(step)
+            if share >= 1 or clock.stopping:
                 break
             progress = schedule.progress(share)
             rate = schedule.rate(step, progress)
@@ -376,15 +405,14 @@ def train(args) -> None:
             one_step.lexical_share.fill_(max(0.3, 1 - progress))
             one_step(batch)
             step += 1
-            if started is None and step - resumed > Step.CAPTURE_AFTER + 1:  # compiled and captured
+            if clock.started is None and step - resumed > Step.CAPTURE_AFTER + 1:
                 torch.cuda.synchronize() if device.type == "cuda" else None
-                started, first_step = time.time(), step
-                saved = started
+                clock.start(step)
+                saved = clock.started
 
             if step % args.log_every == 0:
                 figures, of_kinds = one_step.figures()
-                done = step - first_step if started else 0
-                speed = done * args.batch * args.length / (time.time() - started) if done else 0
+                speed = clock.tokens_per_s(step)
                 log.writerow((step, round(progress, 4), rate, round(speed), *figures, *of_kinds))
                 log_file.flush()
                 kinds_seen = {kind: share for kind, share in zip(KINDS, of_kinds) if share is not None}
@@ -411,6 +439,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="directory with model.safetensors to go on from")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--steps", type=int, help="instead of --seconds")
+    parser.add_argument("--within", type=float, help="instead of --seconds: of everything, compiling included")
     parser.add_argument("--begin", type=float, default=0.0, help="where this run begins in the schedule")
     parser.add_argument("--end", type=float, default=1.0, help="and ends")
     parser.add_argument("--decay", type=float, default=0.4, help="last share of the schedule, in which the rate falls")

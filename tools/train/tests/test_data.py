@@ -197,13 +197,29 @@ def test_updated_facts_give_the_newest(small):
     assert told_again > 150
 
 
-def test_several_values_are_listed_in_the_order_told(small):
+def test_several_values_are_listed_newest_first(small):
     for task in tasks_of(small, "multi_value", 100):
         (ask,) = task.asks
-        assert [part[2] for part in ask.parts] == list(range(len(task.statements)))
+        told = len(task.statements)
+        assert [part[2] for part in ask.parts] == list(reversed(range(told)))
+        assert ask.rivals == [list(range(older)) for older in reversed(range(told))]
         values = [small.model.decode(ask.answer[at:at + count]) for at, count, _, _ in ask.parts]
         assert small.model.decode(ask.answer) == ", ".join(values)
-        assert ask.evidence[0] == 0
+        assert ask.evidence[0] == told - 1
+
+
+def test_chunks_that_only_age_tells_apart_are_marked(made):
+    """The tokens of the older values' chunks lie before the evidence, and only such asks have any."""
+    seen = 0
+    for one in each(made):
+        kinds = [KINDS[kind] for kind in one["row_kind"] if kind >= 0]
+        for kind, (_, first, last), alike in zip(kinds, one["row_recall"], one["row_alike"]):
+            chunks = [chunk for chunk in range(64) if int(alike) >> chunk & 1]
+            assert not chunks or kind in ("updated", "multi_value")
+            assert all(chunk <= last for chunk in chunks)
+            seen += len(chunks) > 0
+        assert (one["copies_alike"][one["copies"][:, 0] < 0] == -1).all()
+    assert seen > 0
 
 
 def test_variables_are_answered_with_their_hops(small):
