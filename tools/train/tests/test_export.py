@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TRAIN = Path(__file__).resolve().parent.parent
-STARTER = TRAIN.parents[1] / "model/default"
+STARTER = TRAIN.parents[1] / "tests/golden/starter"
 sys.path.insert(0, str(TRAIN))
 import export  # noqa: E402
 from model import Config, RAMba, build  # noqa: E402
