@@ -101,13 +101,16 @@ print(rank, result["chunk"], "whole" if answer in result["text"] else "cut")
   if [[ $extent == cut ]]; then "$recall" turns "$memory" --from "$turn" --limit 1; fi
 done < <(tools/demo_history.py --questions)
 
-# ---- Ask: the starter checkpoint reads numbers out reliably, names and words not always
+# ---- Ask: the model reads numbers out most of the time, names and words not always
 step='asking'
 IFS=$'\t' read -r _ question answer < <(tools/demo_history.py --questions)
 say "recall ask $memory '$question'"
-"$recall" ask "$memory" "$question"
-printf '%s-> the model read "%s" out of the memory%s\n' "$bold" "$answer" "$plain"
-[[ $("$recall" ask "$memory" "$question") == "$answer" ]] || die "it should have been $answer"
+"$recall" ask "$memory" "$question" | tee "$place/answer"
+if [[ $(<"$place/answer") == "$answer" ]]; then
+  printf '%s-> the model read "%s" out of the memory%s\n' "$bold" "$answer" "$plain"
+else
+  printf '%s-> "%s" is what the memory says: this model does not read it out; a search shows it%s\n' "$bold" "$answer" "$plain"
+fi
 
 # ---- Inspect
 step='inspecting'

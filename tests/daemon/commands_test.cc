@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "tests/support/checkpoints.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
@@ -20,7 +21,7 @@ class CommandsTest : public ::testing::Test {
   CommandsTest() {
     EngineOptions options;
     options.data = directory_.path() / "data";
-    options.model = RECALLD_SOURCE_DIR "/model/default";
+    options.model = default_checkpoint();
     auto engine = Engine::open(std::move(options));
     if (!engine) throw std::runtime_error(engine.error().message);
     engine_ = *std::move(engine);

@@ -1,4 +1,4 @@
-// A memory that the checkpoint which comes with recalld has encoded, for what generates from it without an engine.
+// A memory that the starter has encoded, for what generates from it without an engine.
 #pragma once
 
 #include <array>
@@ -21,7 +21,7 @@ namespace recalld {
 class DecoderFixture : public ::testing::Test {
  protected:
   void SetUp() override {
-    LoadedModel loaded = must(load_model(default_model(), Precision::automatic, Parts::all, pool_));
+    LoadedModel loaded = must(load_model(starter_checkpoint(), Precision::automatic, Parts::all, pool_));
     model_ = std::move(loaded.model);
     tokenizer_.emplace(std::move(loaded.tokenizer));
     shape_ = loaded.shape;

@@ -22,19 +22,20 @@ namespace {
 
 constexpr float margin = 0.15f;  // between the two best logits, from which on the devices must agree
 
-class DecoderParityTest : public GpuTest {
+// With the starter and with what is shipped.
+class DecoderParityTest : public GpuTest, public ::testing::WithParamInterface<GoldenCheckpoint> {
  protected:
   void SetUp() override {
     GpuTest::SetUp();
     if (IsSkipped()) return;
-    LoadedModel loaded = must(load_model(default_model(), Precision::automatic, Parts::all, pool_));
+    LoadedModel loaded = must(load_model(GetParam().model, Precision::automatic, Parts::all, pool_));
     model_ = std::move(loaded.model);
     tokenizer_.emplace(std::move(loaded.tokenizer));
     StoreOptions options;
     options.shape = loaded.shape;
     options.memory_budget_bytes = uint64_t{64} << 20;
     store_ = must(Store::open(directory_.path() / "data", std::move(options)));
-    gpu_ = must(open_gpu_ramba({.model = default_model(), .budget_bytes = uint64_t{512} << 20, .encode_states = 64}));
+    gpu_ = must(open_gpu_ramba({.model = GetParam().model, .budget_bytes = uint64_t{512} << 20, .encode_states = 64}));
     encoder_ = std::make_unique<Encoder>(*store_, *gpu_, loaded.shape, *tokenizer_, uint64_t{64} << 20,
                                          gpu_->states_max() - 1);
   }
@@ -110,7 +111,7 @@ float lead_of(std::vector<float> logits) {
   return *std::ranges::max_element(logits) - logits[1];
 }
 
-TEST_F(DecoderParityTest, GreedyTokensAreTheSameUntilTheTwoBestAreNearlyEqual) {
+TEST_P(DecoderParityTest, GreedyTokensAreTheSameUntilTheTwoBestAreNearlyEqual) {
   const MemoryInfo memory = append_facts(24);
   CpuDecoder cpu(*store_, *model_, pool_);
   GpuDecoder gpu(*store_, *model_, *gpu_);
@@ -143,7 +144,7 @@ TEST_F(DecoderParityTest, GreedyTokensAreTheSameUntilTheTwoBestAreNearlyEqual) {
 }
 
 // From the store with eviction all the time, and several streams beside it: the bits of a stream alone with all cached.
-TEST_F(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
+TEST_P(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
   const MemoryInfo memory = append_facts(40);
   const Decoder::Source source{
       .memory = memory, .stored_chunks = memory.encoded_chunks, .tail_landmarks = {}, .tail_kv = {}};
@@ -188,6 +189,9 @@ TEST_F(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(, DecoderParityTest, ::testing::ValuesIn(golden_checkpoints()),
+                         [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace recalld

@@ -103,7 +103,7 @@ class EncoderTest : public ::testing::Test {
   static constexpr uint64_t room_for_all_bytes = uint64_t{64} << 20;  // no state leaves RAM for want of it
 
   void SetUp() override {
-    const auto checkpoint = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
+    const auto checkpoint = default_checkpoint();
     auto model = Ramba::open(checkpoint, Precision::automatic, Parts::lower, pool_);
     ASSERT_TRUE(model.has_value()) << model.error().message;
     model_ = *std::move(model);

@@ -1,5 +1,5 @@
-// An engine with the checkpoint that comes with recalld, one call at a time, and what its store holds once it is
-// closed.
+// An engine with the starter, whose answers and ranks tests may name, one call at a time, and what its store holds once
+// it is closed.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -20,6 +20,7 @@
 #include "daemon/engine.h"
 #include "memstore/data_directory.h"
 #include "memstore/store.h"
+#include "tests/support/checkpoints.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
@@ -37,11 +38,6 @@ Expected<Reply> answer(Call call) {
   auto future = promise.get_future();
   call([&promise](Expected<Reply> reply) { promise.set_value(std::move(reply)); });
   return future.get();
-}
-
-inline const std::filesystem::path& default_model() {
-  static const std::filesystem::path path = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
-  return path;
 }
 
 // What a memory is, byte for byte.
@@ -118,7 +114,7 @@ inline void expect_same_encodings(const MemoryContents& a, const MemoryContents&
 // One engine at a time on a directory of its own.
 class EngineDriver {
  public:
-  explicit EngineDriver(std::filesystem::path data, std::filesystem::path model = default_model())
+  explicit EngineDriver(std::filesystem::path data, std::filesystem::path model = starter_checkpoint())
       : data_(std::move(data)), model_(std::move(model)) {}
 
   Expected<void> try_open(bool reencode = false) {
@@ -245,7 +241,7 @@ class EngineDriver {
 
 // What an engine holds that got nothing but `contents`, as memory "m".
 inline MemoryContents contents_made_of(const std::vector<std::string>& contents,
-                                       const std::filesystem::path& model = default_model()) {
+                                       const std::filesystem::path& model = starter_checkpoint()) {
   const TempDir directory;
   EngineDriver engine(directory.path() / "data", model);
   engine.open();

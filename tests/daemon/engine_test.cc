@@ -33,10 +33,9 @@ class EngineTest : public ::testing::Test {
 };
 
 TEST(EngineOpen, RefusesACheckpointWhoseTokenizerIsMissingOrAnothers) {
-  const std::filesystem::path source = RECALLD_SOURCE_DIR;
   const TempDir directory;
   const std::filesystem::path model = directory.path() / "model";
-  std::filesystem::copy(source / "tests/golden/variant", model);
+  std::filesystem::copy(variant_checkpoint(), model);
   const auto refusal = [&] {
     EngineOptions options;
     options.data = directory.path() / "data";
@@ -47,7 +46,7 @@ TEST(EngineOpen, RefusesACheckpointWhoseTokenizerIsMissingOrAnothers) {
   EXPECT_EQ(refusal().kind, ErrorKind::invalid_request);
   EXPECT_THAT(refusal().message, HasSubstr("names no SentencePiece tokenizer"));
 
-  std::filesystem::copy(source / "model/default/tokenizer.model", model);
+  std::filesystem::copy(starter_checkpoint() / "tokenizer.model", model);
   std::stringstream text;
   text << std::ifstream(model / "config.json").rdbuf();
   std::string config = text.str();
@@ -70,12 +69,12 @@ class EngineDevice : public ::testing::Test {
   Expected<std::unique_ptr<Engine>> open(Device device, std::optional<Error> error = {}) {
     EngineOptions options;
     options.data = directory_.path() / "data";
-    options.model = default_model();
+    options.model = default_checkpoint();
     options.device = device;
     options.gpu_budget_bytes = uint64_t{64} << 20;
     options.open_gpu = [this, error](const GpuOptions& gpu) -> Expected<std::unique_ptr<Gpu>> {
       ++asked_;
-      EXPECT_EQ(gpu.model, default_model());
+      EXPECT_EQ(gpu.model, default_checkpoint());
       EXPECT_EQ(gpu.budget_bytes, uint64_t{64} << 20);
       if (error) return std::unexpected(*error);
       return std::make_unique<FakeGpu>("NVIDIA Fake", &open_);

@@ -76,13 +76,11 @@ struct Talk {
   size_t waited = 0;  // calls in which others went on
 };
 
+// With the variant: two groups of upper layers, two retrieval heads, four chunks each.
 class GpuDecoderTest : public ::testing::Test {
  protected:
-  // Two groups of upper layers, two retrieval heads, four chunks each.
-  static std::filesystem::path variant() { return std::filesystem::path(RECALLD_SOURCE_DIR) / "tests/golden/variant"; }
-
   void SetUp() override {
-    model_ = must(Ramba::open(variant(), Precision::automatic, Parts::all, pool_));
+    model_ = must(Ramba::open(variant_checkpoint(), Precision::automatic, Parts::all, pool_));
     open_store();
     m_ = make("m", 300, 1);
     n_ = make("n", 200, 2);
@@ -162,7 +160,8 @@ class GpuDecoderTest : public ::testing::Test {
   }
 
   std::unique_ptr<CpuGpu> open_gpu(uint32_t slots = 0, uint64_t landmarks_bytes_max = UINT64_MAX) const {
-    return must(CpuGpu::open({.model = variant(), .slots = slots, .landmarks_bytes_max = landmarks_bytes_max}));
+    return must(
+        CpuGpu::open({.model = variant_checkpoint(), .slots = slots, .landmarks_bytes_max = landmarks_bytes_max}));
   }
 
   // ---- Asking

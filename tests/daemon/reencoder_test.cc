@@ -28,7 +28,7 @@ std::string bytes_of(const std::filesystem::path& file) {
 
 // A checkpoint of its own: other weights in the lower layers, and a tokenizer that lacks the piece " boats".
 std::filesystem::path make_model(const std::filesystem::path& directory, char sign) {
-  std::filesystem::copy(default_model(), directory);
+  std::filesystem::copy(starter_checkpoint(), directory);
   std::string weights = bytes_of(directory / "model.safetensors");
   const size_t header_bytes =
       8 + (static_cast<uint8_t>(weights[0]) | static_cast<size_t>(static_cast<uint8_t>(weights[1])) << 8 |
@@ -236,7 +236,7 @@ TEST_F(ReencoderTest, CancellingRemovesWhatWasEncodedAndALaterAttemptBeginsAfres
 TEST_F(ReencoderTest, WhatIsForAnotherModelIsRefusedInWordsThatNameTheNextStep) {
   engine_.open();
   engine_.append("m", harbour_log(0, 30), true);
-  const auto same = engine_.reencode(default_model());
+  const auto same = engine_.reencode(starter_checkpoint());
   ASSERT_FALSE(same);
   EXPECT_THAT(same.error().message, HasSubstr("give another one"));
   const auto nowhere = engine_.reencode(directory_.path() / "nowhere");
@@ -253,7 +253,7 @@ TEST_F(ReencoderTest, WhatIsForAnotherModelIsRefusedInWordsThatNameTheNextStep) 
   EXPECT_THAT(refused.error().message, AllOf(HasSubstr("recall reencode"), HasSubstr("--reencode")));
 
   // And when the store is being made for a second one.
-  engine_.use_model(default_model());
+  engine_.use_model(starter_checkpoint());
   engine_.open();
   encode_anew(models().second);
   engine_.close();
@@ -266,7 +266,7 @@ TEST_F(ReencoderTest, WhatIsForAnotherModelIsRefusedInWordsThatNameTheNextStep) 
   EXPECT_EQ(refused.error().kind, ErrorKind::invalid_request);
   EXPECT_THAT(refused.error().message,
               AllOf(HasSubstr("another model"), HasSubstr(next().string()), HasSubstr("--cancel")));
-  engine_.use_model(default_model());
+  engine_.use_model(starter_checkpoint());
   engine_.open();
   EngineDriver::wait_for("the job", [&] { return !engine_.jobs().empty(); });
   EXPECT_THAT(engine_.reencode(models().third).error().message, HasSubstr("recall reencode --cancel"));
@@ -323,7 +323,7 @@ TEST_F(ReencoderTest, ACrashAtAnyStepOfTheChangeOverIsMadeGoodByTheNextStart) {
     for (size_t i = 0; i < count; ++i) steps[i].second();
 
     if (count % 2 == 0) {  // the old model is no longer the store's
-      engine_.use_model(default_model());
+      engine_.use_model(starter_checkpoint());
       const auto refused = engine_.try_open();
       ASSERT_FALSE(refused);
       EXPECT_EQ(refused.error().kind, ErrorKind::invalid_request) << refused.error().message;

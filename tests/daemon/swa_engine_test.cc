@@ -17,7 +17,7 @@ class SwaEngine : public ::testing::Test {
  protected:
   void SetUp() override {
     std::filesystem::create_directory(model_);
-    RandomModel(random_model_config()).write(model_, default_model() / "tokenizer.model");
+    RandomModel(random_model_config()).write(model_, starter_checkpoint() / "tokenizer.model");
   }
 
   static GenerateReply ask(EngineDriver& engine, const std::string& prompt) {

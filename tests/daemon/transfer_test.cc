@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "daemon/engine.h"
+#include "tests/support/checkpoints.h"
 #include "tests/support/fake_model.h"
 #include "tests/support/temp_dir.h"
 
@@ -582,7 +583,7 @@ class EngineTransferTest : public ::testing::Test {
   std::unique_ptr<Engine> open(const std::string& name) const {
     EngineOptions options;
     options.data = directory_.path() / name;
-    options.model = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
+    options.model = default_checkpoint();
     options.memory_budget_bytes = 64 << 20;
     auto engine = Engine::open(std::move(options));
     EXPECT_TRUE(engine) << (engine ? "" : engine.error().message);

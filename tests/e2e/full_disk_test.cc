@@ -55,7 +55,9 @@ class FullDisk : public ::testing::Test {
 
   const std::filesystem::path& directory() const { return directory_.path(); }
   std::filesystem::path disk() const { return directory_.path() / "disk"; }
-  std::vector<std::string> flags() const { return {"--data", (disk() / "data").string(), "--memory-budget", "64MiB"}; }
+  std::vector<std::string> flags() const {
+    return with_starter({"--data", (disk() / "data").string(), "--memory-budget", "64MiB"});
+  }
 
   uint64_t free_bytes() const {
     struct statvfs of {};

@@ -1,4 +1,5 @@
-// Holds docs/protocol.md to what the daemon does: every example in it is sent, in order, to a fresh daemon.
+// Holds docs/protocol.md to what the daemon does: every example in it is sent, in order, to a fresh daemon
+// that runs the starter, whose words they show.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -71,7 +72,7 @@ std::string difference(const Json& shown, const Json& got, const std::string& pa
 
 TEST(ProtocolDocument, EveryExampleIsWhatTheDaemonDoes) {
   const TempDir directory;
-  DaemonProcess daemon(directory.path(), {"--device", "cpu"});
+  DaemonProcess daemon(directory.path(), with_starter({"--device", "cpu"}));
   daemon.connect();
   RawClient client(daemon.socket());
   for (const auto& [sent, received] : read_exchanges("docs/protocol.md")) {

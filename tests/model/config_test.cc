@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "tests/support/checkpoints.h"
 #include "tests/support/random_model.h"
 
 namespace recalld {
@@ -14,15 +15,15 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const std::filesystem::path default_config = std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default/config.json";
+const std::filesystem::path starter_config = starter_checkpoint() / "config.json";
 
-nlohmann::json default_json() {
-  std::ifstream file(default_config);
+nlohmann::json starter_json() {
+  std::ifstream file(starter_config);
   return nlohmann::json::parse(file);
 }
 
-TEST(Config, ReadsTheDefaultCheckpoint) {
-  const auto config = Config::read(default_config);
+TEST(Config, ReadsTheStarter) {
+  const auto config = Config::read(starter_config);
   ASSERT_TRUE(config) << config.error().message;
   EXPECT_EQ(config->hidden_size, 384u);
   EXPECT_EQ(config->mlp_size(), 1024u);
@@ -34,7 +35,7 @@ TEST(Config, ReadsTheDefaultCheckpoint) {
 
 TEST(Config, NamesTheKeyThatIsMissingWrongOrUnsupported) {
   const auto refused = [](const char* key, nlohmann::json value, const char* words) {
-    nlohmann::json json = default_json();
+    nlohmann::json json = starter_json();
     if (value.is_discarded())
       json.erase(key);
     else
@@ -80,7 +81,7 @@ TEST(Config, ModelsWithSlidingWindowsHaveKeysOfTheirOwn) {
   EXPECT_EQ(config->sliding_window, 128u);
   EXPECT_EQ(config->swa_kv_heads, config->num_attention_heads);
   EXPECT_EQ(parse("swa_kv_heads", 1)->swa_kv_heads, 1u);
-  EXPECT_EQ(Config::read(default_config)->family, BlockFamily::ramba);
+  EXPECT_EQ(Config::read(starter_config)->family, BlockFamily::ramba);
   const auto refused = [&](const char* key, nlohmann::json value, const char* words) {
     const auto wrong = parse(key, std::move(value));
     ASSERT_FALSE(wrong) << key;

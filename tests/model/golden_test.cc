@@ -1,22 +1,23 @@
 // The model against tensors that the reference mathematics computed in fp32, stage by stage.
 //
-// GoldenStarter reads model/default and tests/golden/starter, or, when RECALLD_GOLDEN_DIR is set at run time, the files
-// of the same names there (golden.safetensors; config.json, model.safetensors and tokenizer.model too when they are
-// there). GoldenVariant reads tests/golden/variant.
+// GoldenShipped reads the starter and the default checkpoint with their files in tests/golden, and, when
+// RECALLD_GOLDEN_DIR names a directory at run time, the checkpoint there with its golden.safetensors. GoldenVariant
+// reads tests/golden/variant.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <numeric>
+#include <tuple>
 
 #include "kernels/cpu_isa.h"
 #include "kernels/landmark_topk.h"
 #include "model/ramba.h"
 #include "model/weights.h"
+#include "tests/support/checkpoints.h"
 #include "tests/support/tensor_near.h"
 
 namespace recalld {
@@ -41,20 +42,21 @@ struct Forward {
   std::vector<float> final_hidden;  // [n, hidden]
 };
 
-class Golden : public ::testing::TestWithParam<Precision> {
+class Golden : public ::testing::Test {
  protected:
-  void open(const fs::path& model, const fs::path& golden) {
-    if (GetParam() == Precision::bf16 && !cpu_multiplies_bf16()) GTEST_SKIP() << "this CPU does not multiply bf16";
+  void open(const fs::path& model, const fs::path& golden, Precision precision) {
+    precision_ = precision;
+    if (precision == Precision::bf16 && !cpu_multiplies_bf16()) GTEST_SKIP() << "this CPU does not multiply bf16";
     auto weights = Weights::open(golden / "golden.safetensors");
     ASSERT_TRUE(weights.has_value()) << weights.error().message;
     golden_.emplace(*std::move(weights));
-    auto ramba = Ramba::open(model, GetParam(), Parts::all, pool_);
+    auto ramba = Ramba::open(model, precision, Parts::all, pool_);
     ASSERT_TRUE(ramba.has_value()) << ramba.error().message;
     model_ = *std::move(ramba);
     run();
   }
 
-  double tolerance() const { return GetParam() == Precision::f32 ? 1e-3 : 2e-2; }
+  double tolerance() const { return precision_ == Precision::f32 ? 1e-3 : 2e-2; }
   size_t width() const { return model_->config().hidden_size; }
 
   std::vector<float> floats(const std::string& name) const {
@@ -149,7 +151,7 @@ class Golden : public ::testing::TestWithParam<Precision> {
   // The same chunks; with bf16 products those whose scores lie within the tolerance of the cut may swap.
   void expect_chosen(const Forward::Retrieved& got, std::vector<uint64_t> expected, const std::string& what) const {
     SCOPED_TRACE(what);
-    if (GetParam() == Precision::f32) {
+    if (precision_ == Precision::f32) {
       EXPECT_EQ(got.chosen, expected);
       return;
     }
@@ -169,32 +171,33 @@ class Golden : public ::testing::TestWithParam<Precision> {
   }
 
   WorkerPool pool_{2};
+  Precision precision_ = Precision::f32;
   std::optional<Weights> golden_;
   std::unique_ptr<Ramba> model_;
   Forward forward_;
 };
 
-std::string precision_name(const ::testing::TestParamInfo<Precision>& info) {
-  return info.param == Precision::f32 ? "F32" : "Bf16";
+std::string name_of(Precision precision) {
+  return precision == Precision::f32 ? "F32" : "Bf16";
 }
 
-// ---- The checkpoint that recalld ships
+// ---- Checkpoints that export.py wrote, or that were shipped before it
 
-class GoldenStarter : public Golden {
+using ShippedCase = std::tuple<GoldenCheckpoint, Precision>;
+
+class GoldenShipped : public Golden, public ::testing::WithParamInterface<ShippedCase> {
  protected:
   void SetUp() override {
-    const fs::path shipped = fs::path(RECALLD_SOURCE_DIR) / "model/default";
-    const char* other = std::getenv("RECALLD_GOLDEN_DIR");
-    const fs::path golden = other ? fs::path(other) : fs::path(RECALLD_SOURCE_DIR) / "tests/golden/starter";
-    open(fs::exists(golden / "model.safetensors") ? golden : shipped, golden);
+    const auto& [checkpoint, precision] = GetParam();
+    open(checkpoint.model, checkpoint.golden, precision);
   }
 };
 
-TEST_P(GoldenStarter, LowerHalf) {
+TEST_P(GoldenShipped, LowerHalf) {
   EXPECT_TRUE(near(every(forward_.lower_hidden, 16, width()), "lower_hidden"));
 }
 
-TEST_P(GoldenStarter, RecurrentStates) {
+TEST_P(GoldenShipped, RecurrentStates) {
   const Config& config = model_->config();
   const size_t channels = config.num_heads * config.head_dim + 2 * config.state_size;
   const size_t conv = (config.conv_kernel - 1) * channels, state = config.state_size, dim = config.head_dim;
@@ -208,7 +211,7 @@ TEST_P(GoldenStarter, RecurrentStates) {
   EXPECT_TRUE(near(transposed, "ssm_state.0"));
 }
 
-TEST_P(GoldenStarter, ChunkEncoder) {
+TEST_P(GoldenShipped, ChunkEncoder) {
   std::vector<float> landmarks;
   for (size_t chunk = 0; chunk < forward_.chunks.size(); ++chunk) {
     const auto one = landmark(chunk, 0);
@@ -219,7 +222,7 @@ TEST_P(GoldenStarter, ChunkEncoder) {
   EXPECT_TRUE(near(forward_.chunks[3].v, "chunk_v.3"));
 }
 
-TEST_P(GoldenStarter, ChunksAndTheirWeights) {
+TEST_P(GoldenShipped, ChunksAndTheirWeights) {
   const auto& retrieved = forward_.retrieved[0];
   EXPECT_TRUE(near(retrieved[1023].scores, "retrieval_scores.1023"));
   const auto selected = ints("selected_chunks");
@@ -237,7 +240,7 @@ TEST_P(GoldenStarter, ChunksAndTheirWeights) {
   EXPECT_TRUE(near(dense, "chunk_weights.1023"));
 }
 
-TEST_P(GoldenStarter, UpperHalfAndLogits) {
+TEST_P(GoldenShipped, UpperHalfAndLogits) {
   EXPECT_TRUE(near(every(forward_.final_hidden, 16, width()), "final_hidden"));
   const std::vector<float> logits = model_->logits(forward_.final_hidden);
   const size_t vocab = model_->config().vocab_size;
@@ -255,7 +258,7 @@ TEST_P(GoldenStarter, UpperHalfAndLogits) {
   EXPECT_TRUE(near(nll, "nll"));
 }
 
-TEST_P(GoldenStarter, Query) {
+TEST_P(GoldenShipped, Query) {
   const auto hidden = model_->lower_from_zero(ids("query_ids"));
   const auto embedding = model_->retrieval_embedding(std::span(hidden).last(width()), 0);
   EXPECT_TRUE(near(embedding, "query_embedding"));
@@ -277,16 +280,18 @@ TEST_P(GoldenStarter, Query) {
   EXPECT_TRUE(tensor_near(stored, floats("query_scores"), 2e-2));
 }
 
-INSTANTIATE_TEST_SUITE_P(, GoldenStarter, ::testing::Values(Precision::f32, Precision::bf16), precision_name);
+INSTANTIATE_TEST_SUITE_P(, GoldenShipped,
+                         ::testing::Combine(::testing::ValuesIn(golden_checkpoints()),
+                                            ::testing::Values(Precision::f32, Precision::bf16)),
+                         [](const auto& test) {
+                           return std::get<0>(test.param).name + name_of(std::get<1>(test.param));
+                         });
 
 // ---- The reference's other switches
 
-class GoldenVariant : public Golden {
+class GoldenVariant : public Golden, public ::testing::WithParamInterface<Precision> {
  protected:
-  void SetUp() override {
-    const fs::path directory = fs::path(RECALLD_SOURCE_DIR) / "tests/golden/variant";
-    open(directory, directory);
-  }
+  void SetUp() override { open(variant_checkpoint(), variant_checkpoint(), GetParam()); }
 };
 
 TEST_P(GoldenVariant, LowerHalfAndChunkEncoder) {
@@ -331,7 +336,8 @@ TEST_P(GoldenVariant, UpperGroupsAndUntiedHead) {
   EXPECT_TRUE(near(logits, "logits"));
 }
 
-INSTANTIATE_TEST_SUITE_P(, GoldenVariant, ::testing::Values(Precision::f32, Precision::bf16), precision_name);
+INSTANTIATE_TEST_SUITE_P(, GoldenVariant, ::testing::Values(Precision::f32, Precision::bf16),
+                         [](const auto& test) { return name_of(test.param); });
 
 }  // namespace
 }  // namespace recalld

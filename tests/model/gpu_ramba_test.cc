@@ -16,6 +16,7 @@
 #include "model/ramba.h"
 #include "model/swa.h"
 #include "model/weights.h"
+#include "tests/support/checkpoints.h"
 #include "tests/support/device_array.h"
 #include "tests/support/random_model.h"
 #include "tests/support/temp_dir.h"
@@ -32,10 +33,6 @@ template <class T>
 T must_have(Expected<T> value) {
   if (!value) throw std::runtime_error(value.error().message);
   if constexpr (!std::is_void_v<T>) return *std::move(value);
-}
-
-std::filesystem::path default_model() {
-  return std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
 }
 
 // What a stream leaves behind, as stored.
@@ -64,8 +61,7 @@ class GpuRambaTest : public GpuTest {
 
   // Words that the model knows, beginning at this one.
   static std::vector<uint32_t> text_tokens(size_t count, size_t first) {
-    const auto golden =
-        must_have(Weights::open(std::filesystem::path(RECALLD_SOURCE_DIR) / "tests/golden/starter/golden.safetensors"));
+    const auto golden = must_have(Weights::open(golden_files("default") / "golden.safetensors"));
     const auto ids = must_have(golden.all_ints("input_ids"));
     std::vector<uint32_t> tokens(count);
     for (size_t i = 0; i < count; ++i) tokens[i] = static_cast<uint32_t>(ids[(first + i) % ids.size()]);
@@ -121,7 +117,7 @@ class GpuRambaTest : public GpuTest {
     return out;
   }
 
-  std::filesystem::path model_ = default_model();
+  std::filesystem::path model_ = default_checkpoint();
   WorkerPool pool_{2};
   std::unique_ptr<Ramba> cpu_;
 };
@@ -397,7 +393,7 @@ TEST_F(GpuGenerateTest, PagedLogitsHaveTheBitsOfResidentOnes) {
     EXPECT_EQ(pager.misses(), before) << "all is there";
   }
   // As little as goes, at another lane: every token pages.
-  const auto refused = open_gpu_ramba({.model = default_model(), .budget_bytes = 1 << 20, .encode_states = 8});
+  const auto refused = open_gpu_ramba({.model = default_checkpoint(), .budget_bytes = 1 << 20, .encode_states = 8});
   ASSERT_FALSE(refused);
   EXPECT_THAT(refused.error().message, HasSubstr("raise --gpu-budget to "));
   const std::string& message = refused.error().message;

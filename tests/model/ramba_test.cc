@@ -11,6 +11,7 @@
 #include "kernels/cpu_isa.h"
 #include "kernels/hsa_attention.h"
 #include "model/backend_cpu.h"
+#include "tests/support/checkpoints.h"
 #include "tests/support/random_model.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tensor_file.h"
@@ -41,7 +42,7 @@ struct Case {
   BlockFamily family;
 };
 
-// The starter, or a small random model of the other family.
+// The default checkpoint, or a small random model of the other family.
 class RambaTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
@@ -84,7 +85,7 @@ class RambaTest : public ::testing::TestWithParam<Case> {
 
   static constexpr size_t chunks = 13;
   TempDir directory_;
-  fs::path model_ = fs::path(RECALLD_SOURCE_DIR) / "model/default";
+  fs::path model_ = default_checkpoint();
   std::vector<uint32_t> tokens_ = std::vector<uint32_t>(chunks * chunk_size);
 };
 
@@ -200,7 +201,7 @@ class RambaOpenTest : public ::testing::Test {
   // A copy of the small checkpoint whose config can be changed.
   void SetUp() override {
     for (const char* name : {"config.json", "model.safetensors"})
-      fs::copy_file(fs::path(RECALLD_SOURCE_DIR) / "tests/golden/variant" / name, directory_.path() / name);
+      fs::copy_file(variant_checkpoint() / name, directory_.path() / name);
   }
   void replace(const std::string& from, const std::string& to) {
     const fs::path file = directory_.path() / "config.json";

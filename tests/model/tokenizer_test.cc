@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -13,12 +12,12 @@
 #include <thread>
 
 #include "model/config.h"
+#include "tests/support/checkpoints.h"
 
 namespace recalld {
 namespace {
 
-const std::filesystem::path source_dir = RECALLD_SOURCE_DIR;
-const std::string model_file = (source_dir / "model/default/tokenizer.model").string();
+const std::string model_file = (starter_checkpoint() / "tokenizer.model").string();
 
 const Tokenizer& tokenizer() {
   static const Tokenizer shared = [] {
@@ -142,20 +141,22 @@ Tokenizer fresh_tokenizer() {
   return *std::move(opened);
 }
 
-TEST(GoldenTokenizer, GivesTheIdsOfTheGoldenText) {
-  const char* directory = std::getenv("RECALLD_GOLDEN_DIR");
-  const std::filesystem::path golden =
-      directory == nullptr ? source_dir / "tests/golden/starter" : std::filesystem::path(directory);
+class GoldenTokenizer : public ::testing::TestWithParam<GoldenCheckpoint> {};
+
+TEST_P(GoldenTokenizer, GivesTheIdsOfTheGoldenText) {
+  const auto& [name, model, golden] = GetParam();
   std::ifstream file(golden / "tokenizer_golden.json");
   ASSERT_TRUE(file) << "no tokenizer_golden.json in " << golden;
   const auto json = nlohmann::json::parse(file);
-  const auto model = std::filesystem::exists(golden / "tokenizer.model") ? golden : source_dir / "model/default";
   const auto config = Config::read(model / "config.json");
   ASSERT_TRUE(config) << config.error().message;
   const auto opened = Tokenizer::open(model / "tokenizer.model", config->recall_token_id, config->newline_token_id);
   ASSERT_TRUE(opened) << opened.error().message;
   EXPECT_EQ(opened->encode(json.at("tokens_of").get<std::string>()).ids, json.at("ids").get<std::vector<uint32_t>>());
 }
+
+INSTANTIATE_TEST_SUITE_P(, GoldenTokenizer, ::testing::ValuesIn(golden_checkpoints()),
+                         [](const auto& test) { return test.param.name; });
 
 TEST(Tokenizer, GivesTheIdsOfTheLibraryForAnyText) {
   std::mt19937 random(20);

@@ -19,8 +19,15 @@
 #include <vector>
 
 #include "client/client.h"
+#include "tests/support/checkpoints.h"
 
 namespace recalld {
+
+// For a test that names what is found or answered; without it the daemon takes the checkpoint that comes with it.
+inline std::vector<std::string> with_starter(std::vector<std::string> flags = {}) {
+  flags.insert(flags.end(), {"--model", starter_checkpoint().string()});
+  return flags;
+}
 
 class DaemonProcess {
  public:

@@ -25,7 +25,7 @@ THINGS = ["lighthouse", "orchard", "granary", "ferry", "observatory", "tannery",
 def facts(rng, count):
     """(statement, question, answer) about distinct things; the answer is a number that cannot be guessed.
 
-    The kinds of numbered facts that the starter checkpoint was trained on: magic numbers, codes, variables, prices.
+    The kinds of numbered facts that the checkpoints that recalld ships were trained on: magic numbers, codes, variables, prices.
     """
     def letters():
         return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(4))

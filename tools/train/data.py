@@ -542,7 +542,9 @@ class Maker:
 
 
 def _work(prepared: Prepared, seed: int, batch: int, options: MakerOptions, first: int, step: int, out) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever reads ends it
+    # Ended by whoever reads, whatever signals mean there.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     maker = Maker(prepared, seed, options)
     index = first
     while True:

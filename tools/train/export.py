@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Makes a checkpoint that recalld loads out of a run.
 
-Usage: export.py RUN OUT [--int8] [--cost TEXT] [--figures FILE]
+Usage: export.py RUN OUT [--golden DIRECTORY] [--int8] [--cost TEXT] [--figures FILE]
 
 RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.json and figures.json (what evaluate.py
 --save wrote; --figures names another), whose figures go into the model card. OUT gets model.safetensors, config.json,
-tokenizer.model, MODEL_CARD.md, and for the tests of the daemon golden.safetensors, golden.txt and
-tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
+tokenizer.model and MODEL_CARD.md. For the tests of the daemon DIRECTORY, or OUT where none is named, gets
+golden.safetensors, golden.txt and tokenizer_golden.json: what the exported weights give in fp32 on the CPU.
 
 With --int8 a matrix NAME is stored as whole numbers q (I8) beside NAME_scale (F32, one a row): x = scale * q, which
 recalld rounds to bf16 as it loads. What is no matrix stays bf16.
@@ -83,7 +83,7 @@ def tokens_of(text: str, tokenizer, newline: int) -> list[int]:
 
 @torch.no_grad()
 def golden_tensors(model: RAMba, tokenizer, text: str) -> dict[str, torch.Tensor]:
-    """The starter's README describes them."""
+    """By the names that tests/model/golden_test.cc compares; of the hidden states every 16th token."""
     config = model.config
     ids = tokens_of(text, tokenizer, config.newline_token_id)[:GOLDEN_TOKENS]
     if len(ids) < GOLDEN_TOKENS:
@@ -235,10 +235,13 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
 
 # ---- All of it
 
-def export(run: Path, out: Path, int8: bool, cost: str | None = None, found: Path | None = None) -> None:
+def export(run: Path, out: Path, int8: bool, cost: str | None = None, found: Path | None = None,
+           golden: Path | None = None) -> None:
+    golden = golden or out
     config = Config.from_reference(json.loads((run / "config.json").read_text()))
     weights = read_weights(run)
-    out.mkdir(parents=True, exist_ok=True)
+    for directory in (out, golden):
+        directory.mkdir(parents=True, exist_ok=True)
     save_file(stored(weights, int8), out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config.to_reference(), indent=1) + "\n")
     shutil.copyfile(run / "tokenizer.model", out / "tokenizer.model")
@@ -246,11 +249,11 @@ def export(run: Path, out: Path, int8: bool, cost: str | None = None, found: Pat
     model = RAMba(config).eval()
     model.load_state_dict(exported)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
-    write_golden(out, model, tokenizer)
+    write_golden(golden, model, tokenizer)
     card = model_card(config, sum(t.numel() for t in weights.values()), int8, run, cost, found or run / "figures.json")
     (out / "MODEL_CARD.md").write_text(card)
-    for name in ("model.safetensors", "golden.safetensors"):
-        (out / name).chmod(0o644)  # the library writes them for their owner alone
+    for file in (out / "model.safetensors", golden / "golden.safetensors"):
+        file.chmod(0o644)  # the library writes them for their owner alone
     error, where = largest_error(weights, exported)
     size = (out / "model.safetensors").stat().st_size
     print(f"{out}: {size / 1e6:.2f} MB; largest error of a row's largest value {error:.2e} ({where or 'none'})")
@@ -260,13 +263,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--golden", type=Path, metavar="DIRECTORY", help="where golden tensors go; default: OUT")
     parser.add_argument("--int8", action="store_true", help="store matrices in 8 bits")
     parser.add_argument("--cost", help="what training took, for the model card; default: what run.json says")
     parser.add_argument("--figures", type=Path, help="what evaluate.py --save wrote; default: RUN/figures.json")
     args = parser.parse_args()
     if args.figures and not args.figures.exists():
         parser.error(f"{args.figures} does not exist; write it with evaluate.py --save")
-    export(args.run, args.out, args.int8, args.cost, args.figures)
+    export(args.run, args.out, args.int8, args.cost, args.figures, args.golden)
 
 
 if __name__ == "__main__":

@@ -361,7 +361,7 @@ def train(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     shutil.copy(args.prepared / "spm.model", args.out / "tokenizer.model")
     step = resumed = steps_done(args)
-    # Its processes fork before CUDA begins, and before signals mean anything else than they do there.
+    # Its processes fork before CUDA begins.
     feed = batches(args.prepared, args.seed, args.batch, args.workers, MakerOptions(length=args.length), first=step)
     clock = Clock(args)
     device = torch.device(args.device)

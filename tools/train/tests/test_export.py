@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TRAIN = Path(__file__).resolve().parent.parent
-SHIPPED = TRAIN.parents[1] / "model/default"
+STARTER = TRAIN.parents[1] / "tests/golden/starter"
 sys.path.insert(0, str(TRAIN))
 import export  # noqa: E402
 import figures  # noqa: E402
@@ -37,7 +37,7 @@ def run_directory(path: Path, config: Config) -> Path:
     figures.add(path / "figures.json", {"kind": "prose", "length": 8192, "bits_per_byte": 1.2345})
     figures.add(path / "figures.json", {"kind": "natural questions", "method": "BM25", "chunks": 9, "asks": 4, "at_1": 0.25,
                                         "at_5": 0.5, "at_10": 0.75, "at_20": 1.0})
-    shutil.copy(SHIPPED / "tokenizer.model", path / "tokenizer.model")
+    shutil.copy(STARTER / "tokenizer.model", path / "tokenizer.model")
     return path
 
 
@@ -57,7 +57,12 @@ def test_an_8_bit_row_is_near_its_original():
 @pytest.mark.parametrize("config", [SMALL, WINDOWED], ids=["ramba", "swa_hsa"])
 def test_a_checkpoint_is_whole(tmp_path, config, int8):
     run, out = run_directory(tmp_path / "run", config), tmp_path / "out"
-    export.export(run, out, int8)
+    golden_files = tmp_path / "golden" if int8 else out
+    export.export(run, out, int8, golden=golden_files if int8 else None)
+    shipped = {"MODEL_CARD.md", "config.json", "model.safetensors", "tokenizer.model"}
+    golden_names = {"golden.safetensors", "golden.txt", "tokenizer_golden.json"}
+    assert {file.name for file in out.iterdir()} == (shipped if int8 else shipped | golden_names)
+    assert golden_names <= {file.name for file in golden_files.iterdir()}
     original, held = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")
     read = export.read_weights(out)
     assert read.keys() == original.keys()
@@ -76,7 +81,7 @@ def test_a_checkpoint_is_whole(tmp_path, config, int8):
     assert "{" not in card and "0.500 | 0.980" not in card
 
     # The golden tensors are those of the weights as they are stored.
-    golden = load_file(out / "golden.safetensors")
+    golden = load_file(golden_files / "golden.safetensors")
     model = RAMba(config)
     model.load_state_dict(read)
     with torch.no_grad():
@@ -85,12 +90,12 @@ def test_a_checkpoint_is_whole(tmp_path, config, int8):
     assert golden["selected_chunks"].tolist()[0] == [-1] * 8 and golden["selected_chunks"].tolist()[2] == [0] + [-1] * 7
     assert abs(float(golden["chunk_weights.1023"].sum()) - 1) < 1e-5
     assert ("ssm_state.0" in golden) == (config.model_type == "ramba")
-    told = json.loads((out / "tokenizer_golden.json").read_text())
-    assert (out / "golden.txt").read_text().startswith(told["tokens_of"]) and len(told["ids"]) > 50
+    told = json.loads((golden_files / "tokenizer_golden.json").read_text())
+    assert (golden_files / "golden.txt").read_text().startswith(told["tokens_of"]) and len(told["ids"]) > 50
 
 
-def test_the_shipped_size_fits_in_8_bits(tmp_path):
-    weights = export.read_weights(SHIPPED)
+def test_the_starters_size_fits_in_8_bits(tmp_path):
+    weights = export.read_weights(STARTER)
     save_file(export.stored(weights, int8=True), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size <= 24e6
     assert export.largest_error(weights, export.read_weights(tmp_path))[0] <= LARGEST_ERROR

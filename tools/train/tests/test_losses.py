@@ -12,7 +12,7 @@ from lexical import Lexical, WordHasher, piece_classes, stem  # noqa: E402
 from losses import Chunks, contrast, evidence_of, late_scores, weight_of_evidence  # noqa: E402
 from muon import orthogonalise  # noqa: E402
 
-TOKENIZER = str(HERE.parents[3] / "model/default/tokenizer.model")
+TOKENIZER = str(HERE.parents[3] / "tests/golden/starter/tokenizer.model")
 
 
 def chunks_of(landmarks, words):

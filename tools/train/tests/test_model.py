@@ -1,4 +1,4 @@
-"""The model against the golden tensors of the checkpoint that recalld ships, and against loops over tokens."""
+"""The model against the golden tensors of checkpoints, and against loops over tokens."""
 import json
 import math
 import sys
@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 TRAIN = Path(__file__).resolve().parent.parent
-SHIPPED, GOLDEN = TRAIN.parents[1] / "model/default", TRAIN.parents[1] / "tests/golden/starter"
+SOURCE = TRAIN.parents[1]
+STARTER = SOURCE / "tests/golden/starter"
+CHECKPOINTS = {"starter": (STARTER, STARTER), "default": (SOURCE / "model/default", SOURCE / "tests/golden/default")}
 sys.path.insert(0, str(TRAIN))
 from export import read_weights  # noqa: E402
 from model import CHUNK, Config, RAMba, build, reading_loss  # noqa: E402
@@ -48,14 +50,15 @@ def near(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-3) -> 
     return float((got - expected).norm() / expected.norm()) < tolerance
 
 
-# ---- The shipped checkpoint
+# ---- Checkpoints
 
-@pytest.fixture(scope="module")
-def shipped():
-    config = Config.from_reference(json.loads((SHIPPED / "config.json").read_text()))
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def shipped(request):
+    checkpoint, golden_files = CHECKPOINTS[request.param]
+    config = Config.from_reference(json.loads((checkpoint / "config.json").read_text()))
     model = RAMba(config)
-    model.load_state_dict(read_weights(SHIPPED))  # no name is missing, none is left
-    golden = load_file(GOLDEN / "golden.safetensors")
+    model.load_state_dict(read_weights(checkpoint))  # no name is missing, none is left
+    golden = load_file(golden_files / "golden.safetensors")
     with torch.no_grad():
         ids = golden["input_ids"].long()[None]
         return model, golden, model(ids, model.zero_state(1, "cpu"))
@@ -100,7 +103,7 @@ def test_the_question_is_the_golden_one(shipped):
 
 
 def test_a_config_goes_round():
-    json_config = json.loads((SHIPPED / "config.json").read_text())
+    json_config = json.loads((STARTER / "config.json").read_text())
     written = Config.from_reference(json_config).to_reference()
     assert {key: written[key] for key in json_config} == json_config
     with pytest.raises(ValueError, match="enable_softmax1"):

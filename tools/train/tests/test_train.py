@@ -1,6 +1,8 @@
 """The run itself on the CPU: what it logs and saves, and that it goes on where it stopped."""
 import csv
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -63,3 +65,18 @@ def test_a_run_without_resumable_begins_anew(monkeypatch, small, small_config, t
     assert train.steps_done(args) == 0
     args.resumable = True
     assert train.steps_done(args) == 7
+
+
+def test_a_run_that_is_told_to_stop_saves_first(monkeypatch, small, small_config, tmp_path):
+    real = train.batches
+
+    def interrupted(*arguments, first=0):
+        for number, batch in enumerate(real(*arguments, first=first)):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(train, "batches", interrupted)
+    run(monkeypatch, small, tmp_path / "run", small_config, "--steps", "1000")
+    assert json.loads((tmp_path / "run/run.json").read_text())["step"] == 3
+    assert (tmp_path / "run/model.safetensors").exists()

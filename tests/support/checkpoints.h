@@ -1,0 +1,47 @@
+// The checkpoints that tests open. Each is a directory that --model takes, but for the variant, which has no tokenizer.
+#pragma once
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace recalld {
+
+inline std::filesystem::path golden_files(const char* name) {
+  return std::filesystem::path(RECALLD_SOURCE_DIR) / "tests/golden" / name;
+}
+
+// What recalld runs when nothing else is named. It is replaced now and then by one that is trained better: a test that
+// opens it expects nothing of what it finds or answers.
+inline std::filesystem::path default_checkpoint() {
+  return std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
+}
+
+// Matrices in bf16, no positional decay, and it stays: for what depends on weights, answers or ranks.
+inline std::filesystem::path starter_checkpoint() {
+  return golden_files("starter");
+}
+
+// Small, with random weights and the switches that the others leave off.
+inline std::filesystem::path variant_checkpoint() {
+  return golden_files("variant");
+}
+
+// A checkpoint with a tokenizer, and what the reference mathematics makes of it: golden.safetensors,
+// tokenizer_golden.json.
+struct GoldenCheckpoint {
+  std::string name;
+  std::filesystem::path model;
+  std::filesystem::path golden;
+};
+
+// The two above, and "Given": a directory of all these files that RECALLD_GOLDEN_DIR names at run time.
+inline std::vector<GoldenCheckpoint> golden_checkpoints() {
+  std::vector<GoldenCheckpoint> all{{"Starter", starter_checkpoint(), starter_checkpoint()},
+                                    {"Default", default_checkpoint(), golden_files("default")}};
+  if (const char* given = std::getenv("RECALLD_GOLDEN_DIR")) all.push_back({"Given", given, given});
+  return all;
+}
+
+}  // namespace recalld
