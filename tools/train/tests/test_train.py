@@ -78,5 +78,5 @@ def test_a_run_that_is_told_to_stop_saves_first(monkeypatch, small, small_config
 
     monkeypatch.setattr(train, "batches", interrupted)
     run(monkeypatch, small, tmp_path / "run", small_config, "--steps", "1000")
-    assert json.loads((tmp_path / "run/run.json").read_text())["step"] == 3
+    assert json.loads((tmp_path / "run/run.json").read_text())["step"] == 2
     assert (tmp_path / "run/model.safetensors").exists()
