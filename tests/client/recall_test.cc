@@ -27,20 +27,45 @@ FakeDaemon::Answer refuse(const std::string& line, const std::string& message, c
   return {Json{{"jsonrpc", "2.0"}, {"id", Json::parse(line)["id"]}, {"error", error}}.dump() + "\n"};
 }
 
-// Answers appends as the daemon would, to a memory that there is not yet.
-FakeDaemon::Script appending() {
+// Answers appends as the daemon would, to a memory that there is not yet, in which every turn is a chunk. Of these
+// `encoded` are encoded whenever somebody asks; an append that waits for more of them is not answered.
+FakeDaemon::Script appending(uint64_t encoded = UINT64_MAX, const std::string& problem = "") {
   uint64_t turns = 0;
-  return [turns](const std::string& line) mutable {
-    if (Json::parse(line)["method"] == "memories.get") return refuse(line, "there is no memory", "not_found");
-    const Json params = Json::parse(line)["params"];
+  return [turns, encoded, problem](const std::string& line) mutable -> FakeDaemon::Answer {
+    const Json method = Json::parse(line)["method"];
+    const Json params = Json::parse(line).value("params", Json::object());
+    const uint64_t done = std::min(encoded, turns);
+    if (method == "memories.get" && turns == 0) return refuse(line, "there is no memory", "not_found");
+    if (method == "memories.get") {
+      return answer(line, {{"memory", "m"},
+                           {"turns", turns},
+                           {"next_turn", turns},
+                           {"tokens", 64 * turns},
+                           {"chunks", turns},
+                           {"encoded_chunks", done},
+                           {"content_bytes", turns},
+                           {"created", "c"},
+                           {"updated", "u"},
+                           {"searchable_through", done == 0 ? Json(nullptr) : Json(done - 1)}});
+    }
+    if (method == "health") {
+      Json health{{"ready", true}, {"waiting_chunks", turns - done}};
+      if (!problem.empty()) health["problem"] = problem;
+      return answer(line, health);
+    }
     const uint64_t first = turns;
     turns += params["turns"].size();
+    if (params.value("wait", "") == "searchable" && encoded < turns) return {};
     return answer(line, {{"memory", params["memory"]},
                          {"first_turn", first},
                          {"last_turn", turns - 1},
                          {"tokens", 5},
                          {"searchable_through", nullptr}});
   };
+}
+
+Json sent(const FakeDaemon& daemon, size_t line = 0) {
+  return Json::parse(daemon.lines().at(line));
 }
 
 std::string at(const FakeDaemon& daemon) {
@@ -224,11 +249,11 @@ TEST(Recall, AppendPrintsOneReplyHoweverManyRequestsItTook) {
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(
       Json::parse(outcome.output),
-      (Json{{"memory", "m"}, {"first_turn", 0}, {"last_turn", 1199}, {"tokens", 15}, {"searchable_through", nullptr}}));
-  ASSERT_EQ(daemon.lines().size(), 4u) << "what is there, and three requests";
-  const Json last = Json::parse(daemon.lines()[3])["params"];
-  EXPECT_EQ(last["operation_id"], "load-2");
-  EXPECT_EQ(last["wait"], "searchable");
+      (Json{{"memory", "m"}, {"first_turn", 0}, {"last_turn", 1199}, {"tokens", 15}, {"searchable_through", 1199}}));
+  ASSERT_EQ(daemon.lines().size(), 5u) << "what is there, three requests, and whether they are encoded";
+  EXPECT_EQ(sent(daemon, 3)["params"]["operation_id"], "load-2");
+  EXPECT_FALSE(sent(daemon, 3)["params"].contains("wait")) << "turns are acknowledged before they are encoded";
+  EXPECT_EQ(sent(daemon, 4)["method"], "memories.get");
 }
 
 TEST(Recall, AppendNamesTheBadLineAndKeepsWhatCameBefore) {
@@ -311,10 +336,6 @@ Json memory(uint64_t turns) {
 
 FakeDaemon::Script always(const Json& result) {
   return [result](const std::string& line) { return answer(line, result); };
-}
-
-Json sent(const FakeDaemon& daemon, size_t line = 0) {
-  return Json::parse(daemon.lines().at(line));
 }
 
 // The command with a terminal at standard input, on which `typed` was typed.
@@ -419,6 +440,46 @@ TEST(Recall, CtrlCWhileTheDaemonIsSilentTellsWhatIsUncertain) {
       shell("seq 1 700 | timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + "append m --wait");
   EXPECT_EQ(outcome.code, 130);
   EXPECT_THAT(outcome.output, HasSubstr("interrupted: 0 turns were stored in m; 700 turns more may have been"));
+}
+
+TEST(Recall, CtrlCWhileAppendWaitsSaysThatTheTurnsAreKept) {
+  const auto interrupted = [](const FakeDaemon& daemon, const std::string& input) {
+    return shell(input + " | timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) +
+                 "append m --wait");
+  };
+  const FakeDaemon many(appending(3));
+  const Outcome outcome = interrupted(many, "seq 1 700");
+  EXPECT_EQ(outcome.code, 130);
+  EXPECT_EQ(outcome.output,
+            "recall: interrupted: all 700 turns were acknowledged and are kept in m; only the waiting was given up, "
+            "not the encoding: recall memories get m tells how far it is\n");
+  const FakeDaemon one(appending(0));
+  EXPECT_THAT(interrupted(one, "echo hello").output,
+              HasSubstr("interrupted: the 1 turn was acknowledged and is kept in m; only the waiting was given up"));
+}
+
+TEST(Recall, AppendWaitsUntilEverythingIsEncoded) {
+  const FakeDaemon daemon([asked = 0, script = appending(5), done = appending()](const std::string& line) mutable {
+    const bool asks = Json::parse(line)["method"] == "memories.get";
+    const FakeDaemon::Answer before = script(line);
+    const FakeDaemon::Answer after = done(line);
+    return asks && ++asked >= 3 ? after : before;
+  });
+  const Outcome outcome = shell("seq 1 9 | $RECALL " + at(daemon) + "append m --wait");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Appended 9 turns (5 tokens) to m as turns 0-8"));
+  EXPECT_THAT(outcome.output, HasSubstr("searchable through turn 8"));
+}
+
+TEST(Recall, AppendStopsWaitingWhereNothingIsEncodedAnyMore) {
+  const FakeDaemon daemon(appending(3, "no space is left"));
+  const Outcome outcome = shell("seq 1 9 | $RECALL " + at(daemon) + "append m --wait");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("recall: no space is left: all 9 turns were acknowledged and are kept in m"));
+  const FakeDaemon slow(appending(3));
+  const Outcome late = shell("seq 1 9 | $RECALL " + at(slow) + "append m --wait --timeout 0.3");
+  EXPECT_EQ(late.code, 1);
+  EXPECT_THAT(late.output, HasSubstr("not everything was encoded within 0.30 s: all 9 turns were acknowledged"));
 }
 
 TEST(Recall, AListingWithNothingInItSaysSo) {
