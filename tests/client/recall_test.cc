@@ -406,8 +406,9 @@ TEST(Recall, ExportWritesThroughPipesAndLinksInsteadOfReplacingThem) {
                              at(daemon) + "export m '" + path + "/p' && wait && test -p '" + path + "/p'");
   EXPECT_EQ(pipe.code, 0) << pipe.output;
   EXPECT_THAT(pipe.output, HasSubstr(R"("type":"end")"));
-  const Outcome link = shell("ln -s target '" + path + "/l' && : > '" + path + "/target' && $RECALL " + at(daemon) +
-                             "export m '" + path + "/l' && test -L '" + path + "/l' && cat '" + path + "/target'");
+  const Outcome link =
+      shell("ln -s target '" + path + "/l' && : > '" + path + "/target' && $RECALL " + at(daemon) +
+            "export m --force '" + path + "/l' && test -L '" + path + "/l' && cat '" + path + "/target'");
   EXPECT_EQ(link.code, 0) << link.output;
   EXPECT_THAT(link.output, HasSubstr(R"("type":"end")"));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "export m '" + path + "'").code, 2);
@@ -811,12 +812,45 @@ TEST(Recall, AnExportThatFailsLeavesTheOldFileAlone) {
   const std::string path = directory.path() / "m.jsonl";
   std::ofstream(path) << "old\n";
   const FakeDaemon endless(exporting(3, /*with_end=*/false));
-  const Outcome outcome = shell("$RECALL " + at(endless) + "export m '" + path + "'");
+  const Outcome outcome = shell("$RECALL " + at(endless) + "export m --force '" + path + "'");
   EXPECT_EQ(outcome.code, 1);
   EXPECT_THAT(outcome.output, HasSubstr("without its end record"));
   EXPECT_EQ(contents(path), "old\n");
   EXPECT_FALSE(std::filesystem::exists(path + ".part"));
   EXPECT_EQ(shell("$RECALL " + at(endless) + "export m >/dev/full").code, 1);
+}
+
+TEST(Recall, ExportReplacesAFileOnlyWhenItIsForced) {
+  const TempDir directory;
+  const std::string path = directory.path() / "m.jsonl";
+  std::ofstream(path) << "old\n";
+  const FakeDaemon daemon(exporting(3));
+  for (const std::string& file : {path, (directory.path() / "link").string()}) {
+    if (file != path) std::filesystem::create_symlink(path, file);
+    const Outcome refused = shell("$RECALL " + at(daemon) + "export m '" + file + "'");
+    EXPECT_EQ(refused.code, 2);
+    EXPECT_EQ(refused.output, "recall: write " + file +
+                                  ": there is such a file already; name another one, or give --force to replace it\n");
+    EXPECT_EQ(contents(path), "old\n");
+    EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+  }
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "export m --force '" + path + "'").code, 0);
+  EXPECT_THAT(contents(path), HasSubstr("\"end\""));
+  EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+}
+
+TEST(Recall, ExportReplacesNoFileThatHasComeMeanwhile) {
+  const TempDir directory;
+  const std::string path = directory.path() / "m.jsonl";
+  const FakeDaemon daemon([&path, script = exporting(3)](const std::string& line) {
+    if (Json::parse(line)["params"].contains("cursor")) std::ofstream(path) << "another's\n";
+    return script(line);
+  });
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "export m '" + path + "'");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("there is such a file already"));
+  EXPECT_EQ(contents(path), "another's\n");
+  EXPECT_FALSE(std::filesystem::exists(path + ".part"));
 }
 
 // Takes imports, and says that every record of a turn below `present` was there.
