@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/request_defaults.h"
 #include "client/append_stream.h"
 #include "client/cli.h"
 #include "client/client.h"
@@ -310,11 +311,14 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
   command->add_option("MEMORY", arguments->request.memory, "The name of the memory")->required();
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
-  command->add_option("--limit", arguments->request.limit, "At most so many chunks")->check(count_check);
+  command->add_option("--limit", arguments->request.limit, "At most so many chunks")
+      ->check(count_check)
+      ->default_str(std::to_string(search_limit_default));
   command
-      ->add_option("--max-tokens", arguments->request.max_tokens, "At most so many tokens in all; a chunk has up to 64")
+      ->add_option("--max-tokens", arguments->request.max_tokens,
+                   "At most so many tokens in all; a chunk has up to 64; default: no limit")
       ->check(count_check);
-  command->add_option("--mode", arguments->request.mode, "How to rank: landmark");
+  command->add_option("--mode", arguments->request.mode, "How to rank")->default_str("landmark");
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
@@ -344,7 +348,7 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   });
 
   CLI::App* listing = command->add_subcommand("list", "List memories by name");
-  listing->add_option("PREFIX", *name, "Only names that begin with this");
+  listing->add_option("PREFIX", *name, "Only names that begin with this; default: all");
   listing->callback([&run, list] { run = list; });
 
   CLI::App* get = command->add_subcommand("get", "Show one memory");
@@ -366,8 +370,8 @@ void add_turns(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<ListArguments>();
   CLI::App* command = app.add_subcommand("turns", "Print the turns of a memory, as they were appended");
   command->add_option("MEMORY", arguments->memory, "The name of the memory")->required();
-  command->add_option("--from", arguments->from, "Begin with this turn")->check(index_check);
-  command->add_option("--limit", arguments->limit, "At most so many turns")->check(count_check);
+  command->add_option("--from", arguments->from, "Begin with this turn")->check(index_check)->default_str("0");
+  command->add_option("--limit", arguments->limit, "At most so many turns; default: all")->check(count_check);
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       return print_pages(globals, "turns.list", *arguments, "memory", "turns",
@@ -386,8 +390,8 @@ void add_chunks(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("MEMORY", arguments->list.memory, "The name of the memory")->required();
   command->add_option("CHUNK", arguments->chunk, "Show this chunk: text, tokens, place of its KV, landmark norm")
       ->check(index_check);
-  command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(index_check);
-  command->add_option("--limit", arguments->list.limit, "At most so many chunks")->check(count_check);
+  command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(index_check)->default_str("0");
+  command->add_option("--limit", arguments->list.limit, "At most so many chunks; default: all")->check(count_check);
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       if (!arguments->chunk) {

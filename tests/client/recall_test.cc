@@ -6,6 +6,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "base/request_defaults.h"
 #include "client/client.h"
 #include "fake_daemon.h"
 #include "tests/support/shell.h"
@@ -183,11 +184,13 @@ TEST(Recall, AskWritesTheAnswerAsItComesAndItsSourcesWhenAsked) {
                           "7",
                           "newline"));
   });
-  const Outcome outcome = shell("$RECALL " + at(daemon) + "ask a/b what is the code --max-tokens 9 --seed 4");
+  const Outcome outcome =
+      shell("$RECALL " + at(daemon) + "ask a/b what is the code --max-tokens 9 --temperature 0.5 --seed 4");
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(outcome.output, "6041\\x1b7\n");
-  const Json expected{
-      {"memory", "a/b"}, {"prompt", "what is the code"}, {"max_tokens", 9}, {"seed", 4}, {"stream", true}};
+  const Json expected{{"memory", "a/b"}, {"prompt", "what is the code"},
+                      {"max_tokens", 9}, {"temperature", 0.5},
+                      {"seed", 4},       {"stream", true}};
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask m q --sources").output,
               AllOf(HasSubstr("weight 0.750"), HasSubstr("chunk 4 · tokens 256-320"), HasSubstr("the code is 60417")));
@@ -210,6 +213,40 @@ TEST(Recall, AskPrintsTheReplyAsItIsWithJsonAndTellsOfACutOrEmptyAnswer) {
               AllOf(HasSubstr("made up"), HasSubstr("read from no chunk of the memory")));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "ask m q --temperature 3").output,
             "recall: --temperature: expected a number from 0 to 2, got '3'; see recall ask --help\n");
+}
+
+TEST(Recall, AskWarnsOfOptionsThatHaveNoEffectWithoutATemperature) {
+  const FakeDaemon daemon([](const std::string& line) { return told(line, {}, generated("6041", "newline")); });
+  const auto ask = [&](const std::string& options) {
+    const Outcome outcome = shell("$RECALL " + at(daemon) + "ask m q " + options);
+    EXPECT_EQ(outcome.code, 0) << options;
+    EXPECT_THAT(outcome.output, HasSubstr("6041")) << options;
+    return outcome.output;
+  };
+  const std::string reason =
+      " no effect without a temperature above 0, such as --temperature 0.7: the likeliest token is always taken\n";
+  EXPECT_EQ(ask("--seed 4"), "recall: warning: --seed has" + reason + "6041\n");
+  EXPECT_EQ(ask("--top-p 0.9"), "recall: warning: --top-p has" + reason + "6041\n");
+  EXPECT_EQ(ask("--top-p 0.9 --seed 4 --temperature 0"),
+            "recall: warning: --top-p and --seed have" + reason + "6041\n");
+  for (const std::string quiet : {"", "--temperature 0", "--temperature 0.1 --seed 4 --top-p 0.9"})
+    EXPECT_EQ(ask(quiet), "6041\n");
+  EXPECT_EQ(sent(daemon)["params"]["seed"], 4) << "the daemon is asked all the same";
+}
+
+TEST(Recall, HelpShowsTheDefaultsThatTheDaemonTakes) {
+  const auto help = [](const std::string& command) { return shell("$RECALL " + command + " --help").output; };
+  EXPECT_THAT(help("ask"), AllOf(HasSubstr("--max-tokens UINT=" + std::to_string(generate_tokens_default) + " "),
+                                 HasSubstr("--temperature FLOAT=0 "), HasSubstr("--top-p FLOAT=1 "),
+                                 HasSubstr("another each time")));
+  EXPECT_THAT(help("search"), AllOf(HasSubstr("--limit UINT=" + std::to_string(search_limit_default) + " "),
+                                    HasSubstr("default: no limit"), HasSubstr("--mode TEXT=landmark ")));
+  for (const std::string command : {"turns", "chunks"})
+    EXPECT_THAT(help(command), AllOf(HasSubstr("--from UINT=0 "), HasSubstr("default: all"))) << command;
+  EXPECT_THAT(help("append"), AllOf(HasSubstr("=auto"), HasSubstr("=user"), HasSubstr("FILE TEXT=-")));
+  EXPECT_THAT(help("import"), HasSubstr("default: its own"));
+  EXPECT_THAT(help("memories list"), HasSubstr("default: all"));
+  EXPECT_THAT(help("verify"), HasSubstr("default: all"));
 }
 
 TEST(Recall, CtrlCCancelsAnAnswerAndShowsWhatThereIs) {
