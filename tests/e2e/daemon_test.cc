@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <fstream>
 
 #include "client/append_stream.h"
 #include "client/client.h"
@@ -341,6 +342,11 @@ TEST_F(Daemon, WrongUsageEndsWithStatus2AndSaysWhy) {
   DaemonProcess small(directory(), {"--memory-budget", "1MiB"});
   EXPECT_EQ(small.wait(), 2);
   EXPECT_THAT(small.log(), HasSubstr("memory-budget: expected at least 16MiB"));
+  const std::string file = directory() / "config.toml";
+  std::ofstream(file) << "# for tests\nthreads = \"many\"\n";
+  DaemonProcess from_file(directory(), {"--config", file});
+  EXPECT_EQ(from_file.wait(), 2);
+  EXPECT_THAT(from_file.log(), HasSubstr(file + ":2: threads: expected a whole number from 0 to 1024, got \"many\""));
   DaemonProcess no_model(directory(), {"--model", directory().string()});
   EXPECT_EQ(no_model.wait(), 1);
   EXPECT_THAT(no_model.log(), HasSubstr("config.json"));
