@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -110,6 +111,12 @@ std::string count_check(const std::string& text) {
 
 std::string index_check(const std::string& text) {
   return whole_number(text, 0);
+}
+
+std::string default_text(double value) {
+  std::array<char, 32> text{};
+  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() ? std::string(text.data(), end) : "";
 }
 
 }  // namespace recalld::client

@@ -89,6 +89,9 @@ class Interrupt {
 std::string count_check(const std::string& text);  // a whole number from 1 on
 std::string index_check(const std::string& text);  // a whole number from 0 on
 
+// A number as help shows it, for a default.
+std::string default_text(double value);
+
 // ---- Commands. Each function adds one and binds `run` to what it does when chosen.
 using Run = std::function<int()>;
 

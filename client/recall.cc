@@ -2,13 +2,16 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "base/request_defaults.h"
 #include "client/append_stream.h"
 #include "client/cli.h"
 #include "client/client.h"
@@ -76,6 +79,53 @@ std::function<bool()> interrupted_for(std::chrono::seconds grace) {
   };
 }
 
+// How long --wait looks on while nothing is encoded and the daemon names a problem.
+constexpr auto stall_max = std::chrono::seconds(5);
+
+// Waits until the chunks that are complete now are encoded: those of every turn that was acknowledged. It asks, rather
+// than appending with wait "searchable", so that turns are acknowledged when they are durable and not with the last
+// chunk. Fails with Error::busy on Ctrl-C and after `limit_s`, where there is one.
+Expected<Memory> wait_until_searchable(Client& client, const std::string& name, std::optional<double> limit_s) {
+  constexpr auto pause_max = std::chrono::milliseconds(250);
+  Progress progress(STDERR_FILENO);
+  const auto start = std::chrono::steady_clock::now();
+  auto moved = start;
+  auto pause = std::chrono::milliseconds(10);
+  std::optional<uint64_t> chunks;
+  uint64_t encoded = 0;
+  uint64_t waiting = 0;
+  for (;;) {
+    RECALLD_TRY(Memory memory, client.memory(name));
+    // Forgetting closes up the numbers of chunks: some may never be there.
+    const uint64_t wanted = std::min(chunks.value_or(memory.chunks), memory.chunks);
+    if (memory.encoded_chunks >= wanted) return memory;
+    if (Interrupt::seen()) return fail(ErrorKind::busy, "interrupted");
+    RECALLD_TRY(const Health health, client.health());
+    const auto now = std::chrono::steady_clock::now();
+    if (!chunks || memory.encoded_chunks > encoded || health.waiting_chunks < waiting) moved = now;
+    chunks = wanted;
+    encoded = memory.encoded_chunks;
+    waiting = health.waiting_chunks;
+    if (now - moved >= stall_max && !health.problem.empty()) return fail(ErrorKind::internal, health.problem);
+    if (limit_s && std::chrono::duration<double>(now - start).count() >= *limit_s)
+      return fail(ErrorKind::busy, "not everything was encoded within " + fixed(*limit_s, 2) + " s");
+    progress.show(static_cast<double>(encoded) / static_cast<double>(wanted),
+                  with_thousands(encoded) + " of " + counted(wanted, "chunk") + " encoded");
+    std::this_thread::sleep_for(pause);
+    pause = std::min(2 * pause, pause_max);
+  }
+}
+
+// Ctrl-C, or an error, ended the waiting of --wait. Every turn is stored by then.
+int tell_waiting_ended(const AppendArguments& arguments, const AppendStream::Total& total, Error error) {
+  if (Interrupt::seen()) error = {ErrorKind::busy, "interrupted"};
+  error.message += ": " + (total.turns == 1 ? "the 1 turn was" : "all " + counted(total.turns, "turn") + " were") +
+                   " acknowledged and " + (total.turns == 1 ? "is" : "are") + " kept in " + arguments.memory +
+                   "; only the waiting was given up, not the encoding: recall memories get " + arguments.memory +
+                   " tells how far it is";
+  return Interrupt::seen() ? fail_with(error, exit_interrupted) : fail_with(error);
+}
+
 int run_append(const Globals& globals, const AppendArguments& arguments) {
   TurnReader::Options reading;
   reading.format = arguments.format == "text"    ? InputFormat::text
@@ -87,7 +137,7 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   reading.stop = Interrupt::seen;
   auto reader = TurnReader::open(arguments.file, reading);
   if (!reader) return fail_with(reader.error(), exit_usage);
-  auto client = connect(globals, arguments.wait, interrupted_for(std::chrono::seconds(2)));
+  auto client = connect(globals, false, interrupted_for(std::chrono::seconds(2)));
   if (!client) return fail_with(client.error(), exit_no_daemon);
   if (arguments.file == "-" && can_ask()) {
     std::fputs("One turn a line; end with Ctrl-D on a line of its own.\n", stderr);
@@ -107,7 +157,6 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
       if (!memory && memory.error().kind != ErrorKind::not_found) return fail_with(memory.error());
       options.turns_there = memory ? memory->next_turn : 0;
     }
-    options.wait_searchable = arguments.wait;
     options.source = reader->source();
     options.on_reply = [&](const AppendStream::Total& so_far) {
       progress.show(so_far.end_byte, so_far.turns, so_far.tokens);
@@ -128,7 +177,6 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
     total = stream.total();
     turns_in_flight = stream.turns_in_flight();
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (reader->skipped() > 0) {
     warn(counted(reader->skipped(), "line") + " without content skipped, the first is " + reader->source() + ":" +
          std::to_string(reader->first_skipped_line()));
@@ -146,6 +194,14 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
     }
     return unreadable && !refused ? fail_with(error, exit_usage) : fail_with(error);
   }
+  if (arguments.wait && total.turns > 0) {
+    const bool limited = globals.timeout_given && globals.timeout_s > 0;
+    const auto memory =
+        wait_until_searchable(*client, arguments.memory, limited ? std::optional(globals.timeout_s) : std::nullopt);
+    if (!memory) return tell_waiting_ended(arguments, total, memory.error());
+    total.searchable_through = memory->searchable_through;
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!globals.json) return print(report(total, arguments.memory, seconds));
   const auto or_null = [](const std::optional<uint64_t>& number) { return number ? Json(*number) : Json(nullptr); };
   Json result{{"memory", arguments.memory},
@@ -255,11 +311,14 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
   command->add_option("MEMORY", arguments->request.memory, "The name of the memory")->required();
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
-  command->add_option("--limit", arguments->request.limit, "At most so many chunks")->check(count_check);
+  command->add_option("--limit", arguments->request.limit, "At most so many chunks")
+      ->check(count_check)
+      ->default_str(std::to_string(search_limit_default));
   command
-      ->add_option("--max-tokens", arguments->request.max_tokens, "At most so many tokens in all; a chunk has up to 64")
+      ->add_option("--max-tokens", arguments->request.max_tokens,
+                   "At most so many tokens in all; a chunk has up to 64; default: no limit")
       ->check(count_check);
-  command->add_option("--mode", arguments->request.mode, "How to rank: landmark");
+  command->add_option("--mode", arguments->request.mode, "How to rank")->default_str("landmark");
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
@@ -289,7 +348,7 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   });
 
   CLI::App* listing = command->add_subcommand("list", "List memories by name");
-  listing->add_option("PREFIX", *name, "Only names that begin with this");
+  listing->add_option("PREFIX", *name, "Only names that begin with this; default: all");
   listing->callback([&run, list] { run = list; });
 
   CLI::App* get = command->add_subcommand("get", "Show one memory");
@@ -311,8 +370,8 @@ void add_turns(CLI::App& app, const Globals& globals, Run& run) {
   auto arguments = std::make_shared<ListArguments>();
   CLI::App* command = app.add_subcommand("turns", "Print the turns of a memory, as they were appended");
   command->add_option("MEMORY", arguments->memory, "The name of the memory")->required();
-  command->add_option("--from", arguments->from, "Begin with this turn")->check(index_check);
-  command->add_option("--limit", arguments->limit, "At most so many turns")->check(count_check);
+  command->add_option("--from", arguments->from, "Begin with this turn")->check(index_check)->default_str("0");
+  command->add_option("--limit", arguments->limit, "At most so many turns; default: all")->check(count_check);
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       return print_pages(globals, "turns.list", *arguments, "memory", "turns",
@@ -331,8 +390,8 @@ void add_chunks(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("MEMORY", arguments->list.memory, "The name of the memory")->required();
   command->add_option("CHUNK", arguments->chunk, "Show this chunk: text, tokens, place of its KV, landmark norm")
       ->check(index_check);
-  command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(index_check);
-  command->add_option("--limit", arguments->list.limit, "At most so many chunks")->check(count_check);
+  command->add_option("--from", arguments->list.from, "Begin with this chunk")->check(index_check)->default_str("0");
+  command->add_option("--limit", arguments->list.limit, "At most so many chunks; default: all")->check(count_check);
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       if (!arguments->chunk) {

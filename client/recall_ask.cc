@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/request_defaults.h"
 #include "client/cli.h"
 #include "client/text.h"
 
@@ -29,7 +30,17 @@ Expected<Json> wait_or_cancel(Client& client, uint64_t request, bool& cancelling
   return client.wait(request);
 }
 
+// Options that only matter where there is chance. No error, as it is none for the daemon: a script may well set the
+// seed and leave the temperature at 0.
+void warn_of_chance_that_is_off(const GenerateRequest& request) {
+  if (request.temperature.value_or(temperature_default) > 0 || !(request.top_p || request.seed)) return;
+  const std::string options = !request.seed ? "--top-p has" : !request.top_p ? "--seed has" : "--top-p and --seed have";
+  warn(options +
+       " no effect without a temperature above 0, such as --temperature 0.7: the likeliest token is always taken");
+}
+
 int run_ask(const Globals& globals, const AskArguments& arguments) {
+  warn_of_chance_that_is_off(arguments.request);
   const Interrupt interrupt;
   bool cancelling = false;
   auto client = connect(globals, true, [&cancelling] { return Interrupt::seen() && !cancelling; });
@@ -89,12 +100,21 @@ void add_ask(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* command = app.add_subcommand("ask", "Answer a question in the model's own words, from what a memory holds");
   command->add_option("MEMORY", request.memory, "The name of the memory")->required();
   command->add_option("QUESTION", arguments->words, "The question; several words are joined")->required();
-  command->add_option("--max-tokens", request.max_tokens, "At most so many tokens")->check(count_check);
-  command->add_option("--temperature", request.temperature, "0: always the likeliest token; more: more chance")
-      ->check(up_to(2));
-  command->add_option("--top-p", request.top_p, "Choose among the likeliest tokens that make up this share")
-      ->check(up_to(1));
-  command->add_option("--seed", request.seed, "Repeat what was written with this seed")->check(index_check);
+  command->add_option("--max-tokens", request.max_tokens, "At most so many tokens")
+      ->check(count_check)
+      ->default_str(std::to_string(generate_tokens_default));
+  command->add_option("--temperature", request.temperature, "0: always the likeliest token; up to 2: more chance")
+      ->check(up_to(2))
+      ->default_str(default_text(temperature_default));
+  command
+      ->add_option("--top-p", request.top_p,
+                   "With a temperature above 0, choose among the likeliest tokens that make up this share")
+      ->check(up_to(1))
+      ->default_str(default_text(top_p_default));
+  command
+      ->add_option("--seed", request.seed,
+                   "With a temperature above 0, repeat what was written with this seed; default: another each time")
+      ->check(index_check);
   command->add_flag("--sources", arguments->sources, "Show the chunks that the answer was read from");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {

@@ -53,10 +53,10 @@ std::string record_line(Json record) {
 }
 
 // Where an export goes: standard output, a device or pipe as it comes, or FILE.part, which becomes FILE once it is
-// whole. An unfinished one is removed.
+// whole. An unfinished one is removed. A file that is there already stays, unless it is to be replaced.
 class Output {
  public:
-  static Expected<Output> open(std::string path) {
+  static Expected<Output> open(std::string path, bool replace) {
     if (path == "-") return Output(Descriptor(), "");
     if (path.empty()) return fail(ErrorKind::invalid_request, "FILE: expected a file to write, got an empty name");
     std::error_code problem;
@@ -67,19 +67,22 @@ class Output {
       Descriptor device(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
       if (device.get() == -1) return std::unexpected(system_error("write " + path, errno));
       Output output(std::move(device), std::move(path));
-      output.replaces_ = false;
+      output.renames_ = false;
       return output;
     }
+    if (std::filesystem::exists(status) && !replace) return there_already(path);
     if (std::filesystem::exists(status)) path = std::filesystem::canonical(path, problem).string();  // through links
     const std::string part = path + ".part";
     // What somebody remembers is for their own eyes.
     Descriptor file(::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
     if (file.get() == -1) return std::unexpected(system_error("write " + part, errno));
-    return Output(std::move(file), path);
+    Output output(std::move(file), path);
+    output.replaces_ = replace;
+    return output;
   }
   Output(Output&&) = default;
   ~Output() {
-    if (file_.get() != -1 && replaces_) unlink((path_ + ".part").c_str());
+    if (file_.get() != -1 && renames_) unlink((path_ + ".part").c_str());
   }
 
   Expected<void> write(std::string_view text) {
@@ -91,7 +94,7 @@ class Output {
     while (!text.empty()) {
       const ssize_t written = ::write(file_.get(), text.data(), text.size());
       if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return std::unexpected(system_error("write " + path_ + (replaces_ ? ".part" : ""), errno));
+      if (written < 0) return std::unexpected(system_error("write " + path_ + (renames_ ? ".part" : ""), errno));
       text.remove_prefix(static_cast<size_t>(written));
     }
     return {};
@@ -102,11 +105,15 @@ class Output {
       if (std::fflush(stdout) == 0) return {};
       return std::unexpected(system_error("write to standard output", errno));
     }
-    if (!replaces_) return {};
+    if (!renames_) return {};
     const std::string part = path_ + ".part";
     if (fsync(file_.get()) != 0) return std::unexpected(system_error("write " + part, errno));
-    if (std::rename(part.c_str(), path_.c_str()) != 0)
-      return std::unexpected(system_error("rename " + part + " to " + path_, errno));
+    // Nor is a file replaced that has come meanwhile, where the file system can tell.
+    int renamed =
+        renameat2(AT_FDCWD, part.c_str(), AT_FDCWD, path_.c_str(), replaces_ ? 0U : unsigned{RENAME_NOREPLACE});
+    if (renamed != 0 && errno == EINVAL && !replaces_) renamed = std::rename(part.c_str(), path_.c_str());
+    if (renamed != 0 && errno == EEXIST) return there_already(path_);
+    if (renamed != 0) return std::unexpected(system_error("rename " + part + " to " + path_, errno));
     file_ = Descriptor();
     return {};
   }
@@ -114,11 +121,17 @@ class Output {
   uint64_t bytes() const { return bytes_; }
 
  private:
+  static std::unexpected<Error> there_already(const std::string& path) {
+    return fail(ErrorKind::invalid_request,
+                "write " + path + ": there is such a file already; name another one, or give --force to replace it");
+  }
+
   Output(Descriptor file, std::string path) : file_(std::move(file)), path_(std::move(path)) {}
 
   Descriptor file_;  // none: standard output
   std::string path_;
-  bool replaces_ = true;  // the file, when it is whole
+  bool renames_ = true;    // FILE.part to the file, when it is whole
+  bool replaces_ = false;  // a file that was there
   uint64_t bytes_ = 0;
 };
 
@@ -136,6 +149,7 @@ struct Counts {
 
 struct ExportArguments {
   std::string file = "-";
+  bool force = false;
   ExportRequest request;
 };
 
@@ -174,7 +188,7 @@ int run_export(const Globals& globals, const ExportArguments& arguments) {
   if (!client) return fail_with(client.error(), exit_no_daemon);
   const auto memory = client->memory(arguments.request.memory);
   if (!memory) return fail_with(memory.error());
-  auto output = Output::open(arguments.file);
+  auto output = Output::open(arguments.file, arguments.force);
   if (!output)
     return fail_with(output.error(), output.error().kind == ErrorKind::invalid_request ? exit_usage : exit_error);
   const bool show_progress = to_file || isatty(STDOUT_FILENO) == 0;
@@ -381,6 +395,7 @@ void add_export(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* command = app.add_subcommand("export", "Write a memory as a file of JSON lines, which import restores");
   command->add_option("MEMORY", arguments->request.memory, "The name of the memory")->required();
   command->add_option("FILE", arguments->file, "Where to; - is standard output")->capture_default_str();
+  command->add_flag("--force", arguments->force, "Replace FILE where it is there already");
   command->add_flag("--encodings", arguments->request.encodings,
                     "Also landmarks, K/V and states: larger, and nothing is encoded anew where the model is the same");
   command->callback(
@@ -392,7 +407,7 @@ void add_import(CLI::App& app, const Globals& globals, Run& run) {
   auto memory = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("import", "Restore a memory from what export wrote");
   command->add_option("FILE", *file, "What to read; - is standard input")->required();
-  command->add_option("--memory", *memory, "Into a memory of this name instead of its own");
+  command->add_option("--memory", *memory, "Into a memory of this name; default: its own");
   command->callback([&globals, &run, file, memory] {
     run = [&globals, file, memory] { return run_import(globals, *file, *memory); };
   });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <charconv>
 #include <cstdlib>
 #include <fstream>
@@ -21,13 +22,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The settings as they were written, before anything is made of them; the same names as flags and as keys of the file.
+// A setting as it was written, and where: "FILE:LINE: " in the configuration file, "" as a flag.
+struct Setting {
+  std::string text;
+  std::string place;
+};
+
+// The settings before anything is made of them; the same names as flags and as keys of the file.
 struct Settings {
-  std::optional<std::string> data, socket, model, device, gpu_budget, memory_budget, threads, precision, log_level;
+  std::optional<Setting> data, socket, model, device, gpu_budget, memory_budget, threads, precision, log_level;
 
   struct Field {
     std::string_view name;
-    std::optional<std::string> Settings::*value;
+    std::optional<Setting> Settings::*value;
     bool is_path;
     std::string_view help;
   };
@@ -54,30 +61,39 @@ constexpr auto Settings::fields() {
   };
 }
 
-std::unexpected<Error> invalid(std::string_view setting, std::string_view expected, std::string_view got) {
+std::unexpected<Error> invalid(std::string_view name, std::string_view expected, const Setting& got) {
   return fail(ErrorKind::invalid_request,
-              std::string(setting) + ": expected " + std::string(expected) + ", got \"" + std::string(got) + "\"");
+              got.place + std::string(name) + ": expected " + std::string(expected) + ", got \"" + got.text + "\"");
 }
 
 // ---- The configuration file
 
+std::string place_in(const fs::path& file, const toml::source_region& where) {
+  return file.string() + ":" + std::to_string(where.begin.line) + ": ";
+}
+
 std::unexpected<Error> file_error(const fs::path& file, const toml::source_region& where, std::string_view what) {
-  return fail(ErrorKind::invalid_request,
-              file.string() + ":" + std::to_string(where.begin.line) + ": " + std::string(what));
+  return fail(ErrorKind::invalid_request, place_in(file, where) + std::string(what));
 }
 
 Expected<Settings> read_file(const fs::path& file) {
+  errno = 0;
   std::ifstream in(file, std::ios::binary);
   std::stringstream text;
-  if (!in || !(text << in.rdbuf()))
+  if (!in || !(text << in.rdbuf())) {
+    const int cause = errno != 0 ? errno : EIO;
     if (std::error_code error; !in.is_open() || fs::file_size(file, error) != 0 || error)
-      return fail(ErrorKind::io, "read configuration " + file.string() + ": it cannot be read");
+      return std::unexpected(system_error("read configuration " + file.string(), cause));
+  }
 
   toml::table table;
   try {
     table = toml::parse(text.str(), file.string());
   } catch (const toml::parse_error& error) {
-    return file_error(file, error.source(), error.description());
+    return file_error(
+        file, error.source(),
+        std::string(error.description()) +
+            "; write each key once as KEY = VALUE, with text in quotes, such as memory-budget = \"1GiB\"");
   }
 
   Settings settings;
@@ -93,10 +109,11 @@ Expected<Settings> read_file(const fs::path& file) {
       if (field->is_path && text_value->starts_with('~'))
         return file_error(file, node.source(), std::string(field->name) + ": write the path out; no shell reads the ~");
       // A path in the file counts from where the file lies, not from where the daemon was started.
-      settings.*field->value =
-          field->is_path && !text_value->empty() ? (file.parent_path() / *text_value).string() : *text_value;
+      const bool is_relative = field->is_path && !text_value->empty();
+      settings.*field->value = {is_relative ? (file.parent_path() / *text_value).string() : *text_value,
+                                place_in(file, node.source())};
     } else if (const auto number = node.value_exact<int64_t>(); number && !field->is_path) {
-      settings.*field->value = std::to_string(*number);
+      settings.*field->value = {std::to_string(*number), place_in(file, node.source())};
     } else {
       return file_error(
           file, node.source(),
@@ -150,17 +167,17 @@ Expected<fs::path> default_model(const Environment& environment) {
 // ---- Meaning
 
 // The paths are used after the daemon has left its caller's directory behind; an empty one is a mistake.
-Expected<fs::path> absolute(std::string_view setting, const std::string& path) {
-  if (path.empty()) return invalid(setting, "a path", path);
+Expected<fs::path> absolute(std::string_view name, const Setting& path) {
+  if (path.text.empty()) return invalid(name, "a path", path);
   std::error_code error;
-  fs::path full = fs::absolute(path, error);
-  if (error) return fail(ErrorKind::io, std::string(setting) + ": " + path + ": " + error.message());
+  fs::path full = fs::absolute(path.text, error);
+  if (error) return fail(ErrorKind::io, path.place + std::string(name) + ": " + path.text + ": " + error.message());
   return full.lexically_normal();
 }
 
-Expected<uint64_t> budget(std::string_view setting, const std::string& text) {
-  auto bytes = parse_bytes(text);
-  if (!bytes) return std::unexpected(std::move(bytes).error().within(setting));
+Expected<uint64_t> budget(std::string_view name, const Setting& setting) {
+  auto bytes = parse_bytes(setting.text);
+  if (!bytes) return std::unexpected(std::move(bytes).error().within(setting.place + std::string(name)));
   return bytes;
 }
 
@@ -171,12 +188,12 @@ Expected<Options> options_from(const Settings& settings, const Environment& envi
               settings.socket ? absolute("socket", *settings.socket) : default_socket(environment, options.data));
   RECALLD_TRY(options.model, settings.model ? absolute("model", *settings.model) : default_model(environment));
 
-  const std::string device = settings.device.value_or("auto");
-  if (device == "cpu")
+  const Setting device = settings.device.value_or(Setting{"auto", ""});
+  if (device.text == "cpu")
     options.device = Device::cpu;
-  else if (device == "cuda")
+  else if (device.text == "cuda")
     options.device = Device::cuda;
-  else if (device != "auto")
+  else if (device.text != "auto")
     return invalid("device", "auto, cpu or cuda", device);
   if (settings.gpu_budget) {
     RECALLD_TRY(options.gpu_budget_bytes, budget("gpu-budget", *settings.gpu_budget));
@@ -185,12 +202,12 @@ Expected<Options> options_from(const Settings& settings, const Environment& envi
                      *settings.gpu_budget);
   }
 
-  const std::string precision = settings.precision.value_or("auto");
-  if (precision == "f32")
+  const Setting precision = settings.precision.value_or(Setting{"auto", ""});
+  if (precision.text == "f32")
     options.precision = Precision::f32;
-  else if (precision == "bf16")
+  else if (precision.text == "bf16")
     options.precision = Precision::bf16;
-  else if (precision != "auto")
+  else if (precision.text != "auto")
     return invalid("precision", "auto, f32 or bf16", precision);
 
   if (settings.memory_budget) {
@@ -200,16 +217,17 @@ Expected<Options> options_from(const Settings& settings, const Environment& envi
                      *settings.memory_budget);
   }
   if (settings.threads) {
-    const char* const end = settings.threads->data() + settings.threads->size();
-    const auto [stop, error] = std::from_chars(settings.threads->data(), end, options.threads);
+    const std::string& text = settings.threads->text;
+    const char* const end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, options.threads);
     if (error != std::errc() || stop != end || options.threads > threads_max)
       return invalid("threads", "a whole number from 0 to " + std::to_string(threads_max), *settings.threads);
   }
   if (settings.log_level) {
     constexpr std::array<std::string_view, 6> levels{"trace", "debug", "info", "warn", "error", "off"};
-    if (std::ranges::find(levels, *settings.log_level) == levels.end())
+    if (std::ranges::find(levels, settings.log_level->text) == levels.end())
       return invalid("log-level", "trace, debug, info, warn, error or off", *settings.log_level);
-    options.log_level = *settings.log_level;
+    options.log_level = settings.log_level->text;
   }
   return options;
 }
@@ -236,7 +254,12 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
       "\"1GiB\".\n"
       "SIGTERM and SIGINT stop the daemon cleanly. Exit status: 0 stopped, 1 failed, 2 wrong usage.");
   for (const Settings::Field& field : Settings::fields())
-    app.add_option("--" + std::string(field.name), flags.*field.value, std::string(field.help));
+    app.add_option_function<std::string>(
+        "--" + std::string(field.name),
+        [&flags, field](const std::string& text) {
+          flags.*field.value = {text, ""};
+        },
+        std::string(field.help));
   app.add_option("--config", config, "TOML file (default $XDG_CONFIG_HOME/recalld/config.toml, if it is there)");
   bool reencode = false;
   app.add_flag("--reencode", reencode,
@@ -259,7 +282,7 @@ Expected<CommandLine> read_options(std::span<const char* const> arguments, const
 
   Settings settings;
   if (app.count("--config") > 0) {
-    RECALLD_TRY(const fs::path file, absolute("config", config));
+    RECALLD_TRY(const fs::path file, absolute("config", {config, ""}));
     RECALLD_TRY(settings, read_file(file));
   } else if (const auto directory = home_directory(environment, "XDG_CONFIG_HOME", ".config")) {
     const fs::path file = *directory / "recalld/config.toml";

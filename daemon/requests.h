@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/request_defaults.h"
 #include "memstore/store.h"
 #include "memstore/turn.h"
 #include "model/gpu.h"
@@ -62,7 +63,7 @@ struct AppendReply {
 struct SearchRequest {
   std::string memory;
   std::string query;
-  size_t limit = 8;
+  size_t limit = search_limit_default;
   std::optional<uint64_t> max_tokens;
   bool explain = false;
 };
@@ -104,9 +105,9 @@ struct Caller {
 struct GenerateRequest {
   std::string memory;
   std::string prompt;
-  size_t max_tokens = 128;
-  double temperature = 0;  // 0: always the best token
-  double top_p = 1;
+  size_t max_tokens = generate_tokens_default;
+  double temperature = temperature_default;  // 0: always the best token
+  double top_p = top_p_default;
   std::optional<uint64_t> seed;  // of what is random; unset: another one each time
   bool stream = false;
   Caller caller;

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "base/request_defaults.h"
 #include "client/client.h"
 #include "fake_daemon.h"
 #include "tests/support/shell.h"
@@ -27,20 +28,45 @@ FakeDaemon::Answer refuse(const std::string& line, const std::string& message, c
   return {Json{{"jsonrpc", "2.0"}, {"id", Json::parse(line)["id"]}, {"error", error}}.dump() + "\n"};
 }
 
-// Answers appends as the daemon would, to a memory that there is not yet.
-FakeDaemon::Script appending() {
+// Answers appends as the daemon would, to a memory that there is not yet, in which every turn is a chunk. Of these
+// `encoded` are encoded whenever somebody asks; an append that waits for more of them is not answered.
+FakeDaemon::Script appending(uint64_t encoded = UINT64_MAX, const std::string& problem = "") {
   uint64_t turns = 0;
-  return [turns](const std::string& line) mutable {
-    if (Json::parse(line)["method"] == "memories.get") return refuse(line, "there is no memory", "not_found");
-    const Json params = Json::parse(line)["params"];
+  return [turns, encoded, problem](const std::string& line) mutable -> FakeDaemon::Answer {
+    const Json method = Json::parse(line)["method"];
+    const Json params = Json::parse(line).value("params", Json::object());
+    const uint64_t done = std::min(encoded, turns);
+    if (method == "memories.get" && turns == 0) return refuse(line, "there is no memory", "not_found");
+    if (method == "memories.get") {
+      return answer(line, {{"memory", "m"},
+                           {"turns", turns},
+                           {"next_turn", turns},
+                           {"tokens", 64 * turns},
+                           {"chunks", turns},
+                           {"encoded_chunks", done},
+                           {"content_bytes", turns},
+                           {"created", "c"},
+                           {"updated", "u"},
+                           {"searchable_through", done == 0 ? Json(nullptr) : Json(done - 1)}});
+    }
+    if (method == "health") {
+      Json health{{"ready", true}, {"waiting_chunks", turns - done}};
+      if (!problem.empty()) health["problem"] = problem;
+      return answer(line, health);
+    }
     const uint64_t first = turns;
     turns += params["turns"].size();
+    if (params.value("wait", "") == "searchable" && encoded < turns) return {};
     return answer(line, {{"memory", params["memory"]},
                          {"first_turn", first},
                          {"last_turn", turns - 1},
                          {"tokens", 5},
                          {"searchable_through", nullptr}});
   };
+}
+
+Json sent(const FakeDaemon& daemon, size_t line = 0) {
+  return Json::parse(daemon.lines().at(line));
 }
 
 std::string at(const FakeDaemon& daemon) {
@@ -158,11 +184,13 @@ TEST(Recall, AskWritesTheAnswerAsItComesAndItsSourcesWhenAsked) {
                           "7",
                           "newline"));
   });
-  const Outcome outcome = shell("$RECALL " + at(daemon) + "ask a/b what is the code --max-tokens 9 --seed 4");
+  const Outcome outcome =
+      shell("$RECALL " + at(daemon) + "ask a/b what is the code --max-tokens 9 --temperature 0.5 --seed 4");
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(outcome.output, "6041\\x1b7\n");
-  const Json expected{
-      {"memory", "a/b"}, {"prompt", "what is the code"}, {"max_tokens", 9}, {"seed", 4}, {"stream", true}};
+  const Json expected{{"memory", "a/b"}, {"prompt", "what is the code"},
+                      {"max_tokens", 9}, {"temperature", 0.5},
+                      {"seed", 4},       {"stream", true}};
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask m q --sources").output,
               AllOf(HasSubstr("weight 0.750"), HasSubstr("chunk 4 · tokens 256-320"), HasSubstr("the code is 60417")));
@@ -185,6 +213,40 @@ TEST(Recall, AskPrintsTheReplyAsItIsWithJsonAndTellsOfACutOrEmptyAnswer) {
               AllOf(HasSubstr("made up"), HasSubstr("read from no chunk of the memory")));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "ask m q --temperature 3").output,
             "recall: --temperature: expected a number from 0 to 2, got '3'; see recall ask --help\n");
+}
+
+TEST(Recall, AskWarnsOfOptionsThatHaveNoEffectWithoutATemperature) {
+  const FakeDaemon daemon([](const std::string& line) { return told(line, {}, generated("6041", "newline")); });
+  const auto ask = [&](const std::string& options) {
+    const Outcome outcome = shell("$RECALL " + at(daemon) + "ask m q " + options);
+    EXPECT_EQ(outcome.code, 0) << options;
+    EXPECT_THAT(outcome.output, HasSubstr("6041")) << options;
+    return outcome.output;
+  };
+  const std::string reason =
+      " no effect without a temperature above 0, such as --temperature 0.7: the likeliest token is always taken\n";
+  EXPECT_EQ(ask("--seed 4"), "recall: warning: --seed has" + reason + "6041\n");
+  EXPECT_EQ(ask("--top-p 0.9"), "recall: warning: --top-p has" + reason + "6041\n");
+  EXPECT_EQ(ask("--top-p 0.9 --seed 4 --temperature 0"),
+            "recall: warning: --top-p and --seed have" + reason + "6041\n");
+  for (const std::string quiet : {"", "--temperature 0", "--temperature 0.1 --seed 4 --top-p 0.9"})
+    EXPECT_EQ(ask(quiet), "6041\n");
+  EXPECT_EQ(sent(daemon)["params"]["seed"], 4) << "the daemon is asked all the same";
+}
+
+TEST(Recall, HelpShowsTheDefaultsThatTheDaemonTakes) {
+  const auto help = [](const std::string& command) { return shell("$RECALL " + command + " --help").output; };
+  EXPECT_THAT(help("ask"), AllOf(HasSubstr("--max-tokens UINT=" + std::to_string(generate_tokens_default) + " "),
+                                 HasSubstr("--temperature FLOAT=0 "), HasSubstr("--top-p FLOAT=1 "),
+                                 HasSubstr("another each time")));
+  EXPECT_THAT(help("search"), AllOf(HasSubstr("--limit UINT=" + std::to_string(search_limit_default) + " "),
+                                    HasSubstr("default: no limit"), HasSubstr("--mode TEXT=landmark ")));
+  for (const std::string command : {"turns", "chunks"})
+    EXPECT_THAT(help(command), AllOf(HasSubstr("--from UINT=0 "), HasSubstr("default: all"))) << command;
+  EXPECT_THAT(help("append"), AllOf(HasSubstr("=auto"), HasSubstr("=user"), HasSubstr("FILE TEXT=-")));
+  EXPECT_THAT(help("import"), HasSubstr("default: its own"));
+  EXPECT_THAT(help("memories list"), HasSubstr("default: all"));
+  EXPECT_THAT(help("verify"), HasSubstr("default: all"));
 }
 
 TEST(Recall, CtrlCCancelsAnAnswerAndShowsWhatThereIs) {
@@ -224,11 +286,11 @@ TEST(Recall, AppendPrintsOneReplyHoweverManyRequestsItTook) {
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(
       Json::parse(outcome.output),
-      (Json{{"memory", "m"}, {"first_turn", 0}, {"last_turn", 1199}, {"tokens", 15}, {"searchable_through", nullptr}}));
-  ASSERT_EQ(daemon.lines().size(), 4u) << "what is there, and three requests";
-  const Json last = Json::parse(daemon.lines()[3])["params"];
-  EXPECT_EQ(last["operation_id"], "load-2");
-  EXPECT_EQ(last["wait"], "searchable");
+      (Json{{"memory", "m"}, {"first_turn", 0}, {"last_turn", 1199}, {"tokens", 15}, {"searchable_through", 1199}}));
+  ASSERT_EQ(daemon.lines().size(), 5u) << "what is there, three requests, and whether they are encoded";
+  EXPECT_EQ(sent(daemon, 3)["params"]["operation_id"], "load-2");
+  EXPECT_FALSE(sent(daemon, 3)["params"].contains("wait")) << "turns are acknowledged before they are encoded";
+  EXPECT_EQ(sent(daemon, 4)["method"], "memories.get");
 }
 
 TEST(Recall, AppendNamesTheBadLineAndKeepsWhatCameBefore) {
@@ -313,10 +375,6 @@ FakeDaemon::Script always(const Json& result) {
   return [result](const std::string& line) { return answer(line, result); };
 }
 
-Json sent(const FakeDaemon& daemon, size_t line = 0) {
-  return Json::parse(daemon.lines().at(line));
-}
-
 // The command with a terminal at standard input, on which `typed` was typed.
 Outcome on_terminal(const std::string& typed, const std::string& command) {
   return shell("printf '" + typed + "' | script -q -e -c \"" + command + "\" /dev/null");
@@ -385,8 +443,9 @@ TEST(Recall, ExportWritesThroughPipesAndLinksInsteadOfReplacingThem) {
                              at(daemon) + "export m '" + path + "/p' && wait && test -p '" + path + "/p'");
   EXPECT_EQ(pipe.code, 0) << pipe.output;
   EXPECT_THAT(pipe.output, HasSubstr(R"("type":"end")"));
-  const Outcome link = shell("ln -s target '" + path + "/l' && : > '" + path + "/target' && $RECALL " + at(daemon) +
-                             "export m '" + path + "/l' && test -L '" + path + "/l' && cat '" + path + "/target'");
+  const Outcome link =
+      shell("ln -s target '" + path + "/l' && : > '" + path + "/target' && $RECALL " + at(daemon) +
+            "export m --force '" + path + "/l' && test -L '" + path + "/l' && cat '" + path + "/target'");
   EXPECT_EQ(link.code, 0) << link.output;
   EXPECT_THAT(link.output, HasSubstr(R"("type":"end")"));
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "export m '" + path + "'").code, 2);
@@ -419,6 +478,46 @@ TEST(Recall, CtrlCWhileTheDaemonIsSilentTellsWhatIsUncertain) {
       shell("seq 1 700 | timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + "append m --wait");
   EXPECT_EQ(outcome.code, 130);
   EXPECT_THAT(outcome.output, HasSubstr("interrupted: 0 turns were stored in m; 700 turns more may have been"));
+}
+
+TEST(Recall, CtrlCWhileAppendWaitsSaysThatTheTurnsAreKept) {
+  const auto interrupted = [](const FakeDaemon& daemon, const std::string& input) {
+    return shell(input + " | timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) +
+                 "append m --wait");
+  };
+  const FakeDaemon many(appending(3));
+  const Outcome outcome = interrupted(many, "seq 1 700");
+  EXPECT_EQ(outcome.code, 130);
+  EXPECT_EQ(outcome.output,
+            "recall: interrupted: all 700 turns were acknowledged and are kept in m; only the waiting was given up, "
+            "not the encoding: recall memories get m tells how far it is\n");
+  const FakeDaemon one(appending(0));
+  EXPECT_THAT(interrupted(one, "echo hello").output,
+              HasSubstr("interrupted: the 1 turn was acknowledged and is kept in m; only the waiting was given up"));
+}
+
+TEST(Recall, AppendWaitsUntilEverythingIsEncoded) {
+  const FakeDaemon daemon([asked = 0, script = appending(5), done = appending()](const std::string& line) mutable {
+    const bool asks = Json::parse(line)["method"] == "memories.get";
+    const FakeDaemon::Answer before = script(line);
+    const FakeDaemon::Answer after = done(line);
+    return asks && ++asked >= 3 ? after : before;
+  });
+  const Outcome outcome = shell("seq 1 9 | $RECALL " + at(daemon) + "append m --wait");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Appended 9 turns (5 tokens) to m as turns 0-8"));
+  EXPECT_THAT(outcome.output, HasSubstr("searchable through turn 8"));
+}
+
+TEST(Recall, AppendStopsWaitingWhereNothingIsEncodedAnyMore) {
+  const FakeDaemon daemon(appending(3, "no space is left"));
+  const Outcome outcome = shell("seq 1 9 | $RECALL " + at(daemon) + "append m --wait");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("recall: no space is left: all 9 turns were acknowledged and are kept in m"));
+  const FakeDaemon slow(appending(3));
+  const Outcome late = shell("seq 1 9 | $RECALL " + at(slow) + "append m --wait --timeout 0.3");
+  EXPECT_EQ(late.code, 1);
+  EXPECT_THAT(late.output, HasSubstr("not everything was encoded within 0.30 s: all 9 turns were acknowledged"));
 }
 
 TEST(Recall, AListingWithNothingInItSaysSo) {
@@ -750,12 +849,45 @@ TEST(Recall, AnExportThatFailsLeavesTheOldFileAlone) {
   const std::string path = directory.path() / "m.jsonl";
   std::ofstream(path) << "old\n";
   const FakeDaemon endless(exporting(3, /*with_end=*/false));
-  const Outcome outcome = shell("$RECALL " + at(endless) + "export m '" + path + "'");
+  const Outcome outcome = shell("$RECALL " + at(endless) + "export m --force '" + path + "'");
   EXPECT_EQ(outcome.code, 1);
   EXPECT_THAT(outcome.output, HasSubstr("without its end record"));
   EXPECT_EQ(contents(path), "old\n");
   EXPECT_FALSE(std::filesystem::exists(path + ".part"));
   EXPECT_EQ(shell("$RECALL " + at(endless) + "export m >/dev/full").code, 1);
+}
+
+TEST(Recall, ExportReplacesAFileOnlyWhenItIsForced) {
+  const TempDir directory;
+  const std::string path = directory.path() / "m.jsonl";
+  std::ofstream(path) << "old\n";
+  const FakeDaemon daemon(exporting(3));
+  for (const std::string& file : {path, (directory.path() / "link").string()}) {
+    if (file != path) std::filesystem::create_symlink(path, file);
+    const Outcome refused = shell("$RECALL " + at(daemon) + "export m '" + file + "'");
+    EXPECT_EQ(refused.code, 2);
+    EXPECT_EQ(refused.output, "recall: write " + file +
+                                  ": there is such a file already; name another one, or give --force to replace it\n");
+    EXPECT_EQ(contents(path), "old\n");
+    EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+  }
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "export m --force '" + path + "'").code, 0);
+  EXPECT_THAT(contents(path), HasSubstr("\"end\""));
+  EXPECT_FALSE(std::filesystem::exists(path + ".part"));
+}
+
+TEST(Recall, ExportReplacesNoFileThatHasComeMeanwhile) {
+  const TempDir directory;
+  const std::string path = directory.path() / "m.jsonl";
+  const FakeDaemon daemon([&path, script = exporting(3)](const std::string& line) {
+    if (Json::parse(line)["params"].contains("cursor")) std::ofstream(path) << "another's\n";
+    return script(line);
+  });
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "export m '" + path + "'");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("there is such a file already"));
+  EXPECT_EQ(contents(path), "another's\n");
+  EXPECT_FALSE(std::filesystem::exists(path + ".part"));
 }
 
 // Takes imports, and says that every record of a turn below `present` was there.

@@ -155,14 +155,35 @@ TEST_F(OptionsTest, MistakesInTheFileNameTheLineAndTheKey) {
   EXPECT_THAT(at_line("data = \"~/store\"\n"), HasSubstr(file + ":1: data: write the path out"));
   EXPECT_THAT(at_line("\nthreads = [1]\n"), HasSubstr(file + ":2: threads: expected a string or a whole number"));
   EXPECT_THAT(at_line("threads = \n"), HasSubstr(file + ":1: "));
-  EXPECT_THAT(at_line("threads = -1\n"), HasSubstr("threads: expected a whole number from 0 to 1024, got \"-1\""));
+  EXPECT_THAT(at_line("\ndevice = cuda\n"),
+              AllOf(HasSubstr(file + ":2: "), HasSubstr("text in quotes, such as memory-budget = \"1GiB\"")));
+}
+
+TEST_F(OptionsTest, WrongValuesInTheFileNameItsLineAndThoseOfFlagsDoNot) {
+  const std::string file = (home() / "c.toml").string();
+  const auto at_line_two = [&](const std::string& line) {
+    return mistake({"--config", write("c.toml", "# here\n" + line + "\n").string()});
+  };
+  EXPECT_EQ(at_line_two("threads = -1"), file + ":2: threads: expected a whole number from 0 to 1024, got \"-1\"");
+  EXPECT_EQ(at_line_two("device = \"gpu\""), file + ":2: device: expected auto, cpu or cuda, got \"gpu\"");
+  EXPECT_EQ(at_line_two("gpu-budget = 1"), file + ":2: gpu-budget: expected 0 or at least 64MiB, got \"1\"");
+  EXPECT_EQ(at_line_two("precision = \"f16\""), file + ":2: precision: expected auto, f32 or bf16, got \"f16\"");
+  EXPECT_EQ(at_line_two("log-level = \"loud\""),
+            file + ":2: log-level: expected trace, debug, info, warn, error or off, got \"loud\"");
+  EXPECT_EQ(at_line_two("data = \"\""), file + ":2: data: expected a path, got \"\"");
+  EXPECT_THAT(at_line_two("memory-budget = \"lots\""),
+              HasSubstr(file + ":2: memory-budget: expected bytes or a number with KiB"));
+  write("c.toml", "threads = -1\n");
+  EXPECT_EQ(mistake({"--config", file, "--threads", "two"}),
+            "threads: expected a whole number from 0 to 1024, got \"two\"");
+  EXPECT_EQ(options({"--config", file, "--threads", "2"}).threads, 2u) << "the flag stands for the file's";
 }
 
 TEST_F(OptionsTest, AFileThatWasAskedForMustBeThere) {
   const auto line = read({"--config", (home() / "none.toml").string()});
   ASSERT_FALSE(line);
   EXPECT_EQ(line.error().kind, ErrorKind::io);
-  EXPECT_THAT(line.error().message, HasSubstr("none.toml"));
+  EXPECT_THAT(line.error().message, HasSubstr("none.toml: No such file"));
 }
 
 TEST_F(OptionsTest, AnEmptyFileIsAValidOne) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
+#include <fstream>
 
 #include "client/append_stream.h"
 #include "client/client.h"
@@ -236,6 +237,23 @@ TEST_F(Daemon, ACleanStopKeepsEverything) {
   EXPECT_EQ(all_turns(client, "m").size(), 300u);
 }
 
+TEST_F(Daemon, CtrlCInAppendEndsTheWaitingAndKeepsTheTurns) {
+  DaemonProcess daemon(directory(), {"--device", "cpu", "--threads", "1"});  // so that there is something to wait for
+  Client client = daemon.connect();
+  const std::string file = directory() / "crates.txt";
+  // A shell starts what it puts into the background with Ctrl-C ignored.
+  const Outcome outcome =
+      shell(daemon, "seq -f 'The %.0f. crate holds rope, tar and wet sails.' 6000 >'" + file +
+                        "'; env --default-signal=INT $RECALL append notes --wait '" + file +
+                        "' & for i in $(seq 600); do $RECALL memories get notes --json 2>&1 | "
+                        "grep -q '\"turns\":6000,' && break; sleep 0.1; done; kill -INT $!; wait $!");
+  EXPECT_EQ(outcome.code, 130) << outcome.output;
+  EXPECT_THAT(outcome.output, ::testing::ContainsRegex("interrupted: (all )?6,000 turns were"));
+  const auto memory = must(client.memory("notes"));
+  EXPECT_EQ(memory.turns, 6000u);
+  EXPECT_LT(memory.encoded_chunks, memory.chunks) << "there was nothing to wait for";
+}
+
 // Ends a daemon by `end` while much waits to be encoded, and expects the next one to go on from there.
 void expect_backlog_to_outlive(const std::filesystem::path& directory, int (DaemonProcess::*end)(), int status) {
   constexpr size_t entries = 1500;
@@ -355,6 +373,11 @@ TEST_F(Daemon, WrongUsageEndsWithStatus2AndSaysWhy) {
   DaemonProcess small(directory(), {"--memory-budget", "1MiB"});
   EXPECT_EQ(small.wait(), 2);
   EXPECT_THAT(small.log(), HasSubstr("memory-budget: expected at least 16MiB"));
+  const std::string file = directory() / "config.toml";
+  std::ofstream(file) << "# for tests\nthreads = \"many\"\n";
+  DaemonProcess from_file(directory(), {"--config", file});
+  EXPECT_EQ(from_file.wait(), 2);
+  EXPECT_THAT(from_file.log(), HasSubstr(file + ":2: threads: expected a whole number from 0 to 1024, got \"many\""));
   DaemonProcess no_model(directory(), {"--model", directory().string()});
   EXPECT_EQ(no_model.wait(), 1);
   EXPECT_THAT(no_model.log(), HasSubstr("config.json"));
