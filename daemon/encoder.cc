@@ -22,11 +22,12 @@ size_t Encoder::stream_bytes() const {
 }
 
 // Beside the streams that are kept, those of one call are being stored and those of another encoded. In RAM that is one
-// each: a backend that takes more of them has their states elsewhere.
+// each, with its state as the bytes that are stored, too: a backend that takes more of them has their states elsewhere.
 size_t Encoder::streams_kept(uint64_t bytes_max, size_t streams_max) const {
   constexpr size_t moving_in_ram = 2;
   const auto without = [](size_t streams, size_t others) { return streams - std::min(streams, others); };
-  const size_t by_bytes = without(bytes_max / std::max<size_t>(1, stream_bytes()), moving_in_ram);
+  const uint64_t moving_bytes = moving_in_ram * (stream_bytes() + uint64_t{shape_.state_bytes});
+  const size_t by_bytes = (bytes_max - std::min(bytes_max, moving_bytes)) / std::max<size_t>(1, stream_bytes());
   if (streams_max == 0) return by_bytes;
   // One more is being mended, and a state that is read again is there twice while it advances.
   constexpr size_t others = 2;

@@ -87,6 +87,8 @@ __global__ void point_kernel(LaneStates lanes) {
   const uint32_t lane = threadIdx.x, layer = blockIdx.x;
   float* const state = lanes.ready[lane] != 0 ? lanes.states + lane * lanes.lane_floats + layer * lanes.layer_floats
                                               : lanes.unwanted + lane * lanes.layer_floats;
+  // Of a sliding window it is how many tokens were read: an idle lane has none to attend to.
+  if (lanes.ready[lane] == 0 && layer == 0) *state = 0;
   lanes.conv[layer * lanes_max + lane] = state;
   lanes.ssm[layer * lanes_max + lane] = state + lanes.conv_floats;
 }

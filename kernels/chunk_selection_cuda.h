@@ -54,7 +54,8 @@ cudaError_t select_chunks(const ChunkSelection& selection, cudaStream_t stream);
 cudaError_t select_chunks_for(cudaGraphConditionalHandle branch, const ChunkSelection& selection, uint32_t* arrived,
                               cudaStream_t stream);
 
-// Where the states of lanes lie: those that are ready have theirs, others one that is thrown away.
+// Where the states of lanes lie: those that are ready have theirs, others one that is thrown away, whose first float is
+// made 0.
 struct LaneStates {
   const uint32_t* ready = nullptr;  // [lanes_max]
   float* states = nullptr;          // [lanes_max] of `lane_floats`, each [layers] of `layer_floats`: convolution, SSM

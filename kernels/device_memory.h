@@ -8,6 +8,8 @@
 #include <memory>
 #include <utility>
 
+#include "kernels/scratch_buffers.h"
+
 namespace recalld::cuda {
 
 // Memory of the device, at a multiple of 256 bytes.
@@ -67,6 +69,9 @@ class PinnedBuffer {
   std::unique_ptr<void, Free> data_;
   size_t bytes_ = 0;
 };
+
+// The model has pinned memory from here alone (tools/check.sh), since there is text and K/V in all of it.
+using PinnedScratch = ScratchBuffers<PinnedBuffer>;
 
 class Stream {
  public:

@@ -7,13 +7,14 @@
 #include <bit>
 
 #include "kernels/encoder_attention_cuda.h"
+#include "kernels/tensor_core_device.cuh"
 
 namespace recalld::cuda {
 namespace {
 
-constexpr unsigned everyone = 0xffffffff;
-constexpr int warp = 32;
-constexpr int tile_rows = 16;  // of a product, and of a warp
+using namespace tensor_core;
+
+// A warp has as many rows as a product.
 constexpr int tiles_max = encoder_rows_max / tile_rows;
 
 // A head's rows in shared memory. Eight rows at the same column, 16 bytes of each, are in different banks.
@@ -23,45 +24,6 @@ constexpr int row_elements = dim + 8;
 // Lanes that prepare a row, eight elements each; some idle where dim is no power of two.
 template <int dim>
 constexpr int row_lanes = std::bit_ceil(unsigned{dim / 8});
-
-// d += a · b, 16 x 8 x 16
-__device__ __forceinline__ void multiply(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-// Four matrices of 8 x 8; each lane names one row of one of them.
-__device__ __forceinline__ uint4 load_matrices(const Bf16* row) {
-  uint4 to;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
-               : "memory");
-  return to;
-}
-__device__ __forceinline__ uint4 load_transposed(const Bf16* row) {
-  uint4 to;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
-               : "memory");
-  return to;
-}
-
-// The lower half is the first.
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  uint32_t result;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
-  return result;
-}
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 __device__ __forceinline__ float4 load(const float* from) {
   return __ldg(reinterpret_cast<const float4*>(from));
@@ -174,15 +136,6 @@ __device__ __forceinline__ void make_scores(const Bf16* q, const Bf16* k, int ti
       multiply(scores[2 * tile + 1], a, b.z, b.w);
     }
   }
-}
-
-__device__ __forceinline__ float max_of_quad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(everyone, x, 1));
-  return fmaxf(x, __shfl_xor_sync(everyone, x, 2));
-}
-__device__ __forceinline__ float sum_of_quad(float x) {
-  x += __shfl_xor_sync(everyone, x, 1);
-  return x + __shfl_xor_sync(everyone, x, 2);
 }
 
 // softmax(factor · scores) over `keys` of them, as the left operands of the product with V; exponents are of 2. A lane

@@ -21,6 +21,11 @@ inline constexpr uint32_t matmul_rows_max = 1u << 16;   // of x in one call
 inline constexpr uint32_t matmul_width_max = 1u << 20;  // of in and out
 inline constexpr size_t matmul_workspace = 64 << 10;    // bytes, for any shape
 
+// The next width of out that is fast (see matmul.cu): W has rows of zeros up to there.
+constexpr size_t matmul_padded(size_t out) {
+  return (out + 15) / 16 * 16;
+}
+
 inline constexpr uint32_t matmul_rows_least = 8;  // that a plan has an algorithm for
 inline constexpr int matmul_choices = 12;
 

@@ -10,16 +10,16 @@
 #include <algorithm>
 
 #include "kernels/swa_attention_cuda.h"
+#include "kernels/tensor_core_device.cuh"
 
 namespace recalld::cuda {
 namespace {
 
-constexpr unsigned everyone = 0xffffffff;
-constexpr int warp = 32;
+using namespace tensor_core;
+
 constexpr int dim = swa_head_dim, half = dim / 2;
 constexpr int block_tokens = 64;
 constexpr int head_floats = 16;  // of a state: swa_head_floats of kernels/swa_attention.h
-constexpr int warp_rows = 16;    // of a product
 constexpr int threads = 2 * block_tokens;
 constexpr int pitch = dim + 8;  // of rows in shared memory: eight rows at one column are in different banks
 constexpr int key_tiles = block_tokens / 8, dim_tiles = dim / 8;
@@ -77,15 +77,6 @@ struct Tile {
 
 __device__ __forceinline__ float4 load(const float* from) {
   return *reinterpret_cast<const float4*>(from);
-}
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ __forceinline__ float exp2_fast(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
 }
 
 // Half of a row of q or k, in one of two neighbouring lanes: 16 elements of the row's first half from 16 * part on, and
@@ -156,44 +147,21 @@ __global__ void __launch_bounds__(threads) prepare_kernel(const SwaAttention all
   round_part(k + all.kv_heads * dim + part * half, all.v + to + part * half);
 }
 
-// d += a · b, 16 x 8 x 16
-__device__ __forceinline__ void multiply(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
 __device__ __forceinline__ uint32_t pair_at(const Bf16* from) {
   return *reinterpret_cast<const uint32_t*>(from);
-}
-__device__ __forceinline__ uint4 load_transposed(const Bf16* row) {
-  uint4 to;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
-               : "memory");
-  return to;
 }
 
 // What a quad of lanes has of two rows: that of lane / 4 and the one 8 below.
 struct Rows {
   float low, high;
 };
-__device__ __forceinline__ float max_of_quad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(everyone, x, 1));
-  return fmaxf(x, __shfl_xor_sync(everyone, x, 2));
-}
-__device__ __forceinline__ float sum_of_quad(float x) {
-  x += __shfl_xor_sync(everyone, x, 1);
-  return x + __shfl_xor_sync(everyone, x, 2);
-}
 
 // Grid: tiles, heads.
 __global__ void __launch_bounds__(threads) attend_kernel(const SwaAttention all, const Streams streams, Bf16* out) {
   __shared__ __align__(16) Bf16 queries[block_tokens][pitch], keys[block_tokens][pitch], values[block_tokens][pitch];
   const Tile tile(streams, blockIdx.x);
   if (!tile.is_there()) return;
-  const int lane = static_cast<int>(threadIdx.x) % warp, first_row = static_cast<int>(threadIdx.x) / warp * warp_rows;
+  const int lane = static_cast<int>(threadIdx.x) % warp, first_row = static_cast<int>(threadIdx.x) / warp * tile_rows;
   // Who prepares which row.
   const int row = static_cast<int>(threadIdx.x) / 2, part = static_cast<int>(threadIdx.x) % 2;
   const uint32_t head = blockIdx.y, kv_head = head / (all.heads / all.kv_heads);

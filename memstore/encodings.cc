@@ -453,8 +453,12 @@ std::vector<KvPlace> Encodings::stage_without(const Generation& of, const Verifi
   rows.remove_range(Family::chunks, row_key(stream, of.encoding.chunks), end);
   rows.remove_range(Family::landmarks, row_key(stream, (of.encoding.chunks + page_chunks() - 1) / page_chunks()), end);
   rows.remove_range(Family::states, row_key(stream, of.encoding.chunks + 1), end);
-  landmarks_.forget(stream);
   return places;
+}
+
+Expected<void> Encodings::written_without(const Generation& of, std::span<const KvPlace> places) {
+  forget(of.stream());
+  return kv_->release(places);
 }
 
 Expected<void> Encodings::release_unnamed(Catalog& catalog) {
@@ -524,6 +528,7 @@ Expected<bool> Encodings::erase_some(StreamId stream, uint64_t first_chunk, Cata
   for (const auto& [segment, count] : live) rows.put(Family::counters, segment_key(segment), encode_u32(count));
   rows.remove_range(Family::chunks, row_key(stream, first_chunk), last + '\0');
   RECALLD_CHECK(catalog.write(rows));
+  entries_.forget(stream);
   for (const auto& [segment, count] : live) live_[segment] = count;
   if (damaged) RECALLD_CHECK(release_unnamed(catalog));
   for (const KvPlace& place : places) {

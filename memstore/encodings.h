@@ -97,8 +97,10 @@ class Encodings {
   Expected<void> stage_again(MemoryId id, const Generation& of, std::span<const MendedChunk> chunks,
                              std::span<const StateCheckpoint> states, Mended& mended, Catalog::Batch& rows) const;
   Expected<void> written_again(const Generation& of, const Mended& mended);
-  // Adds the removal of rows that nothing needs. Returns the records that they name.
+  // Adds the removal of rows that nothing needs. Returns the records that they name, which are given back when the
+  // removal is written.
   std::vector<KvPlace> stage_without(const Generation& of, const Verification::Lost& lost, Catalog::Batch& rows);
+  Expected<void> written_without(const Generation& of, std::span<const KvPlace> places);
   Expected<void> release(std::span<const KvPlace> places) { return kv_->release(places); }
 
   // Records in each segment that a chunk names.

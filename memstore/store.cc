@@ -8,13 +8,11 @@
 
 #include "base/quote.h"
 #include "memstore/store_impl.h"
+#include "memstore/store_shares.h"
 
 namespace recalld {
 namespace {
 
-constexpr uint64_t budget_bytes_min = uint64_t{8} << 20;
-constexpr uint64_t working_bytes = uint64_t{8} << 20;
-constexpr uint64_t memtable_bytes_max = uint64_t{64} << 20;
 constexpr uint64_t journal_room_bytes = uint64_t{8} << 20;  // that encodings leave free on the disk
 constexpr size_t drained_max = 1024;        // memories whose markers wait to be dropped; the rest go at the next start
 constexpr size_t markers_dropped_max = 16;  // with one batch
@@ -27,26 +25,11 @@ StreamInfo stream_info(const MemoryRecord& record, const Generation& generation)
           .chunks = generation.encoding.chunks};
 }
 
-// What one write, one flush and one compaction take at a time does not grow with the store and comes off first, as does
-// what the heap keeps of it. Of the rest, half is for pages of landmarks, but for the 32nd part that keeps where chunks
-// lie, and a third for the catalog's blocks, tables and memtables; a sixth stays free for what each of these takes
-// beyond its bound until it is noticed.
-uint64_t shared_bytes(const StoreOptions& options) {
-  return options.memory_budget_bytes - std::min(working_bytes, options.memory_budget_bytes / 3);
-}
-
-uint64_t entry_bytes(const StoreOptions& options) {
-  return shared_bytes(options) / 32;
-}
-
-uint64_t landmark_bytes(const StoreOptions& options) {
-  return shared_bytes(options) / 2 - entry_bytes(options);
-}
-
 CatalogOptions catalog_options(const DataDirectory& data, const StoreOptions& options) {
+  const StoreShares shares = StoreShares::of(options.memory_budget_bytes, options.shape);
   return {.directory = data.catalog(),
-          .cache_bytes = shared_bytes(options) / 3,
-          .memtable_bytes = std::min(shared_bytes(options) / 6, memtable_bytes_max),
+          .cache_bytes = shares.block_bytes,
+          .memtable_bytes = shares.memtable_bytes,
           .env = options.catalog_files != nullptr ? options.catalog_files->env : nullptr};
 }
 
@@ -56,11 +39,18 @@ CatalogOptions catalog_options(const DataDirectory& data, const StoreOptions& op
 
 Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& directory, StoreOptions options) {
   const RecordShape& shape = options.shape;
-  if (options.memory_budget_bytes < budget_bytes_min)
+  if (options.memory_budget_bytes < StoreShares::budget_bytes_min)
     return fail(ErrorKind::invalid_request, "open store: the memory budget of " +
                                                 std::to_string(options.memory_budget_bytes >> 20) +
                                                 " MiB is too small; the store needs 8 MiB");
   assert(shape.kv_bytes > 0 && shape.landmark_dim > 0 && shape.landmark_dim % 32 == 0);
+  const StoreShares shares = StoreShares::of(options.memory_budget_bytes, shape);
+  if (StoreShares::states_bytes(shape) > options.memory_budget_bytes)
+    spdlog::warn(
+        "open store: recurrent states of this model have {:.1f} MB each, and up to {} MiB of them are written and "
+        "compacted at a time, more than the store's memory budget of {} MiB; raise memory-budget",
+        static_cast<double>(shape.state_bytes) / 1e6, StoreShares::states_bytes(shape) >> 20,
+        options.memory_budget_bytes >> 20);
   RECALLD_TRY(DataDirectory data, DataDirectory::open(directory, shape));
 
   RECALLD_TRY(auto io, options.file_io ? options.file_io() : open_file_io());
@@ -68,7 +58,7 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   RECALLD_CHECK(io->make_directory(data.catalog()));
   RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
   auto impl =
-      std::make_unique<Impl>(std::move(data), shape, std::move(catalog), landmark_bytes(options), entry_bytes(options));
+      std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shares.landmark_bytes, shares.entry_bytes);
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }

@@ -266,7 +266,7 @@ Expected<void> Store::drop(const Verification::Lost& lost) {
   Catalog::Batch rows(*impl_->catalog);
   const std::vector<KvPlace> places = impl_->encodings.stage_without(*generation, lost, rows);
   RECALLD_CHECK(impl_->catalog->write(rows));
-  return impl_->encodings.release(places);
+  return impl_->encodings.written_without(*generation, places);
 }
 
 Expected<StoredTurn> Store::turn(MemoryId id, uint64_t number) const {

@@ -59,7 +59,7 @@ Expected<void> GpuLandmarks::write(uint64_t first, std::span<const Bf16> landmar
       RECALLD_CUDA(cudaMemcpyAsync(bf16_.as<Bf16>() + first * dim_, landmarks.data(), landmarks.size_bytes(),
                                    cudaMemcpyHostToDevice, stream_));
     } else {
-      std::memcpy(host_bf16_.as<Bf16>() + first * dim_, landmarks.data(), landmarks.size_bytes());
+      std::memcpy(host_bf16_ + first * dim_, landmarks.data(), landmarks.size_bytes());
       RECALLD_CUDA(encode(first, count));
     }
     return cudaStreamSynchronize(stream_);
@@ -76,7 +76,7 @@ Expected<void> GpuLandmarks::hide(uint64_t chunk) {
     if (placement_ == Placement::device) {
       RECALLD_CUDA(cudaMemsetAsync(bf16_.as<Bf16>() + chunk * dim_, nan_byte, dim_ * sizeof(Bf16), stream_));
     } else {
-      std::memset(host_bf16_.as<char>() + chunk * dim_ * sizeof(Bf16), nan_byte, dim_ * sizeof(Bf16));
+      std::ranges::fill(std::as_writable_bytes(std::span(host_bf16_ + chunk * dim_, dim_)), std::byte{nan_byte});
       RECALLD_CUDA(encode(chunk, 1));
     }
     return cudaStreamSynchronize(stream_);
@@ -86,7 +86,7 @@ Expected<void> GpuLandmarks::hide(uint64_t chunk) {
 
 cudaError_t GpuLandmarks::encode(uint64_t first, uint64_t count) {
   if (placement_ != Placement::device_int8) return cudaSuccess;
-  return cuda::landmarks_to_int8(host_bf16_.as<Bf16>() + first * dim_, count, dim_, codes_.as<int8_t>() + first * dim_,
+  return cuda::landmarks_to_int8(host_bf16_ + first * dim_, count, dim_, codes_.as<int8_t>() + first * dim_,
                                  scales_.as<float>() + first, stream_);
 }
 
@@ -116,26 +116,27 @@ cudaError_t GpuLandmarks::move_to(Room room) {
   const bool on_host = placement == Placement::host, as_bf16 = placement == Placement::device;
   const size_t row_bytes = dim_ * sizeof(Bf16), used_bytes = chunks_ * row_bytes;
   cuda::DeviceBuffer bf16, codes, scales, pages;
-  cuda::PinnedBuffer host_bf16, host_pages;
+  cuda::PinnedScratch host_memory;
+  ByteSpan host_bf16, host_pages;
   if (as_bf16)
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(capacity * row_bytes, bf16));
   else
-    RECALLD_CUDA(cuda::PinnedBuffer::allocate(capacity * row_bytes, host_bf16));
+    RECALLD_CUDA(host_memory.allocate(capacity * row_bytes, host_bf16));
   if (placement == Placement::device_int8) {
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(capacity * dim_, codes));
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(capacity * sizeof(float), scales));
   }
   if (on_host)
-    RECALLD_CUDA(cuda::PinnedBuffer::allocate(capacity * sizeof(uint32_t), host_pages));
+    RECALLD_CUDA(host_memory.allocate(capacity * sizeof(uint32_t), host_pages));
   else
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(capacity * sizeof(uint32_t), pages));
 
-  uint32_t* const new_pages = on_host ? host_pages.as<uint32_t>() : pages.as<uint32_t>();
+  auto* const new_bf16 = as_bf16 ? bf16.as<Bf16>() : reinterpret_cast<Bf16*>(host_bf16.data());
+  auto* const new_pages = on_host ? reinterpret_cast<uint32_t*>(host_pages.data()) : pages.as<uint32_t>();
   RECALLD_CUDA(cudaMemsetAsync(new_pages, 0xff, capacity * sizeof(uint32_t), stream_));  // no chunk is cached
   if (chunks_ > 0) {
     RECALLD_CUDA(cudaMemcpyAsync(new_pages, page_table(), chunks_ * sizeof(uint32_t), cudaMemcpyDefault, stream_));
-    RECALLD_CUDA(cudaMemcpyAsync(as_bf16 ? bf16.data() : host_bf16.as<void>(), landmarks(), used_bytes,
-                                 cudaMemcpyDefault, stream_));
+    RECALLD_CUDA(cudaMemcpyAsync(new_bf16, landmarks(), used_bytes, cudaMemcpyDefault, stream_));
     RECALLD_CUDA(cudaStreamSynchronize(stream_));
   }
   // From here on nothing but the device itself can fail.
@@ -148,8 +149,9 @@ cudaError_t GpuLandmarks::move_to(Room room) {
   codes_ = std::move(codes);
   scales_ = std::move(scales);
   pages_ = std::move(pages);
-  host_bf16_ = std::move(host_bf16);
-  host_pages_ = std::move(host_pages);
+  host_memory_ = std::move(host_memory);
+  host_bf16_ = as_bf16 ? nullptr : new_bf16;
+  host_pages_ = on_host ? new_pages : nullptr;
   placement_ = placement;
   capacity_ = capacity;
   if (chunks_ == 0) return cudaSuccess;
@@ -160,8 +162,7 @@ cudaError_t GpuLandmarks::move_to(Room room) {
 void GpuLandmarks::overwrite() {
   for (const cuda::DeviceBuffer* buffer : {&bf16_, &codes_, &scales_, &pages_})
     if (buffer->data()) static_cast<void>(cudaMemsetAsync(buffer->data(), 0, buffer->bytes(), stream_));
-  for (const cuda::PinnedBuffer* buffer : {&host_bf16_, &host_pages_})
-    if (buffer->bytes() > 0) std::memset(buffer->as<void>(), 0, buffer->bytes());
+  host_memory_.overwrite();
   static_cast<void>(cudaStreamSynchronize(stream_));
 }
 

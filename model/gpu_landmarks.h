@@ -40,12 +40,10 @@ class GpuLandmarks final : public GpuMemory {
   Expected<void> write(uint64_t first, std::span<const Bf16> landmarks);
   Expected<void> hide(uint64_t chunk);
 
-  const Bf16* landmarks() const { return placement_ == Placement::device ? bf16_.as<Bf16>() : host_bf16_.as<Bf16>(); }
+  const Bf16* landmarks() const { return placement_ == Placement::device ? bf16_.as<Bf16>() : host_bf16_; }
   const int8_t* codes() const { return codes_.as<int8_t>(); }
   const float* scales() const { return scales_.as<float>(); }
-  uint32_t* page_table() const {
-    return placement_ == Placement::host ? host_pages_.as<uint32_t>() : pages_.as<uint32_t>();
-  }
+  uint32_t* page_table() const { return placement_ == Placement::host ? host_pages_ : pages_.as<uint32_t>(); }
 
  private:
   struct Room {
@@ -67,7 +65,9 @@ class GpuLandmarks final : public GpuMemory {
   uint64_t capacity_ = 0;
   Placement placement_ = Placement::device;
   cuda::DeviceBuffer bf16_, codes_, scales_, pages_;  // those of the placement
-  cuda::PinnedBuffer host_bf16_, host_pages_;
+  cuda::PinnedScratch host_memory_;
+  Bf16* host_bf16_ = nullptr;  // in it, where the placement has them
+  uint32_t* host_pages_ = nullptr;
 };
 
 }  // namespace recalld

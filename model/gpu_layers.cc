@@ -21,7 +21,7 @@ size_t channels(const Config& config) {
   return inner(config) + 2 * config.state_size;
 }
 size_t projected(const Config& config) {
-  return (inner(config) + channels(config) + config.num_heads + 15) / 16 * 16;
+  return cuda::matmul_padded(inner(config) + channels(config) + config.num_heads);
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include "model/gpu_ramba.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "kernels/elementwise_cuda.h"
@@ -248,18 +247,17 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(workspace_bytes_, workspace_));
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(lanes * lane_bytes, lane_states_));
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(uint64_t{slots_} * (record + sizeof(uint32_t)), cache_));
-    RECALLD_CUDA(cuda::PinnedBuffer::allocate((records_of_block + lanes * records_of_lane) * record, staging_));
-    RECALLD_CUDA(cuda::PinnedBuffer::allocate(carve_results(nullptr), results_));
+    RECALLD_CUDA(pinned_.allocate((records_of_block + lanes * records_of_lane) * record, staging_));
+    RECALLD_CUDA(pinned_.allocate(carve_results(nullptr), results_));
     const size_t chunks = encode_tokens_ / block;
-    RECALLD_CUDA(cuda::PinnedBuffer::allocate(
+    RECALLD_CUDA(pinned_.allocate(
         2 * (encode_tokens_ * sizeof(uint32_t) + chunks * (record + config_.retrieval_dim * sizeof(Bf16))), encoded_));
     for (cuda::Event& event : pass_is_done_) RECALLD_CUDA(cuda::Event::open(event));
-    std::memset(results_.as<void>(), 0, results_.bytes());  // tokens that are read when steps are captured
-    carve_results(results_.as<void>());
+    pinned_.overwrite();  // tokens are read from it when steps are captured
+    carve_results(results_.data());
     RECALLD_CUDA(cudaMemsetAsync(workspace_.data(), 0, workspace_bytes_, stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(lane_states_.data(), 0, lane_states_.bytes(), stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(cache_.data(), 0, cache_.bytes(), stream_.get()));
-    std::memset(staging_.as<void>(), 0, staging_.bytes());
     carve_generating(workspace_.data());
     encoding_bytes_ = carve_encoding(encode_tokens_, workspace_.as<char>(generating));
     lower_states_ = lane_states_.as<float>();

@@ -153,8 +153,8 @@ Expected<SearchQuery> GpuRamba::query(std::span<const uint32_t> tokens) {
     for (size_t done = 0; done < tokens.size(); done += encode_tokens_) {
       const auto part = tokens.subspan(done, std::min<size_t>(encode_tokens_, tokens.size() - done));
       const auto rows = static_cast<uint32_t>(part.size());
-      std::ranges::copy(part, encoded_.as<uint32_t>());
-      RECALLD_CUDA(cudaMemcpyAsync(encode_tokens_in_, encoded_.as<void>(), part.size_bytes(), cudaMemcpyHostToDevice,
+      std::memcpy(encoded_.data(), part.data(), part.size_bytes());
+      RECALLD_CUDA(cudaMemcpyAsync(encode_tokens_in_, encoded_.data(), part.size_bytes(), cudaMemcpyHostToDevice,
                                    stream_.get()));
       RECALLD_CUDA(cuda::embedding_lookup(embeddings_, encode_tokens_in_, rows,
                                           static_cast<uint32_t>(config_.hidden_size), encode_hidden_, stream_.get()));

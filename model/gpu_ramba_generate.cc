@@ -1,7 +1,6 @@
 // Generating on a GPU: landmarks, the cache of chunks, and the steps of lanes.
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 #include <utility>
 
 #include "kernels/elementwise_cuda.h"
@@ -38,11 +37,11 @@ Expected<void> GpuRamba::hide(GpuMemory& memory, uint64_t chunk) {
 
 // Pinned memory: the records of a block, then those of each lane.
 ByteSpan GpuRamba::block_staging() {
-  return {staging_.as<std::byte>(), block * list_places() * kv_bytes()};
+  return staging_.first(block * list_places() * kv_bytes());
 }
 ByteSpan GpuRamba::staging(uint32_t lane) {
   const size_t of_lane = list_places() * kv_bytes();
-  return {staging_.as<std::byte>(block_staging().size() + lane * of_lane), of_lane};
+  return staging_.subspan(block_staging().size() + lane * of_lane, of_lane);
 }
 
 Expected<void> GpuRamba::fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) {
@@ -93,8 +92,7 @@ Expected<void> GpuRamba::erase_scratch() {
     return cudaStreamSynchronize(stream_.get());
   };
   RECALLD_CHECK(gpu_done("overwrite what is left of chunks on the GPU", overwrite()));
-  for (const cuda::PinnedBuffer* buffer : {&staging_, &encoded_, &results_})
-    std::memset(buffer->as<void>(), 0, buffer->bytes());
+  pinned_.overwrite();
   return {};
 }
 

@@ -163,7 +163,7 @@ class GpuRamba final : public Gpu {
   cudaError_t begin_pass(std::span<const Segment> segments, const NewStates& states, const std::vector<Piece>& pieces,
                          size_t half);
   cudaError_t end_pass(std::span<const Segment> segments, const std::vector<Piece>& pieces, size_t half) const;
-  std::byte* encoded_half(size_t half) const { return encoded_.as<std::byte>(half * encoded_.bytes() / 2); }
+  std::byte* encoded_half(size_t half) const { return encoded_.data() + half * encoded_.size() / 2; }
 
   void plan_unmapping(std::span<const Mapped> chunks);
   cudaError_t move_chunks() const;
@@ -196,8 +196,7 @@ class GpuRamba final : public Gpu {
   cuda::Matmul matmul_;
   std::vector<cuda::DeviceBuffer> weights_;
   cuda::DeviceBuffer workspace_, lane_states_, cache_;
-  cuda::PinnedBuffer staging_, results_;
-  cuda::PinnedBuffer encoded_;  // two halves, of passes by turns: tokens in, records and landmarks out
+  cuda::PinnedScratch pinned_;
   cuda::Event pass_is_done_[2];
   std::shared_ptr<GpuStatePool> states_;
   GpuContext gpu_;
@@ -238,7 +237,11 @@ class GpuRamba final : public Gpu {
   float** ssm_ = nullptr;
   float *lower_states_ = nullptr, *upper_states_ = nullptr, *unwanted_states_ = nullptr;
 
-  // Parts of results_, in pinned memory.
+  // Buffers of pinned_.
+  ByteSpan staging_, results_;
+  ByteSpan encoded_;  // two halves, of passes by turns: tokens in, records and landmarks out
+
+  // Parts of results_.
   StepInput* told_input_ = nullptr;
   uint32_t* told_block_tokens_ = nullptr;  // [64]
   GroupTalk talk_of_block_{};

@@ -32,7 +32,7 @@ Expected<GpuRetrieval> GpuRetrieval::load(GpuWeights& weights, const std::string
 
 GpuRetrieval::Scratch GpuRetrieval::scratch(const Config& config, uint32_t rows, Carver& carver) {
   return {.normed = carver.take<Bf16>(rows * config.hidden_size),
-          .projected = carver.take<float>(rows * ((config.retrieval_dim + 15) / 16 * 16))};
+          .projected = carver.take<float>(rows * cuda::matmul_padded(config.retrieval_dim))};
 }
 
 cudaError_t GpuRetrieval::run(const GpuContext& gpu, const Scratch& scratch, uint32_t rows, const float* hidden,

@@ -13,7 +13,7 @@ uint32_t narrow(size_t value) {
 }
 
 size_t projected(const SwaShape& shape) {
-  return (shape.qkv_width() + 15) / 16 * 16;
+  return cuda::matmul_padded(shape.qkv_width());
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ Expected<GpuLinear> GpuWeights::linear(const std::vector<Stacked>& parts, size_t
   }
   GpuLinear linear;
   linear.in = static_cast<uint32_t>(in);
-  linear.out = static_cast<uint32_t>((stacked.size() / in + 15) / 16 * 16);
+  linear.out = static_cast<uint32_t>(cuda::matmul_padded(stacked.size() / in));
   stacked.resize(size_t{linear.out} * in);
   const auto known = std::ranges::find_if(
       plans_, [&](const cuda::MatmulPlan& plan) { return plan.out == linear.out && plan.in == linear.in; });

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks what the compiler does not: that includes point one way, that sources are formatted, and, on demand, lint.
 # Usage: tools/check.sh [--tidy] [--arrows | --format] [--root DIR]
-#   --arrows      check the include arrows alone
+#   --arrows      check the include arrows alone, and that the model has pinned memory from its eraser alone
 #   --format      check the format alone
 #   --tidy        run clang-tidy as well (minutes; wants build/release configured)
 #   --root DIR    check the tree in DIR instead of this one
@@ -56,6 +56,15 @@ check_arrows() {
   done
 }
 
+# What may have to be forgotten lies in buffers that one owner overwrites (kernels/scratch_buffers.h).
+check_pinned() {
+  local found
+  found=$(sources model | xargs -r grep -nE 'PinnedBuffer|cudaHostAlloc|cudaMallocHost|cudaHostRegister' /dev/null || true)
+  [[ -n $found ]] || return 0
+  sed -E 's/^([^:]*:[0-9]+):.*/\1: model must take pinned memory from cuda::PinnedScratch, which overwrites it/' <<<"$found"
+  failed=true
+}
+
 check_format() {
   local formatter
   # Other versions format differently: 14 is Debian 12's.
@@ -92,7 +101,7 @@ check_tidy() {
       --extra-arg=-DBOOST_ASIO_HAS_CO_AWAIT --extra-arg=-DBOOST_ASIO_HAS_STD_COROUTINE || failed=true
 }
 
-if $arrows; then check_arrows; fi
+if $arrows; then check_arrows; check_pinned; fi
 if $format; then check_format; fi
 if $tidy; then check_tidy; fi
 if $failed; then

@@ -463,6 +463,17 @@ TEST_F(EncoderTest, GenerationsWithoutForgottenTurnsAreMadeSeveralAtOnce) {
   expect_as_one_by_one(encoder, *clean, both);
 }
 
+TEST_F(EncoderTest, StatesInRamLeaveRoomForThoseOnTheirWayAndForTheirBytes) {
+  const uint64_t state = shape_.state_bytes, stream = state + 17 * (shape_.kv_bytes + shape_.landmark_dim * 2);
+  for (const uint64_t missing : {0, 1}) {
+    Encoder encoder(*store_, *backend_, shape_, *tokenizer_, 2 * (stream + state) + 3 * stream - missing);
+    for (size_t i = 0; i < 5; ++i)
+      EXPECT_TRUE(
+          encode_all(encoder, append(*store_, 12, std::to_string(missing) + "/" + std::to_string(i)).id).empty());
+    EXPECT_EQ(encoder.state_bytes(), (3 - missing) * stream);
+  }
+}
+
 TEST_F(EncoderTest, ADeviceHoldsNoMoreStatesThanItHasRoomFor) {
   const auto clean = open_store("clean");
   const Twins both = append_both(*clean, {60, 30, 40, 50, 35, 45, 55, 25, 65});

@@ -333,6 +333,8 @@ TEST_F(ChunkSelectionCuda, LanesThatAreNotReadyPointAtStatesThatAreThrownAway) {
     const std::vector<uint32_t> ready{1, 0, 0, 1, 1, 0, 1, 0};
     const DeviceArray<uint32_t> device_ready(ready);
     const DeviceArray<float> states(lanes_max * lane_floats), unwanted(lanes_max * layer_floats);
+    states.fill(0xff);
+    unwanted.fill(0xff);
     const DeviceArray<float*> conv(layers * lanes_max), ssm(layers * lanes_max);
     must(cuda::point_states({.ready = device_ready.data(),
                              .states = states.data(),
@@ -352,6 +354,14 @@ TEST_F(ChunkSelectionCuda, LanesThatAreNotReadyPointAtStatesThatAreThrownAway) {
         EXPECT_EQ(found_conv[layer * lanes_max + lane], expected) << "layer " << layer << " lane " << lane;
         EXPECT_EQ(found_ssm[layer * lanes_max + lane], expected + conv_floats) << "layer " << layer << " lane " << lane;
       }
+    // Those of lanes that are not ready begin with 0; nothing else is written.
+    const auto is_nan = [](float x) { return std::isnan(x); };
+    EXPECT_TRUE(std::ranges::all_of(states.host(), is_nan));
+    const std::vector<float> found_unwanted = unwanted.host();
+    for (size_t i = 0; i < found_unwanted.size(); ++i) {
+      const bool begins = i % layer_floats == 0 && ready[i / layer_floats] == 0;
+      ASSERT_TRUE(begins ? found_unwanted[i] == 0 : is_nan(found_unwanted[i])) << "float " << i;
+    }
   }
   EXPECT_EQ(cuda::point_states({}, nullptr), cudaSuccess);
 }

@@ -151,6 +151,50 @@ TEST_F(EncodingsTest, AChunkThatWasMendedIsReadFromItsNewPlace) {
   EXPECT_EQ(fetch(3), kv_of(1003));
 }
 
+// No reader should ask for them, but one that did must not be told of a record that is another chunk's by then.
+TEST_F(EncodingsTest, NothingIsKeptOfChunksThatAreErased) {
+  put(70);
+  for (const uint64_t chunk : {3, 40, 69}) ASSERT_TRUE(fetch(chunk));
+  ASSERT_GT(encodings_->entry_cache_bytes(), 0u);
+  const uint64_t before = encodings_->entries_version();
+  Encodings::Erased erased;
+  for (bool more = true; more;) {
+    const auto some = encodings_->erase_some(stream, 40, *catalog_, erased);
+    ASSERT_TRUE(some) << some.error().message;
+    more = *some;
+  }
+  EXPECT_EQ(encodings_->entry_cache_bytes(), 0u);
+  for (const uint64_t chunk : {40, 69}) {
+    const auto gone = fetch(chunk, before);
+    ASSERT_FALSE(gone);
+    EXPECT_THAT(gone.error().message, HasSubstr("its row is missing"));
+  }
+  EXPECT_EQ(fetch(3, before), kv_of(3));
+  EXPECT_EQ(encodings_->entry_cache_bytes(), 0u);  // read with what may have been found before
+  EXPECT_EQ(fetch(39), kv_of(39));
+  EXPECT_GT(encodings_->entry_cache_bytes(), 0u);
+}
+
+TEST_F(EncodingsTest, NothingIsKeptOfRowsThatWereDroppedBehindAGeneration) {
+  put(40);
+  for (const uint64_t chunk : {3, 39}) ASSERT_TRUE(fetch(chunk));
+  generation_.encoding.chunks = 20;  // the rows behind are strays
+  const uint64_t before = encodings_->entries_version();
+  Verification::Lost lost;
+  lost.strays = true;
+  Catalog::Batch rows(*catalog_);
+  const auto places = encodings_->stage_without(generation_, lost, rows);
+  EXPECT_EQ(places.size(), 20u);
+  ASSERT_TRUE(catalog_->write(rows));
+  ASSERT_TRUE(encodings_->written_without(generation_, places));
+  EXPECT_EQ(encodings_->entry_cache_bytes(), 0u);
+  EXPECT_EQ(fetch(3, before), kv_of(3));
+  EXPECT_EQ(encodings_->entry_cache_bytes(), 0u);
+  EXPECT_EQ(fetch(39).error().kind, ErrorKind::not_found);
+  put(20);  // in their place
+  for (uint64_t chunk = 0; chunk < 40; ++chunk) EXPECT_EQ(fetch(chunk), kv_of(chunk)) << chunk;
+}
+
 TEST_F(EncodingsTest, DamageIsToldOnlyOfChunksThatLieWhereTheirRowsSay) {
   put(5);
   ASSERT_TRUE(fetch(3));

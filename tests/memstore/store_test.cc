@@ -17,6 +17,7 @@
 #include "base/crc32c.h"
 #include "memstore/catalog.h"
 #include "memstore/rows.h"
+#include "memstore/store_shares.h"
 #include "memstore/turn.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/files_with.h"
@@ -826,6 +827,29 @@ TEST_F(StoreTest, ABudgetUnderEightMiBIsRefused) {
   const auto opened = try_open(options((8 << 20) - 1));
   ASSERT_FALSE(opened);
   EXPECT_EQ(opened.error().kind, ErrorKind::invalid_request);
+}
+
+TEST_F(StoreTest, LandmarksHaveLessRoomWhereStatesAreLarge) {
+  constexpr uint64_t budget_bytes = 16 << 20, chunks = 384;
+  RecordShape wide{.kv_bytes = kv_bytes, .landmark_dim = 8192, .state_bytes = state_bytes, .model = {}};
+  const std::vector<Bf16> landmark(wide.landmark_dim);
+  const std::vector<std::byte> kv(kv_bytes);
+  const std::vector<EncodedChunkView> views(chunks / 4, {landmark, kv});
+  const auto cached_bytes = [&](const std::string& name) {
+    auto store =
+        Store::open(directory_.path() / name, {.shape = wide, .memory_budget_bytes = budget_bytes, .file_io = {}});
+    EXPECT_TRUE(store);
+    const AppendBatch turns = batch("m", std::vector(chunks, turn_of_tokens(chunk_tokens)));
+    EXPECT_TRUE((*store)->append({&turns, 1}));
+    for (int i = 0; i < 4; ++i) EXPECT_TRUE((*store)->put((*store)->memory("m")->serving, views, {}));
+    return (*store)->stats()->landmark_cache_bytes;
+  };
+  const uint64_t with_small = cached_bytes("small");
+  EXPECT_LE(with_small, StoreShares::of(budget_bytes, wide).landmark_bytes);
+  wide.state_bytes = 7'000'000;
+  const uint64_t with_large = cached_bytes("large"), room = StoreShares::of(budget_bytes, wide).landmark_bytes;
+  EXPECT_LE(with_large, room);
+  EXPECT_GT(with_small, room);
 }
 
 TEST_F(StoreTest, AHundredThousandTurnsAreAppendedAndReadBackQuickly) {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# tools/check.sh must notice an include against the arrows, name it, and let the allowed ones pass.
+# tools/check.sh must notice an include against the arrows and pinned memory that nobody overwrites, name it, and let the
+# allowed ones pass.
 # Usage: check_test.sh SOURCE_DIR
 set -euo pipefail
 check=$1/tools/check.sh
@@ -37,5 +38,11 @@ rm "$tree/client/breach.h"
 printf '#include "kernels/bf16.h"\n' >"$tree/base/breach.cu"
 expect_breach base/breach.cu:1 kernels
 rm "$tree/base/breach.cu"
+
+printf '#pragma once\ncuda::PinnedScratch fine;\ncuda::PinnedBuffer breach;\n' >"$tree/model/breach.h"
+if "$check" --arrows --root "$tree" >"$tree/out" 2>&1; then echo "not noticed: a pinned buffer of the model's own"; exit 1; fi
+grep -q '^model/breach.h:3: model must take pinned memory' "$tree/out" || { cat "$tree/out"; echo "not named"; exit 1; }
+[[ $(grep -c '^model/breach.h' "$tree/out") == 1 ]] || { cat "$tree/out"; echo "PinnedScratch was refused"; exit 1; }
+rm "$tree/model/breach.h"
 
 expect_fine "the breaches are gone"
