@@ -79,12 +79,13 @@ std::function<bool()> interrupted_for(std::chrono::seconds grace) {
   };
 }
 
-// How long --wait looks on while nothing is encoded and the daemon names a problem.
+// After how long without a chunk --wait passes on what the daemon names as a problem.
 constexpr auto stall_max = std::chrono::seconds(5);
 
 // Waits until the chunks that are complete now are encoded: those of every turn that was acknowledged. It asks, rather
 // than appending with wait "searchable", so that turns are acknowledged when they are durable and not with the last
-// chunk. Fails with Error::busy on Ctrl-C and after `limit_s`, where there is one.
+// chunk. The daemon tries again what fails, so a problem that it names is a warning: it may be another memory's. Fails
+// with Error::busy on Ctrl-C and after `limit_s`, where there is one.
 Expected<Memory> wait_until_searchable(Client& client, const std::string& name, std::optional<double> limit_s) {
   constexpr auto pause_max = std::chrono::milliseconds(250);
   Progress progress(STDERR_FILENO);
@@ -93,20 +94,25 @@ Expected<Memory> wait_until_searchable(Client& client, const std::string& name, 
   auto pause = std::chrono::milliseconds(10);
   std::optional<uint64_t> chunks;
   uint64_t encoded = 0;
-  uint64_t waiting = 0;
+  std::string told;
   for (;;) {
     RECALLD_TRY(Memory memory, client.memory(name));
     // Forgetting closes up the numbers of chunks: some may never be there.
     const uint64_t wanted = std::min(chunks.value_or(memory.chunks), memory.chunks);
     if (memory.encoded_chunks >= wanted) return memory;
     if (Interrupt::seen()) return fail(ErrorKind::busy, "interrupted");
-    RECALLD_TRY(const Health health, client.health());
     const auto now = std::chrono::steady_clock::now();
-    if (!chunks || memory.encoded_chunks > encoded || health.waiting_chunks < waiting) moved = now;
+    if (!chunks || memory.encoded_chunks > encoded) moved = now;
     chunks = wanted;
     encoded = memory.encoded_chunks;
-    waiting = health.waiting_chunks;
-    if (now - moved >= stall_max && !health.problem.empty()) return fail(ErrorKind::internal, health.problem);
+    if (now - moved >= stall_max) {
+      moved = now;
+      RECALLD_TRY(const Health health, client.health());
+      if (!health.problem.empty() && health.problem != told)
+        warn("nothing of " + name + " was encoded for 5 s, and recalld says: " + health.problem +
+             ". It tries again; Ctrl-C ends the waiting and keeps the turns");
+      told = health.problem;
+    }
     if (limit_s && std::chrono::duration<double>(now - start).count() >= *limit_s)
       return fail(ErrorKind::busy, "not everything was encoded within " + fixed(*limit_s, 2) + " s");
     progress.show(static_cast<double>(encoded) / static_cast<double>(wanted),
@@ -116,13 +122,20 @@ Expected<Memory> wait_until_searchable(Client& client, const std::string& name, 
   }
 }
 
-// Ctrl-C, or an error, ended the waiting of --wait. Every turn is stored by then.
+// Ctrl-C, the time or an error ended the waiting of --wait. Every turn was acknowledged by then.
 int tell_waiting_ended(const AppendArguments& arguments, const AppendStream::Total& total, Error error) {
   if (Interrupt::seen()) error = {ErrorKind::busy, "interrupted"};
-  error.message += ": " + (total.turns == 1 ? "the 1 turn was" : "all " + counted(total.turns, "turn") + " were") +
-                   " acknowledged and " + (total.turns == 1 ? "is" : "are") + " kept in " + arguments.memory +
-                   "; only the waiting was given up, not the encoding: recall memories get " + arguments.memory +
-                   " tells how far it is";
+  error.message +=
+      ": " + (total.turns == 1 ? "the 1 turn was" : "all " + counted(total.turns, "turn") + " were") + " acknowledged";
+  if (error.kind == ErrorKind::busy) {
+    error.message += std::string(" and ") + (total.turns == 1 ? "is" : "are") + " kept in " + arguments.memory +
+                     "; only the waiting was given up, not the encoding: recall memories get " + arguments.memory +
+                     " tells how far it is";
+  } else if (error.kind == ErrorKind::not_found) {
+    error.message += ", and the memory was deleted while its encoding was waited for";
+  } else {
+    error.message += " as durable; the encoding goes on as soon as recalld does";
+  }
   return Interrupt::seen() ? fail_with(error, exit_interrupted) : fail_with(error);
 }
 

@@ -21,8 +21,9 @@ class ScratchBuffers {
     Buffer buffer;
     const auto status = Buffer::allocate(bytes, buffer);
     if (status == decltype(status){}) {
-      data = {buffer.template as<std::byte>(), buffer.bytes()};
+      const std::span<std::byte> bytes{buffer.template as<std::byte>(), buffer.bytes()};
       buffers_.push_back(std::move(buffer));
+      data = bytes;
     }
     return status;
   }

@@ -45,12 +45,13 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
                                                 " MiB is too small; the store needs 8 MiB");
   assert(shape.kv_bytes > 0 && shape.landmark_dim > 0 && shape.landmark_dim % 32 == 0);
   const StoreShares shares = StoreShares::of(options.memory_budget_bytes, shape);
-  if (StoreShares::states_bytes(shape) > options.memory_budget_bytes)
+  if (StoreShares::states_bytes(shape) > shares.working_bytes)
     spdlog::warn(
-        "open store: recurrent states of this model have {:.1f} MB each, and up to {} MiB of them are written and "
-        "compacted at a time, more than the store's memory budget of {} MiB; raise memory-budget",
-        static_cast<double>(shape.state_bytes) / 1e6, StoreShares::states_bytes(shape) >> 20,
-        options.memory_budget_bytes >> 20);
+        "open store: recurrent states of this model have {:.1f} MiB each, and up to {} MiB of them are written and "
+        "compacted at a time, more than the {} MiB that the store's memory budget of {} MiB has for them; raise "
+        "memory-budget",
+        static_cast<double>(shape.state_bytes) / 1048576.0, StoreShares::states_bytes(shape) >> 20,
+        shares.working_bytes >> 20, options.memory_budget_bytes >> 20);
   RECALLD_TRY(DataDirectory data, DataDirectory::open(directory, shape));
 
   RECALLD_TRY(auto io, options.file_io ? options.file_io() : open_file_io());

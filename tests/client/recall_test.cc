@@ -509,11 +509,27 @@ TEST(Recall, AppendWaitsUntilEverythingIsEncoded) {
   EXPECT_THAT(outcome.output, HasSubstr("searchable through turn 8"));
 }
 
-TEST(Recall, AppendStopsWaitingWhereNothingIsEncodedAnyMore) {
+TEST(Recall, AppendTellsWhyNothingIsEncodedAndWaitsOn) {
   const FakeDaemon daemon(appending(3, "no space is left"));
-  const Outcome outcome = shell("seq 1 9 | $RECALL " + at(daemon) + "append m --wait");
+  const Outcome outcome = shell("seq 1 9 | $RECALL " + at(daemon) + "append m --wait --timeout 6");
   EXPECT_EQ(outcome.code, 1);
-  EXPECT_THAT(outcome.output, HasSubstr("recall: no space is left: all 9 turns were acknowledged and are kept in m"));
+  EXPECT_THAT(outcome.output, HasSubstr("nothing of m was encoded for 5 s, and recalld says: no space is left."));
+  EXPECT_THAT(outcome.output, HasSubstr("not everything was encoded within 6.00 s: all 9 turns were acknowledged"));
+}
+
+TEST(Recall, AppendSaysWhereTheMemoryThatItWaitsForIsDeleted) {
+  const FakeDaemon daemon([append = appending(3)](const std::string& line) mutable -> FakeDaemon::Answer {
+    const Json request = Json::parse(line);
+    if (request.at("method") != "memories.get") return append(line);
+    const Json error{{"code", -32001}, {"message", "there is no memory m"}, {"data", {{"kind", "not_found"}}}};
+    return {.bytes = Json{{"jsonrpc", "2.0"}, {"id", request.at("id")}, {"error", error}}.dump() + "\n"};
+  });
+  const Outcome outcome = shell("seq 1 9 | $RECALL " + at(daemon) + "append m --wait");
+  EXPECT_THAT(outcome.output,
+              HasSubstr("there is no memory m: all 9 turns were acknowledged, and the memory was deleted"));
+}
+
+TEST(Recall, AppendStopsWaitingAfterTheTimeout) {
   const FakeDaemon slow(appending(3));
   const Outcome late = shell("seq 1 9 | $RECALL " + at(slow) + "append m --wait --timeout 0.3");
   EXPECT_EQ(late.code, 1);

@@ -424,12 +424,14 @@ TEST_F(Daemon, ItIsReadyWithTheDeviceThatItComputesOn) {
 }
 
 TEST_F(Daemon, TheSmallestMemoryBudgetIsEnough) {
-  DaemonProcess daemon(directory(), {"--memory-budget", "16MiB"});
+  DaemonProcess daemon(directory(), with_starter({"--memory-budget", "16MiB"}));
   Client client = daemon.connect();
   client::AppendRequest request = harbour_log("m", 100, 3);
   request.wait_searchable = true;
   must(client.append(request));
-  EXPECT_EQ(search(client, "m", question).results.size(), 8u);
+  const client::SearchReply reply = search(client, "m", question);
+  ASSERT_EQ(reply.results.size(), 8u);
+  EXPECT_THAT(reply.results.front().text, HasSubstr("60417"));
 }
 
 // Sends bad input, expects an error that says `reason`, and a good answer to a good request on the same connection.

@@ -24,7 +24,7 @@ spec = importlib.util.spec_from_file_location("eval_tasks", SCRIPT)
 tasks = sys.modules["eval_tasks"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tasks)
 
-source = tasks.Words(sentencepiece.SentencePieceProcessor(model_file=str(SOURCE / "model/default/tokenizer.model")))
+source = tasks.Words(sentencepiece.SentencePieceProcessor(model_file=str(SOURCE / "tests/golden/starter/tokenizer.model")))
 
 
 def size(turn):
@@ -88,7 +88,8 @@ assert sum(turn["content"] == "one two three four five six seven" for turn in tu
 with tempfile.TemporaryDirectory() as folder:
     saved = Path(folder) / "saved.jsonl"
     command = [sys.executable, SCRIPT, "--recalld", RECALLD, "--data", folder, "--lengths", "4Ki", "--kinds", "numbered",
-               "--asks", "10", "--wrong", "--save", saved, "--", "--device", "cpu"]
+               "--asks", "10", "--wrong", "--save", saved, "--", "--device", "cpu",
+               "--model", SOURCE / "tests/golden/starter"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     (row,) = [json.loads(line) for line in saved.read_text().splitlines()]
     assert [row[name] for name in ("kind", "length", "asks", "device", "device_bytes")] == ["numbered", 4096, 10, "cpu", 0], row

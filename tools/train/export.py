@@ -92,7 +92,7 @@ def golden_tensors(model: RAMba, tokenizer, text: str) -> dict[str, torch.Tensor
     last = GOLDEN_TOKENS - 1
     out = model(ids[None], model.zero_state(1, "cpu"))
     visible = torch.arange(GOLDEN_TOKENS // CHUNK) < torch.arange(GOLDEN_TOKENS)[:, None] // CHUNK
-    weights = model.backbone.layers[model.first_retrieval].weights(out.scores, visible)[0]
+    weights = model.backbone.layers[model.first_retrieval].log_weights(out.scores, visible)[0].exp()
     selected = torch.full((len(GOLDEN_PLACES), config.chunk_topk), -1, dtype=torch.int32)
     for row, place in zip(selected, GOLDEN_PLACES):
         chunks = weights[place].nonzero().flatten().flip(0)

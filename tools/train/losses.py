@@ -69,20 +69,21 @@ def towards_words(embeddings: torch.Tensor, words: torch.Tensor, valid: torch.Te
     return distance.mean() if valid is None else (distance * valid).sum() / valid.sum().clamp(min=1)
 
 
-WEIGHT_MIN = 1e-4
+LOG_WEIGHT_MIN = -30.0  # what is not selected counts as this, and teaches nothing
 
 
-def weight_of_evidence(weights: torch.Tensor, copies: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_of_evidence(logs: torch.Tensor, copies: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """At each token of an answer, the chunk that it is copied from has all the weight with which chunks are read.
 
-    This is what teaches `pos_decay`, and landmarks of chunks that only age tells apart to score alike.
-    weights [B, n, C], copies [B, A, 2] (place in n or -1, place of the source) -> mean of -log, mean weight
+    This is what teaches `pos_decay`, or the scores that stick-breaking needs, and landmarks of chunks that only age tells
+    apart to score alike.
+    logs [B, n, C] of weights, copies [B, A, 2] (place in n or -1, place of the source) -> mean of -log, mean weight
     """
     at, source = copies.clamp(min=0).unbind(-1)
     valid = copies[..., 0] >= 0
-    of_evidence = weights.flatten(1).gather(1, at * weights.shape[-1] + source // chunk)
+    of_evidence = logs.flatten(1).gather(1, at * logs.shape[-1] + source // chunk).clamp(min=LOG_WEIGHT_MIN)
     count = valid.sum().clamp(min=1)
-    return -(of_evidence.clamp(min=WEIGHT_MIN).log() * valid).sum() / count, (of_evidence * valid).sum() / count
+    return -(of_evidence * valid).sum() / count, (of_evidence.exp() * valid).sum() / count
 
 
 @dataclass

@@ -359,8 +359,8 @@ class Retrieval(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return queries.float() @ landmarks.float().mT / math.sqrt(queries.shape[-1])
 
-    def weights(self, scores, visible):
-        """Of the selected chunks, 0 elsewhere. scores [B, n, C], visible: bool, of a shape that spreads to theirs"""
+    def log_weights(self, scores, visible):
+        """Of the selected chunks, HIDDEN elsewhere. scores [B, n, C], visible: bool, of a shape that spreads to theirs"""
         masked = scores.detach().masked_fill(~visible, HIDDEN)
         best = masked.topk(min(self.top, masked.shape[-1]), -1).indices
         selected = torch.zeros_like(masked).scatter(-1, best, 1.0).bool() & visible
@@ -368,9 +368,9 @@ class Retrieval(nn.Module):
             newer = selected.flip(-1).cumsum(-1).flip(-1) - selected.long()  # selected chunks that are newer
             scores = scores + newer * self.pos_decay
         if self.softmax:
-            return torch.softmax(scores.masked_fill(~selected, HIDDEN), -1) * selected
+            return torch.log_softmax(scores.masked_fill(~selected, HIDDEN), -1).masked_fill(~selected, HIDDEN)
         broken = torch.where(selected, F.softplus(scores), 0.0).flip(-1).cumsum(-1).flip(-1)
-        return torch.exp((scores - broken).masked_fill(~selected, HIDDEN))
+        return (scores - broken).masked_fill(~selected, HIDDEN)
 
 
 def reading_loss(q: torch.Tensor, keys: torch.Tensor, copies: torch.Tensor) -> torch.Tensor:
@@ -427,7 +427,7 @@ class Output:
     values: torch.Tensor     # [B, L, 64]
     state: list              # after the last token, a block each, lower blocks first
     scores: torch.Tensor     # [B, L, C] of the first group, not masked
-    weights: torch.Tensor    # [B, L, C] with which chunks are read, of the first group
+    log_weights: torch.Tensor  # [B, L, C] of chunks when they are read, of the first group
     read: torch.Tensor       # reading loss, 0 without copies
     # Of each group: its landmarks, and what its retrieval asks with.
     group_landmarks: list = field(default_factory=list)  # [B, C, r]
@@ -436,7 +436,7 @@ class Output:
     row_hidden: torch.Tensor | None = None  # [B, G, T, d]
     row_lower: torch.Tensor | None = None   # [B, G, T, d]
     row_scores: torch.Tensor | None = None   # [B, G, T, C]
-    row_weights: torch.Tensor | None = None  # [B, G, T, C]
+    row_log_weights: torch.Tensor | None = None  # [B, G, T, C]
     row_read: torch.Tensor | None = None
     row_group_hidden: list = field(default_factory=list)  # [B, G*T, d]
 
@@ -447,7 +447,7 @@ class Upper:
     hidden: torch.Tensor
     state: list
     scores: list        # of each group
-    weights: list       # of each group
+    log_weights: list   # of each group
     group_hidden: list  # before each group
     read: torch.Tensor
 
@@ -549,14 +549,14 @@ class RAMba(nn.Module):
         if causal:
             own = torch.arange(tokens, device=hidden.device) // CHUNK
             visible = torch.arange(chunks, device=hidden.device) < own[:, None]
-        after, scores, used, before, reads, at = [], [], [], [], [], self.first_retrieval
+        after, scores, logs, before, reads, at = [], [], [], [], [], self.first_retrieval
         for group in range(self.config.num_upper_groups):
             retrieval = self.backbone.layers[at]
             at += 1
             before.append(hidden.reshape(batch, -1, width))
             scores.append(retrieval.scores(before[-1], self.landmarks(memory, group)))
-            weights = retrieval.weights(scores[-1], visible)
-            used.append(weights)
+            logs.append(retrieval.log_weights(scores[-1], visible))
+            weights = logs[-1].exp()
             for _ in range(self.config.stages_of_group):
                 hsa = self.backbone.layers[at]
                 hidden, read = hsa(hidden.reshape(batch, -1, width), memory, weights, causal, copies)
@@ -570,7 +570,7 @@ class RAMba(nn.Module):
         read = sum(reads) / len(reads)
         if copies is None:
             read = hidden.new_zeros((), dtype=torch.float32)
-        return Upper(self.backbone.norm_f(hidden), after, scores, used, before, read)
+        return Upper(self.backbone.norm_f(hidden), after, scores, logs, before, read)
 
     # Fronts
 
@@ -584,7 +584,7 @@ class RAMba(nn.Module):
         found = self.upper(lower, state[lower_blocks:], memory, True, copies)
         marks = [self.landmarks(memory, group) for group in range(self.config.num_upper_groups)]
         out = Output(hidden=found.hidden, lower=lower, landmarks=marks[0], keys=memory.keys, values=memory.values,
-                     state=lower_state + found.state, scores=found.scores[0], weights=found.weights[0], read=found.read, group_landmarks=marks,
+                     state=lower_state + found.state, scores=found.scores[0], log_weights=found.log_weights[0], read=found.read, group_landmarks=marks,
                      group_hidden=found.group_hidden)
         if rows is None:
             return out
@@ -599,7 +599,7 @@ class RAMba(nn.Module):
         found = self.upper(row_lower, zero[lower_blocks:], memory, False, row_copies)
         shape = (batch, count, tokens, -1)
         out.row_hidden, out.row_lower = found.hidden.view(shape), row_lower.view(shape)
-        out.row_scores, out.row_weights = found.scores[0].view(shape), found.weights[0].view(shape)
+        out.row_scores, out.row_log_weights = found.scores[0].view(shape), found.log_weights[0].view(shape)
         out.row_read, out.row_group_hidden = found.read, found.group_hidden
         return out
 

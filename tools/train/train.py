@@ -114,8 +114,9 @@ class Objective:
             copied_from = evidence_of(source_chunk, at // CHUNK, batch.copies_alike)
             stream_hold, _ = contrast(model.retrieval_queries(gather_rows(out.lower, at)).flatten(0, 1), copied_from, here)
             row_hold = self._row_hold(out, batch, everywhere)
-            stream_weigh, _ = weight_of_evidence(out.weights, batch.copies, CHUNK)
-            row_weigh, row_weight_read = weight_of_evidence(out.row_weights.flatten(0, 1), batch.row_copies.flatten(0, 1), CHUNK)
+            stream_weigh, _ = weight_of_evidence(out.log_weights, batch.copies, CHUNK)
+            row_weigh, row_weight_read = weight_of_evidence(out.row_log_weights.flatten(0, 1),
+                                                            batch.row_copies.flatten(0, 1), CHUNK)
 
             # Late interaction, for the first questions: real ones come first.
             spoken = (flat_alone >= SPECIAL_PIECES) & (torch.arange(flat_alone.shape[1], device=ids.device) < alone_at[:, None])
@@ -330,7 +331,6 @@ class Clock:
             signal.signal(number, self._stop)
 
     def _stop(self, *_) -> None:
-        print("told to stop: saving", flush=True)
         self.stopping = True
 
     def start(self, step: int) -> None:
@@ -397,6 +397,8 @@ def train(args) -> None:
             log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS, *BY_KIND))
         for batch in feed:
             share = clock.share(step)
+            if clock.stopping:
+                print("told to stop", flush=True)
             if share >= 1 or clock.stopping:
                 break
             progress = schedule.progress(share)

@@ -42,7 +42,7 @@ def test_chunks_that_are_not_there_yet_are_no_negatives():
 
 def test_all_the_weight_belongs_to_the_evidence():
     weights = torch.tensor([[[0.25, 0.75], [1.0, 0.0]]])
-    loss, share = weight_of_evidence(weights, torch.tensor([[[0, 70], [1, 3], [-1, -1]]]), 64)
+    loss, share = weight_of_evidence(weights.log(), torch.tensor([[[0, 70], [1, 3], [-1, -1]]]), 64)
     assert torch.isclose(share, torch.tensor(0.875)) and torch.isclose(loss, -torch.tensor(0.75).log() / 2)
 
 

@@ -80,7 +80,7 @@ def test_retrieval_and_the_upper_half_are_the_golden_ones(shipped):
     with torch.no_grad():
         assert near(out.scores[0, 1023], golden["retrieval_scores.1023"])
         visible = torch.arange(16) < torch.arange(1024)[:, None] // CHUNK
-        weights = model.backbone.layers[model.first_retrieval].weights(out.scores, visible)[0]
+        weights = model.backbone.layers[model.first_retrieval].log_weights(out.scores, visible)[0].exp()
         assert near(weights[1023], golden["chunk_weights.1023"])
         for place, expected in zip((0, 63, 64, 300, 1023), golden["selected_chunks"]):
             assert weights[place].nonzero().flatten().flip(0).tolist() == [c for c in expected.tolist() if c >= 0]
