@@ -21,9 +21,8 @@ class ScratchBuffers {
     Buffer buffer;
     const auto status = Buffer::allocate(bytes, buffer);
     if (status == decltype(status){}) {
-      const std::span<std::byte> bytes{buffer.template as<std::byte>(), buffer.bytes()};
       buffers_.push_back(std::move(buffer));
-      data = bytes;
+      data = {buffers_.back().template as<std::byte>(), buffers_.back().bytes()};
     }
     return status;
   }

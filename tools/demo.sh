@@ -101,7 +101,7 @@ print(rank, result["chunk"], "whole" if answer in result["text"] else "cut")
   if [[ $extent == cut ]]; then "$recall" turns "$memory" --from "$turn" --limit 1; fi
 done < <(tools/demo_history.py --questions)
 
-# ---- Ask: the model reads numbers out most of the time, names and words not always
+# ---- Ask: the model reads most plain facts out exactly, not all
 step='asking'
 IFS=$'\t' read -r _ question answer < <(tools/demo_history.py --questions)
 say "recall ask $memory '$question'"

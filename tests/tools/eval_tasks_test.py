@@ -44,7 +44,7 @@ class Listener:
 
 
 def grown(kinds, lengths, lines=None, asks=20):
-    lines = lines or tasks.made_up_lines(7)
+    lines = lines or (lambda: tasks.made_up_lines(7))
     memory = tasks.Memory(Listener(), "tasks", tasks.Prose(lines, size), tasks.Facts(source, kinds, asks, 7, size), size)
     for length in lengths:
         memory.grow(length)
@@ -81,7 +81,7 @@ assert all(statements == list(range(one.statement + 1)) for one, statements in z
 chosen = tasks.spread([one for one in memory.told if one.kind == "numbered"], 12, memory.tokens)
 assert len(chosen) == 12 and chosen == sorted(chosen, key=lambda one: one.token)
 assert chosen[2].token < memory.tokens * 0.4 and chosen[9].token > memory.tokens * 0.6
-_, turns = grown(["passkey"], (4096,), iter(["one two three four five", "six seven"]), asks=3)
+_, turns = grown(["passkey"], (4096,), lambda: ["one two three four five", "six seven"], asks=3)
 assert sum(turn["content"] == "one two three four five six seven" for turn in turns) > 100
 
 # A real daemon finds and answers some of them, and the same run again has the same facts.

@@ -18,7 +18,10 @@ class Rpc:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError as error:
+            sys.exit(f"connect to {path}: {error.strerror}; start recalld there, or name its socket")
         self.lines = self.socket.makefile("rwb")
         self.last_id = 0
 

@@ -20,7 +20,6 @@ once they were asked, but for that of --together, which stays in a daemon of --s
 import argparse
 import contextlib
 import functools
-import itertools
 import json
 import random
 import re
@@ -107,18 +106,23 @@ class Prose:
     """Turns of prose without end; what ends begins anew."""
 
     def __init__(self, lines, size):
-        self.turns, self.size, self.rest = itertools.cycle(self._turns(lines)), size, ""
+        """lines() gives them from the beginning."""
+        self.turns, self.size, self.rest = self._turns(lines), size, ""
 
     @staticmethod
     def _turns(lines):
-        words = []
-        for line in lines:
-            words += line.split()
-            while len(words) >= TURN_WORDS:
-                yield " ".join(words[:TURN_WORDS])
-                del words[:TURN_WORDS]
-        if words:
-            yield " ".join(words)
+        while True:
+            words, any_words = [], False
+            for line in lines():
+                words += line.split()
+                any_words = any_words or bool(words)
+                while len(words) >= TURN_WORDS:
+                    yield " ".join(words[:TURN_WORDS])
+                    del words[:TURN_WORDS]
+            if not any_words:
+                sys.exit("the prose has no words; name files with text")
+            if words:
+                yield " ".join(words)
 
     def take(self, room):
         """The next words, a turn of at most `room` tokens; nothing if there is too little room."""
@@ -277,12 +281,11 @@ class Memory:
             memory = self.rpc.call("memories.get", memory=self.name)
             if memory["encoded_chunks"] == memory["chunks"]:
                 return
-            if problem := self.rpc.call("health").get("problem"):
-                sys.exit(f"wait for {self.name}: {problem}")
             if time.monotonic() - shown > 20:
                 shown = time.monotonic()
                 share = memory["encoded_chunks"] / memory["chunks"]
-                print(f"{length} tokens: {share:.0%} encoded", file=sys.stderr, flush=True)
+                problem = self.rpc.call("health").get("problem", "")
+                print(f"{length} tokens: {share:.0%} encoded {problem}", file=sys.stderr, flush=True)
             time.sleep(0.05)
 
     def ask(self, one):
@@ -405,8 +408,10 @@ def main():
         return tokens_of(f"{turn.get('name', 'User')}: {turn['content']}")
 
     def memory_of(name, kinds):
-        lines = prepared_lines(source, args.seed) if args.prepared else text_lines(args.text) if args.text else \
-            made_up_lines(args.seed)
+        def lines():
+            return prepared_lines(source, args.seed) if args.prepared else text_lines(args.text) if args.text else \
+                made_up_lines(args.seed)
+
         return Memory(rpc, name, Prose(lines, size), Facts(source, kinds, args.asks, args.seed, size), size)
 
     own = contextlib.nullcontext(Rpc(args.socket)) if args.socket else DaemonProcess(args.recalld, args.data, args.flags)

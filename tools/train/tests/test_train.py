@@ -59,7 +59,7 @@ def test_rows_are_counted_by_kind_and_only_whole_answers_are_exact():
     assert counts[:, 0].tolist() == [2, 1] and counts[:, copy].tolist() == [1, 1] and counts.sum() == 5
 
 
-def test_a_run_without_resumable_begins_anew(monkeypatch, small, small_config, tmp_path):
+def test_steps_are_counted_on_where_a_run_is_resumable(tmp_path):
     args = type("Args", (), {"out": tmp_path, "resumable": False})
     torch.save({"step": 7, "model": {}}, tmp_path / "resume.pt")
     assert train.steps_done(args) == 0
