@@ -101,6 +101,7 @@ class Encodings {
   // removal is written.
   std::vector<KvPlace> stage_without(const Generation& of, const Verification::Lost& lost, Catalog::Batch& rows);
   Expected<void> written_without(const Generation& of, std::span<const KvPlace> places);
+  Expected<void> release(std::span<const KvPlace> places) { return kv_->release(places); }
 
   // Records in each segment that a chunk names.
   const std::map<uint32_t, uint32_t>& live() const { return live_; }
