@@ -72,9 +72,18 @@ class Output {
     }
     if (std::filesystem::exists(status) && !replace) return there_already(path);
     if (std::filesystem::exists(status)) path = std::filesystem::canonical(path, problem).string();  // through links
+    if (!std::filesystem::exists(status) && std::filesystem::is_symlink(std::filesystem::symlink_status(path, problem)))
+      return fail(ErrorKind::invalid_request,
+                  "write " + path + ": it is a link to a file that does not exist; remove it, or name that file");
     const std::string part = path + ".part";
-    // What somebody remembers is for their own eyes.
-    Descriptor file(::open(part.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    // What somebody remembers is for their own eyes. Another export may be writing here.
+    const int how = replace ? O_TRUNC : O_EXCL;
+    Descriptor file(::open(part.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | how, 0600));
+    if (file.get() == -1 && errno == EEXIST)
+      return fail(ErrorKind::invalid_request,
+                  "write " + part +
+                      ": it is there already, of another export that goes on or of one that "
+                      "was killed; remove it, or give --force to replace it");
     if (file.get() == -1) return std::unexpected(system_error("write " + part, errno));
     Output output(std::move(file), path);
     output.replaces_ = replace;

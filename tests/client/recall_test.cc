@@ -888,6 +888,14 @@ TEST(Recall, ExportReplacesAFileOnlyWhenItIsForced) {
     EXPECT_FALSE(std::filesystem::exists(path + ".part"));
   }
   EXPECT_EQ(shell("$RECALL " + at(daemon) + "export m --force '" + path + "'").code, 0);
+
+  const Outcome other = shell("echo mine >'" + path + "2.part'; $RECALL " + at(daemon) + "export m '" + path + "2'");
+  EXPECT_EQ(other.code, 2);
+  EXPECT_THAT(other.output, HasSubstr("2.part: it is there already, of another export that goes on"));
+  EXPECT_EQ(shell("cat '" + path + "2.part'").output, "mine\n");
+  const Outcome dangling = shell("ln -s nothing '" + path + "3'; $RECALL " + at(daemon) + "export m '" + path + "3'");
+  EXPECT_EQ(dangling.code, 2);
+  EXPECT_THAT(dangling.output, HasSubstr("3: it is a link to a file that does not exist"));
   EXPECT_THAT(contents(path), HasSubstr("\"end\""));
   EXPECT_FALSE(std::filesystem::exists(path + ".part"));
 }

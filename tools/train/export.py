@@ -126,8 +126,8 @@ def write_golden(out: Path, model: RAMba, tokenizer) -> None:
 
 CARD = """# {title}
 
-{parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, {encoder} chunk
-encoder layer(s){cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of
+{parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, 
+{encoder}{cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of
 width {retrieval}, chunks of {chunk} tokens, the best {top} of them read. Hierarchical Sparse Attention:
 [arXiv 2504.16795](https://arxiv.org/abs/2504.16795). The tokenizer is SentencePiece BPE with {vocabulary} pieces.
 
@@ -208,8 +208,12 @@ def tables_of(records: list[dict], trained: dict) -> list[str]:
         table("Questions about passages, the right chunk among the first",
               ("method", "asks", "chunks", "1", "5", "10", "20"), natural),
         table("Held-out prose", ("tokens before", "bits a byte"), prose),
-        table("At the end of training, on training text", ("what", "value"),
+        table("At the end of training, on training text, as train.py names it", ("what", "value"),
               flat((trained.get("figures") or [{}])[-1]))) if text]
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str | None, found: Path) -> str:
@@ -226,7 +230,7 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
     return CARD.format(
         title="recalld's checkpoint: " + ("SWA + HSA" if swa else "RAMba"), parameters=parameters / 1e6,
         storage="matrices in 8 bits with a scale a row" if int8 else "bf16", lower=config.num_lower_layers,
-        upper=config.num_upper_layers, blocks=blocks, hidden=config.hidden_size, encoder=config.encoder_layers,
+        upper=config.num_upper_layers, blocks=blocks, hidden=config.hidden_size, encoder=plural(config.encoder_layers, "chunk encoder layer"),
         cls=" with a CLS token" if config.enable_enc_cls else "",
         hsa=config.num_upper_layers // config.num_mamba_per_gca, head=config.attention_head_dim,
         retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk, vocabulary=config.vocab_size,
