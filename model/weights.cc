@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -118,6 +120,8 @@ Expected<void> Weights::expand(const std::string& name, Tensor& tensor) {
                 "tensor " + name + " is I8 and needs to be a matrix with the scales of its rows in " + name + "_scale");
   std::vector<float> scales(tensor.shape[0]);
   if (!scales.empty()) std::memcpy(scales.data(), scale->second.data.data(), scale->second.data.size());
+  if (!std::ranges::all_of(scales, [](float each) { return std::isfinite(each); }))
+    return fail(ErrorKind::corrupt, "tensor " + name + "_scale has a scale that is no finite number");
   std::vector<Bf16>& values = expanded_.emplace_back(tensor.data.size());
   const auto* const codes = reinterpret_cast<const int8_t*>(tensor.data.data());
   const size_t columns = tensor.shape[1];

@@ -75,6 +75,15 @@ TEST_F(WeightsTest, MatricesOfEightBitsAreExpandedByTheScalesOfTheirRows) {
   std::string alone = R"({"w":{"dtype":"I8","shape":[2,3],"data_offsets":[0,6]}})";
   alone.resize((alone.size() + 7) / 8 * 8, ' ');
   EXPECT_THAT(open(alone, data.substr(8)).error().message, HasSubstr("w_scale"));
+
+  for (const float damaged : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    std::string scale;
+    ByteWriter(scale).u32(std::bit_cast<uint32_t>(damaged));
+    const auto refused = open(header("[2]"), data.substr(0, 4) + scale + data.substr(8));
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().kind, ErrorKind::corrupt);
+    EXPECT_THAT(refused.error().message, HasSubstr("w_scale has a scale that is no finite number"));
+  }
 }
 
 TEST_F(WeightsTest, EveryDamageToTheFileIsNamed) {
