@@ -44,7 +44,7 @@ TURN_WORDS = 300            # of a turn of prose
 TURN_TOKENS_MIN = 8         # a shorter one is left out
 BATCH_TURNS = 64            # of an append
 LAST = 96                   # tokens of prose at the end, so that every statement lies in complete chunks
-ANSWER_MAX = 40             # tokens
+ANSWER_MAX = 60             # tokens
 UNFIT_MAX = 500             # tasks in a row with keys that others have: there are no more of this kind
 
 

@@ -61,8 +61,8 @@ ROW_NUMBERED = ("numbered", "multi_key")
 
 
 def task_shares() -> dict[str, float]:
-    return {"numbered": 0.22, "personal": 0.15, "multi_key": 0.12, "multi_value": 0.16, "variables": 0.12,
-            "updated": 0.15, "story": 0.03, "babi": 0.02, "passage": 0.03}
+    return {"numbered": 0.19, "personal": 0.13, "multi_key": 0.16, "multi_value": 0.12, "variables": 0.16,
+            "updated": 0.16, "story": 0.03, "babi": 0.02, "passage": 0.03}
 
 
 @dataclass(frozen=True)

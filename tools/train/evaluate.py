@@ -32,7 +32,7 @@ from prepared import Prepared
 
 CHUNK, TAIL = 64, 192
 SEGMENT = {"cuda": 32768, "cpu": 8192}  # tokens that are read at once
-ANSWER_MAX = 40
+ANSWER_MAX = 60
 
 
 class Reader:

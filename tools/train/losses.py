@@ -13,6 +13,7 @@ import torch.nn.functional as F
 # Two chunks that say the same (cosine of their BM25 vectors): copies of one passage, shifted by up to half a chunk.
 SAME_WORDS = 0.4
 HIDDEN = -1e30
+ABSOLUTE_SHARE = 0.5  # of the loss on scores themselves beside that on their order
 
 
 @dataclass
@@ -42,11 +43,15 @@ def in_own_sequence(evidence: torch.Tensor, count: int, per_sequence: int):
     return positive, own & ((offset >= available) | alike) & ~positive
 
 
-def contrast(queries: torch.Tensor, evidence: torch.Tensor, chunks: Chunks) -> tuple[torch.Tensor, torch.Tensor]:
+def contrast(queries: torch.Tensor, evidence: torch.Tensor, chunks: Chunks,
+             absolute: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the evidence among all chunks: [N, r], [N, 5] -> mean loss, share ranked first.
 
     A chunk that says the same as the evidence is no negative. Without this, what is learned towards the end of a run,
     when landmarks stand still, is to tell copies of one passage apart.
+
+    `absolute` adds what stick-breaking needs, where each chunk takes the sigmoid of its score: the evidence above 0, and
+    all others below.
     """
     sequence, first, last = evidence.unbind(-1)[:3]
     valid = sequence >= 0
@@ -58,6 +63,9 @@ def contrast(queries: torch.Tensor, evidence: torch.Tensor, chunks: Chunks) -> t
     scores = scores.masked_fill(ignored, HIDDEN)
     right = scores.masked_fill(~positive, HIDDEN)
     loss = torch.logsumexp(scores, -1) - torch.logsumexp(right, -1)
+    if absolute:
+        others = torch.logsumexp(scores.masked_fill(positive, HIDDEN), -1)
+        loss = loss + ABSOLUTE_SHARE * (F.softplus(others) + F.softplus(-torch.logsumexp(right, -1)))
     count = valid.sum().clamp(min=1)
     found = (right.amax(-1) >= scores.amax(-1)) & valid
     return (loss * valid).sum() / count, found.sum() / count

@@ -16,6 +16,11 @@ BABI_ABOUT_PEOPLE = (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)
 BABI_ABOUT_MAPS = (4, 19)
 
 
+def place_of(part: list[int], tokens: list[int]) -> int:
+    """Where `part` first stands in tokens, -1 where it does not."""
+    return next((i for i in range(len(tokens) - len(part) + 1) if tokens[i:i + len(part)] == part), -1)
+
+
 class TaskMaker:
     """Makes tasks at random. Keys that two tasks share must not meet in one batch: see `Task.keys`."""
 
@@ -52,13 +57,19 @@ class TaskMaker:
         return Statement(ids, template.startswith(facts.OWN_TURN)), starts["v"]
 
     def _whole(self, kind: str, questions: list[list[int]], answers: list[tuple[str, int, int]],
-               statements: list[Statement]) -> Ask:
-        """An ask whose answer is the values in this order: (value, statement, its place there)."""
+               statements: list[Statement], keys: list[str] | None = None) -> Ask:
+        """An ask whose answer is the values in this order: (value, statement, its place there), each behind its key, if
+        there are keys: what is to be found next has been written then."""
         answer: list[int] = []
         parts = []
-        for value, statement, place in answers:
-            ids = self.coder(value)
+        for i, (value, statement, place) in enumerate(answers):
             answer += self.coder.comma if answer else []
+            if keys:
+                ids = self.coder(keys[i])
+                told = place_of(ids, statements[statement].tokens)
+                parts += [(len(answer), len(ids), statement, told)] if told >= 0 else []
+                answer += [*ids, *self.coder.colon]
+            ids = self.coder(value)
             parts.append((len(answer), len(ids), statement, place))
             answer += ids
         first = answers[0][1]
@@ -121,7 +132,8 @@ class TaskMaker:
             names = [keys[i] for i in chosen]
             names = ", ".join(names[:-1]) + (", and " if len(names) > 2 else " and ") + names[-1]
             question = self.coder.fill(self._choice(relation.many), shared | {"ks": names})[0]
-            asks.append(self._whole("multi_query", [question], [(values[i], i, places[i]) for i in chosen], statements))
+            answers = [(values[i], i, places[i]) for i in chosen]
+            asks.append(self._whole("multi_query", [question], answers, statements, [keys[i] for i in chosen]))
         return Task(keys, statements, asks, rng.choice(("spread", "spread", "line", "running")))
 
     def multi_value(self) -> Task:

@@ -94,25 +94,27 @@ class Objective:
             row_token = mean_of(row_loss, row_weight.flatten())
 
             # Retrieval: for questions, and at each token of an answer.
+            absolute = not model.config.enable_softmax
             words = F.normalize(chunk_words.flatten(0, 1), dim=-1).to(torch.bfloat16)
             here = Chunks(out.landmarks.flatten(0, 1), words, per_sequence, sequences)
             everywhere = Chunks(torch.cat([here.landmarks, bank_landmarks.to(here.landmarks.dtype)]),
                                 torch.cat([words, bank_words]), per_sequence, sequences)
             asked = model.retrieval_queries(gather_rows(out.lower, batch.asked[..., 0]))
             asked_evidence = evidence_of(batch.asked, batch.asked[..., 0] // CHUNK, batch.asked_alike)
-            stream_loss, first_stream = contrast(asked.flatten(0, 1), asked_evidence, everywhere)
+            stream_loss, first_stream = contrast(asked.flatten(0, 1), asked_evidence, everywhere, absolute)
             alone_evidence = evidence_of(batch.alone_meta, batch.alone_meta[..., 3], batch.alone_alike)
-            alone_loss, first_alone = contrast(alone, alone_evidence, everywhere)
+            alone_loss, first_alone = contrast(alone, alone_evidence, everywhere, absolute)
             everything = torch.full_like(batch.row_recall[..., 0], per_sequence)
             row_evidence = evidence_of(batch.row_recall, everything, batch.row_alike)
             flat_lower = out.row_lower.flatten(0, 1)  # [B*G, T, d]
             row_asked = model.retrieval_queries(gather_rows(flat_lower, batch.row_recall[..., 0].view(-1, 1)))
-            row_question_loss, first_row = contrast(row_asked.flatten(0, 1), row_evidence, everywhere)
+            row_question_loss, first_row = contrast(row_asked.flatten(0, 1), row_evidence, everywhere, absolute)
 
             at, source = batch.copies.unbind(-1)
             source_chunk = torch.stack([at, source // CHUNK, source // CHUNK], -1)
             copied_from = evidence_of(source_chunk, at // CHUNK, batch.copies_alike)
-            stream_hold, _ = contrast(model.retrieval_queries(gather_rows(out.lower, at)).flatten(0, 1), copied_from, here)
+            stream_hold, _ = contrast(model.retrieval_queries(gather_rows(out.lower, at)).flatten(0, 1), copied_from, here,
+                                      absolute)
             row_hold = self._row_hold(out, batch, everywhere)
             stream_weigh, _ = weight_of_evidence(out.log_weights, batch.copies, CHUNK)
             row_weigh, row_weight_read = weight_of_evidence(out.row_log_weights.flatten(0, 1),
@@ -159,7 +161,7 @@ class Objective:
                                 torch.full_like(at, chunks.per_sequence), batch.row_copies_alike], -1).flatten(0, 2)
         queries = self.model.retrieval_queries(gather_rows(out.row_lower.flatten(0, 1), at.flatten(0, 1))).flatten(0, 1)
         chosen = valid.flatten().int().argsort(descending=True, stable=True)[:ROW_COPIES]
-        return contrast(queries[chosen], evidence[chosen], chunks)[0]
+        return contrast(queries[chosen], evidence[chosen], chunks, not self.model.config.enable_softmax)[0]
 
     @staticmethod
     def _copied(logits, ids, batch):
@@ -201,6 +203,8 @@ class Schedule:
 
 def load_weights(model, directory: Path) -> None:
     found = {name: tensor.float() for name, tensor in read_weights(directory).items()}
+    if not model.config.enable_pos_decay:
+        found = {name: tensor for name, tensor in found.items() if not name.endswith(".pos_decay")}
     missing, unexpected = model.load_state_dict(found, strict=False)
     if unexpected:
         raise SystemExit(f"train: {directory} has weights that the model lacks: {sorted(unexpected)[:4]} ...")
@@ -382,7 +386,7 @@ def train(args) -> None:
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(args.prepared / "spm.model"))
     prepared = np.load(args.prepared / "data.npz")
     corpus = np.concatenate([prepared[name][:4_000_000] for name in ("prose", "dial", "tr_ctx")])
-    lexical = Lexical(tokenizer, corpus, config.retrieval_dim, CHUNK, device)
+    lexical = Lexical(tokenizer, corpus, config.retrieval_dim, CHUNK, device, args.prepared / "words.npz")
     weights = Weights(**{f.name: getattr(args, f.name) for f in fields(Weights)})
     objective = Objective(model, lexical, weights)
     if not (args.eager or args.no_compile):

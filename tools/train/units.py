@@ -51,7 +51,7 @@ class Coder:
         self._space = model.piece_to_id("\u2581")
         self._cache: dict[str, list[int]] = {}
         self._templates: dict[str, list[tuple[str, list[int]]]] = {}
-        self.comma = self._tail(",")
+        self.comma, self.colon = self._tail(","), self._tail(":")
 
     def __call__(self, text: str) -> list[int]:
         if text.isdecimal():
