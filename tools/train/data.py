@@ -58,6 +58,8 @@ PSEUDO_WIDTHS = np.array((10, 16, 24, 32, 48))  # tokens of the span that a pseu
 SENTENCES_MAX = 45   # tokens of prose on each side of a fact that stands in it
 WORKER_PATIENCE_S = 5
 ROW_NUMBERED = ("numbered", "multi_key")
+FOCI = ("numbered", "personal", "personal", "multi_key", "variables", "variables", "updated")
+FOCUS = 0.8          # of the tasks of a focused sequence
 
 
 def task_shares() -> dict[str, float]:
@@ -72,6 +74,7 @@ class MakerOptions:
     passages: float = 0.40              # share with questions over passages; the rest is facts and tasks
     passage_tasks: float = 0.65         # in those: share of passages among the tasks
     tasks: dict[str, float] = field(default_factory=task_shares)
+    focused: float = 0.4                # share of sequences with facts most of which are of one kind, easily confused
     self_copy: float = 0.04             # chance of a half-remembered passage at each step of a sequence
     rows_numbered: float = 0.35         # share of rows that ask for numbered facts
     rows_asked_before: float = 0.3      # share of rows whose question may have been asked in the stream
@@ -218,6 +221,7 @@ class Maker:
         self._question_mark = coder("x?")[-1]
         self._task_names, self._task_weights = list(self.options.tasks), list(accumulate(self.options.tasks.values()))
         self._keys: set[str | int] = set()
+        self._focus: str | None = None  # the kind that most tasks of the sequence are of
         self.reseed(seed)
 
     def reseed(self, seed: int | str) -> None:
@@ -279,6 +283,7 @@ class Maker:
         style = rng.choice(STYLES) if not self.short else "dense"
         told_until = rng.choice((0.15, 0.3, 0.6)) * self.length if rng.random() < 0.15 else self.length
         ask_share = rng.choice((0.3, 0.4, 0.5))
+        self._focus = rng.choice(FOCI) if not passages and rng.random() < options.focused else None
         pool = self.data.by_title[int(self.data["tr_title"][self._choice(self.data.contexts)])] if passages else None
         while page.left() > 40:
             if page.length > min(400, self.length // 2) and rng.random() < options.self_copy and self._self_copy(page):
@@ -323,7 +328,9 @@ class Maker:
         rng = self.rng
         if pool is not None and rng.random() < self.options.passage_tasks:
             return self._fitting(self.tasks.passage(int(self._choice(pool)) if rng.random() < 0.6 else None))
-        return self._fitting(self.tasks.make(rng.choices(self._task_names, cum_weights=self._task_weights)[0]))
+        focus = self._focus if self._focus in self.options.tasks and rng.random() < FOCUS else None
+        name = focus or rng.choices(self._task_names, cum_weights=self._task_weights)[0]
+        return self._fitting(self.tasks.make(name))
 
     def _fitting(self, task: Task) -> Task:
         """The task with only such questions as fit into a row and among the questions alone."""

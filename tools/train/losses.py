@@ -13,6 +13,7 @@ import torch.nn.functional as F
 # Two chunks that say the same (cosine of their BM25 vectors): copies of one passage, shifted by up to half a chunk.
 SAME_WORDS = 0.4
 HIDDEN = -1e30
+CONTRAST_SCALE = 40.0
 ABSOLUTE_SHARE = 0.5  # of the loss on scores themselves beside that on their order
 
 
@@ -44,18 +45,23 @@ def in_own_sequence(evidence: torch.Tensor, count: int, per_sequence: int):
 
 
 def contrast(queries: torch.Tensor, evidence: torch.Tensor, chunks: Chunks,
-             absolute: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+             raw: bool = False, absolute: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the evidence among all chunks: [N, r], [N, 5] -> mean loss, share ranked first.
 
     A chunk that says the same as the evidence is no negative. Without this, what is learned towards the end of a run,
     when landmarks stand still, is to tell copies of one passage apart.
 
-    `absolute` adds what stick-breaking needs, where each chunk takes the sigmoid of its score: the evidence above 0, and
-    all others below.
+    Cosines are compared, times CONTRAST_SCALE: the scores themselves grow so sharp, to read one chunk only, that nothing
+    but the hardest negatives would count. `raw` compares the scores, and `absolute` adds what stick-breaking needs, where
+    each chunk takes the sigmoid of its score: the evidence above 0, and all others below.
     """
     sequence, first, last = evidence.unbind(-1)[:3]
     valid = sequence >= 0
-    scores = (queries @ chunks.landmarks.mT.to(queries.dtype)).float() / math.sqrt(queries.shape[-1])
+    if raw:
+        scores = (queries @ chunks.landmarks.mT.to(queries.dtype)).float() / math.sqrt(queries.shape[-1])
+    else:
+        directions = F.normalize(chunks.landmarks.float(), dim=-1).to(queries.dtype)
+        scores = (F.normalize(queries.float(), dim=-1).to(queries.dtype) @ directions.mT).float() * CONTRAST_SCALE
     positive, ignored = in_own_sequence(evidence, chunks.landmarks.shape[0], chunks.per_sequence)
     base = sequence.clamp(min=0) * chunks.per_sequence
     copies = torch.maximum(*(chunks.words[base + place.clamp(min=0)] @ chunks.words.mT for place in (first, last)))
@@ -77,7 +83,7 @@ def towards_words(embeddings: torch.Tensor, words: torch.Tensor, valid: torch.Te
     return distance.mean() if valid is None else (distance * valid).sum() / valid.sum().clamp(min=1)
 
 
-LOG_WEIGHT_MIN = -30.0  # what is not selected counts as this, and teaches nothing
+LOG_WEIGHT_MIN = -1e3  # what is not selected is below
 
 
 def weight_of_evidence(logs: torch.Tensor, copies: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,9 +95,10 @@ def weight_of_evidence(logs: torch.Tensor, copies: torch.Tensor, chunk: int) -> 
     """
     at, source = copies.clamp(min=0).unbind(-1)
     valid = copies[..., 0] >= 0
-    of_evidence = logs.flatten(1).gather(1, at * logs.shape[-1] + source // chunk).clamp(min=LOG_WEIGHT_MIN)
+    of_evidence = logs.flatten(1).gather(1, at * logs.shape[-1] + source // chunk)
+    read = valid & (of_evidence > LOG_WEIGHT_MIN)
     count = valid.sum().clamp(min=1)
-    return -(of_evidence * valid).sum() / count, (of_evidence.exp() * valid).sum() / count
+    return -torch.where(read, of_evidence, 0).sum() / count, (of_evidence.exp() * valid).sum() / count
 
 
 @dataclass

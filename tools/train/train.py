@@ -101,20 +101,20 @@ class Objective:
                                 torch.cat([words, bank_words]), per_sequence, sequences)
             asked = model.retrieval_queries(gather_rows(out.lower, batch.asked[..., 0]))
             asked_evidence = evidence_of(batch.asked, batch.asked[..., 0] // CHUNK, batch.asked_alike)
-            stream_loss, first_stream = contrast(asked.flatten(0, 1), asked_evidence, everywhere, absolute)
+            stream_loss, first_stream = contrast(asked.flatten(0, 1), asked_evidence, everywhere)
             alone_evidence = evidence_of(batch.alone_meta, batch.alone_meta[..., 3], batch.alone_alike)
-            alone_loss, first_alone = contrast(alone, alone_evidence, everywhere, absolute)
+            alone_loss, first_alone = contrast(alone, alone_evidence, everywhere)
             everything = torch.full_like(batch.row_recall[..., 0], per_sequence)
             row_evidence = evidence_of(batch.row_recall, everything, batch.row_alike)
             flat_lower = out.row_lower.flatten(0, 1)  # [B*G, T, d]
             row_asked = model.retrieval_queries(gather_rows(flat_lower, batch.row_recall[..., 0].view(-1, 1)))
-            row_question_loss, first_row = contrast(row_asked.flatten(0, 1), row_evidence, everywhere, absolute)
+            row_question_loss, first_row = contrast(row_asked.flatten(0, 1), row_evidence, everywhere)
 
             at, source = batch.copies.unbind(-1)
             source_chunk = torch.stack([at, source // CHUNK, source // CHUNK], -1)
             copied_from = evidence_of(source_chunk, at // CHUNK, batch.copies_alike)
             stream_hold, _ = contrast(model.retrieval_queries(gather_rows(out.lower, at)).flatten(0, 1), copied_from, here,
-                                      absolute)
+                                      raw=True, absolute=absolute)
             row_hold = self._row_hold(out, batch, everywhere)
             stream_weigh, _ = weight_of_evidence(out.log_weights, batch.copies, CHUNK)
             row_weigh, row_weight_read = weight_of_evidence(out.row_log_weights.flatten(0, 1),
@@ -161,7 +161,8 @@ class Objective:
                                 torch.full_like(at, chunks.per_sequence), batch.row_copies_alike], -1).flatten(0, 2)
         queries = self.model.retrieval_queries(gather_rows(out.row_lower.flatten(0, 1), at.flatten(0, 1))).flatten(0, 1)
         chosen = valid.flatten().int().argsort(descending=True, stable=True)[:ROW_COPIES]
-        return contrast(queries[chosen], evidence[chosen], chunks, not self.model.config.enable_softmax)[0]
+        return contrast(queries[chosen], evidence[chosen], chunks, raw=True,
+                        absolute=not self.model.config.enable_softmax)[0]
 
     @staticmethod
     def _copied(logits, ids, batch):

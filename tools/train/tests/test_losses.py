@@ -21,7 +21,7 @@ def chunks_of(landmarks, words):
 
 def test_the_evidence_is_told_from_other_chunks_but_not_from_its_copy():
     query = torch.tensor([[4.0, 0.0]])
-    landmarks = [[4.0, 0.0], [0.0, 4.0], [8.0, 0.0]]  # two of the sequence, then one from the bank that scores higher
+    landmarks = [[2.0, 2.0], [0.0, 4.0], [8.0, 0.0]]  # two of the sequence, then one from the bank that is nearer
     evidence = torch.tensor([[0, 0, 0, 2, 0]])
     loss, first = contrast(query, evidence, chunks_of(landmarks, [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
     assert loss > 5 and first == 0
@@ -31,13 +31,35 @@ def test_the_evidence_is_told_from_other_chunks_but_not_from_its_copy():
 
 def test_chunks_that_are_not_there_yet_are_no_negatives():
     query = torch.tensor([[4.0, 0.0]])
-    landmarks, words = [[4.0, 0.0], [8.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
+    landmarks, words = [[2.0, 2.0], [8.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
     loss, _ = contrast(query, torch.tensor([[0, 0, 0, 1, 0]]), chunks_of(landmarks, words))
     assert loss < 0.01
     loss, _ = contrast(query, torch.tensor([[0, 0, 0, 2, 0]]), chunks_of(landmarks, words))
     assert loss > 5
     loss, _ = contrast(query, torch.tensor([[0, 0, 0, 2, 0b10]]), chunks_of(landmarks, words))  # an older value
     assert loss < 0.01
+
+
+def test_scores_themselves_count_where_each_chunk_takes_its_sigmoid():
+    query, evidence = torch.tensor([[4.0, 0.0]]), torch.tensor([[0, 0, 0, 2, 0]])
+    words = [[1.0, 0.0], [0.0, 1.0]]
+
+    def loss(right, other):
+        chunks = chunks_of([[right, 0.0], [other, 0.0]], words)
+        return [float(contrast(query, evidence, chunks, raw=True, absolute=absolute)[0]) for absolute in (False, True)]
+
+    assert max(loss(4.0, -4.0)) < 0.01               # scores of 11 and -11
+    relative, absolute = loss(8.0, 4.0)              # both above 0: the order is right, but a newer chunk would be read
+    assert relative < 0.01 and absolute > 5
+    relative, absolute = loss(-4.0, -8.0)            # both below: nothing would be read
+    assert relative < 0.01 and absolute > 5
+
+
+def test_a_chunk_with_little_weight_teaches_and_one_not_selected_does_not():
+    logs = torch.tensor([[[-200.0, 0.0], [-1e30, 0.0]]], requires_grad=True)
+    loss, _ = weight_of_evidence(logs, torch.tensor([[[0, 3], [1, 3]]]), 64)
+    loss.backward()
+    assert torch.isclose(loss, torch.tensor(100.0)) and logs.grad[0, :, 0].tolist() == [-0.5, 0.0]
 
 
 def test_all_the_weight_belongs_to_the_evidence():
