@@ -222,8 +222,9 @@ class Corpora:
                     continue
                 memory = f"{source.name}/{question.memory}"
                 data.memories[memory] = memories[question.memory]
-                category = f"made: {question.category}" if source is made else source.name
-                data.questions.append(Question(memory, question.text, question.evidence, category, "", question.answer))
+                category = "made" if source is made else source.name
+                data.questions.append(Question(memory, question.text, question.evidence, category, question.category,
+                                               question.answer))
         return data
 
 

@@ -364,12 +364,10 @@ def of_split(wordings: tuple[str, ...], held: bool, rng: random.Random) -> str:
 
 def words_of(corpora) -> Lexicon:
     """A lexicon with the words and names of the split's first dialogues."""
-    words, names = set(), set()
-    for turns in corpora.dialogues[:600]:
-        for turn in turns:
-            for word in turn["content"].split()[1:]:
-                if word.isalpha() and 4 <= len(word) <= 10:
-                    (names if word.istitle() else words if word.islower() else set()).add(word)
+    said = [word for turns in corpora.dialogues[:600] for turn in turns for word in turn["content"].split()[1:]]
+    fit = {word for word in said if word.isalpha() and 4 <= len(word) <= 10}
+    words = {word for word in fit if word.islower()}
+    names = {word for word in fit if word.istitle() and word.lower() not in words}
     return Lexicon(sorted(words), sorted(names), random.Random(0))
 
 
