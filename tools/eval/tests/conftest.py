@@ -1,12 +1,12 @@
 """Small files of our own writing in the shapes that are converted."""
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Behind other folders: tools/train has a tasks.py too.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 @pytest.fixture
@@ -18,12 +18,3 @@ def json_file(tmp_path):
         path.write_text(text, encoding="utf-8")
         return path
     return write
-
-
-def compress(path: Path, records: list[dict]) -> None:
-    raw = "\n".join(json.dumps(record) for record in records).encode()
-    try:
-        import zstandard
-        path.write_bytes(zstandard.compress(raw))
-    except ImportError:
-        subprocess.run(["zstd", "-q", "-o", str(path)], input=raw, check=True)

@@ -36,6 +36,12 @@ def test_evidence_lies_in_every_chunk_with_one_of_its_characters():
     assert made.chunks_of(Evidence(2)) == {3}
 
 
+def test_evidence_that_ends_where_a_chunk_ends_is_not_in_the_next():
+    made = ChunkMap.of("m", TURNS, cut(9, 13))
+    assert TEXT[9:13] == TURNS[0]["content"][3:7]
+    assert made.chunks_of(Evidence(0, 3, 7)) == {1}
+
+
 def test_chunks_of_another_text_are_refused():
     with pytest.raises(SystemExit, match="memory m: its chunks are not the text of its turns from character 6 on"):
         ChunkMap.of("m", TURNS, ["User: A key"])

@@ -1,6 +1,9 @@
 """The sets made of a small corpus of our own, in the shapes of the training text."""
+import json
 import random
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -8,11 +11,19 @@ pytest.importorskip("sentencepiece")
 import corpora  # noqa: E402
 import dialogue_facts  # noqa: E402
 import prepare  # noqa: E402
-from conftest import compress  # noqa: E402
 from corpora import Corpora  # noqa: E402
 from dataset import Evidence, Question  # noqa: E402
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "er", "il")]
+
+
+def compress(path: Path, records: list[dict]) -> None:
+    raw = "\n".join(json.dumps(record) for record in records).encode()
+    try:
+        import zstandard
+        path.write_bytes(zstandard.compress(raw))
+    except ImportError:
+        subprocess.run(["zstd", "-q", "-o", str(path)], input=raw, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +195,24 @@ def test_the_parts_share_no_person_and_no_wording(parts):
             assert set(wordings[:2]).isdisjoint(wordings[2:]), one.name
             assert all("{v}" in wording and wording.count(" | ") == 2 for wording in one.tell)
             assert all("{k}" in wording for wording in one.ask)
+
+
+def test_each_part_tells_and_asks_in_its_own_wordings(parts):
+    def fits(text: str, wordings) -> bool:
+        return any(re.fullmatch(re.escape(one).replace(r"\{v\}", ".+").replace(r"\{k\}", ".+"), text, re.IGNORECASE)
+                   for one in wordings)
+
+    by_name = {one.name: one for one in dialogue_facts.KINDS}
+    for part, own in zip(parts, (slice(2, 4), slice(0, 2))):
+        for question in part.dialogue_facts.questions:
+            kind = by_name[question.id]
+            for evidence in question.evidence:
+                told = part.dialogue_facts.memories["chats"][evidence.turn]["content"]
+                assert fits(told, [one.split(" | ")[1] for one in kind.tell[own]])
+            if len(question.evidence) == 1:
+                assert fits(question.text, kind.ask[own])
+        made = [question for question in part.no_overlap.questions if question.category == "made"]
+        assert made and all(fits(question.text, by_name[question.id].about[own]) for question in made)
 
 
 def test_the_same_seed_makes_the_same_sets(folder, parts):
