@@ -5,7 +5,7 @@ Usage: convert.py squad FILE OUT                SQuAD's JSON (1.1 or 2.0): each 
        convert.py locomo FILE OUT               LoCoMo's JSON: each conversation a memory
        convert.py longmemeval FILE OUT          LongMemEval's JSON: each question with its haystack a memory
        convert.py qmsum FILE OUT                QMSum's JSON lines: each meeting a memory, its specific queries
-       convert.py data DIR OUT_DIR [--sets squad,qmsum,molweni,dialogue-facts,no-overlap] [--seed 1]
+       convert.py data DIR OUT_DIR [--sets squad,pubmed,...] [--seed 1]
                                                 what is made of dialogues.jsonl.zst and qa.jsonl.zst: OUT_DIR/NAME.jsonl
 
 --split heldout or train takes one part, so that what is tuned on the one can be evaluated on the other: they share no
@@ -212,7 +212,7 @@ def main():
     command = commands.add_parser("data")
     command.add_argument("directory", type=Path, help="with dialogues.jsonl.zst and qa.jsonl.zst")
     command.add_argument("out", type=Path, help="directory")
-    command.add_argument("--sets", default="squad,qmsum,molweni,dialogue-facts,no-overlap")
+    command.add_argument("--sets", default="squad,pubmed,qmsum,molweni,dialogue-facts,no-overlap")
     command.add_argument("--split", choices=("heldout", "train"), default="heldout")
     command.add_argument("--seed", type=int, default=1, help="of what is made up")
     args = parser.parse_args()

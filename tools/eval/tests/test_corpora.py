@@ -48,7 +48,9 @@ def folder(tmp_path_factory):
         return {"source": source, "title": title, "context": context, "qas": qas}
 
     records = [passage("squad_dev", f"Title {i % 8}", i) for i in range(32)]
-    records += [passage("squadshifts_new_wiki", f"Wiki {i % 8}", 100 + i) for i in range(16)]
+    for i in range(10):
+        records.append({"source": "pubmedqa", "title": str(9100 + i), "context": " ".join(sentence() for _ in range(6)),
+                        "qas": [{"q": f"Does treatment {i} help?", "a": "It does.", "start": -1}]})
     for i in range(4):
         lines = [f"{rng.choice(('Ann', 'Bo'))}: {sentence()} {sentence()}" for _ in range(40)]
         told = lines[20].split(": ")[1]
@@ -101,18 +103,24 @@ def test_the_held_out_questions_are_those_of_the_training_code(parts):
 
 
 def test_an_answer_stands_where_evidence_says(parts):
-    for data in (parts[0].squad, parts[1].squad, parts[0].wiki):
+    for data in (parts[0].squad, parts[1].squad):
         assert texts_of_evidence(data) == [question.answer for question in data.questions] != []
 
 
 def test_the_parts_share_no_passage_meeting_chat_or_dialogue(parts):
-    for name in ("squad", "wiki", "qmsum", "molweni"):
+    for name in ("squad", "pubmed", "qmsum", "molweni"):
         held, train = (getattr(one, name) for one in parts)
         long = lambda data: {turn["content"] for turns in data.memories.values() for turn in turns
                              if len(turn["content"].split()) > 4}
         assert held.questions and train.questions and long(held).isdisjoint(long(train)), name
     held, train = (corpus.dialogues for corpus in parts)
     assert {turns[0]["content"] for turns in held}.isdisjoint(turns[0]["content"] for turns in train)
+
+
+def test_evidence_of_a_question_about_an_abstract_is_the_abstract(parts):
+    data = parts[0].pubmed
+    numbers = [int(question.text.split()[2]) for question in data.questions]
+    assert numbers == [0, 2, 4, 6, 8] and [q.evidence for q in data.questions] == [[Evidence(i)] for i in range(5)]
 
 
 def test_evidence_of_a_meeting_is_the_passage_like_the_answer(parts):
@@ -180,7 +188,8 @@ def test_a_dialogue_fact_is_told_by_who_is_asked_about(parts):
                 value = next(v for v in question.answer.split(" and ") if v.lower() in told["content"].lower()) \
                     if len(question.evidence) > 1 else question.answer
                 assert value.lower() in told["content"].lower()
-        assert {len(question.evidence) for question in data.questions} == {1, 2}
+        assert {(len(q.evidence), q.category) for q in data.questions} == {
+            (1, "plain"), (1, "in passing"), (2, "two facts")}
         # A person tells a thing once, so that there is one answer.
         told_of = [(q.text, q.id) for q in data.questions if len(q.evidence) == 1]
         assert len(told_of) == len(set(told_of)) == dialogue_facts.PEOPLE * dialogue_facts.FACTS_OF_EACH
@@ -191,9 +200,9 @@ def test_the_parts_share_no_person_and_no_wording(parts):
     tellers = lambda data: {data.memories["chats"][e.turn]["name"] for q in data.questions for e in q.evidence}
     assert tellers(held).isdisjoint(tellers(train))
     for one in dialogue_facts.KINDS:
-        for wordings in (one.tell, one.ask, one.about):
+        for wordings in (one.tell, one.plain, one.ask, one.about):
             assert set(wordings[:2]).isdisjoint(wordings[2:]), one.name
-            assert all("{v}" in wording and wording.count(" | ") == 2 for wording in one.tell)
+            assert all("{v}" in wording and wording.count(" | ") == 2 for wording in (*one.tell, *one.plain))
             assert all("{k}" in wording for wording in one.ask)
 
 
@@ -208,7 +217,9 @@ def test_each_part_tells_and_asks_in_its_own_wordings(parts):
             kind = by_name[question.id]
             for evidence in question.evidence:
                 told = part.dialogue_facts.memories["chats"][evidence.turn]["content"]
-                assert fits(told, [one.split(" | ")[1] for one in kind.tell[own]])
+                ways = {"plain": kind.plain[own], "in passing": kind.tell[own]}.get(
+                    question.category, (*kind.plain[own], *kind.tell[own]))
+                assert fits(told, [one.split(" | ")[1] for one in ways])
             if len(question.evidence) == 1:
                 assert fits(question.text, kind.ask[own])
         made = [question for question in part.no_overlap.questions if question.category == "made"]
