@@ -480,7 +480,7 @@ def exchange(template: str, value: str, teller: dict, other: dict) -> list[dict]
 
 def data_set(corpora, rng: random.Random) -> DataSet:
     """One memory: people tell facts about themselves between dialogues of others. A question names who told it; its category
-    says whether the fact was told plainly or in passing, or whether it asks for the facts of two people, told far apart."""
+    says whether the fact was told plainly or in passing, or whether it asks for plain facts of two people, told far apart."""
     held = corpora.held
     data = DataSet("dialogue-facts", "made facts told in passing between dialogues; questions in other words", corpora.split)
     lexicon = words_of(corpora)
@@ -515,7 +515,7 @@ def data_set(corpora, rng: random.Random) -> DataSet:
                                        values[person, name]))
     pairs = []
     for text, name in PAIRS[1::2] if held else PAIRS[::2]:
-        those = sorted(person for person, other in turn_of if other == name)
+        those = sorted(person for person, other in turn_of if other == name and categories[person, other] == "plain")
         pairs += [(text, name, a, b) for a in those for b in those if a < b]
     for text, name, a, b in rng.sample(pairs, min(PAIRS_ASKED, len(pairs))):
         evidence = [Evidence(turn_of[a, name]), Evidence(turn_of[b, name])]

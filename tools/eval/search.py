@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How well recalld finds what answers a question, beside BM25 and a dense ranker over the same chunks.
 
-Usage: search.py --data FILE... [--modes landmark,lexical,hybrid] [--dense] [--limit N] [--seed 1] [--save FILE]
-                 [--each FILE] [--socket PATH | --recalld BINARY [--store DIR]] [-- FLAG OF RECALLD...]
+Usage: search.py --data FILE... [--modes landmark,lexical,hybrid] [--dense] [--limit N] [--seed 1] [--brief]
+                 [--save FILE] [--each FILE] [--socket PATH | --recalld BINARY [--store DIR]] [-- FLAG OF RECALLD...]
 
 Each FILE is a data set in the shape that docs/search-quality.md describes; convert.py makes them. Every memory of it is
 appended, every question asked once in each mode. A mode that the daemon does not have is reported and left out. Prints
@@ -34,6 +34,8 @@ BATCH_TURNS, BATCH_BYTES = 512, 1 << 20     # of an append
 CHUNK_TOKENS = 64
 INVALID_PARAMS = -32602
 COMPARED = ("any@1", "any@10", "all@10")    # in the table of differences
+WITH_INTERVAL = ("any@10", "all@10")
+BRIEF = ("any@1", "any@10", "all@10", "mrr")
 MODES = ("landmark", "lexical", "hybrid")
 
 
@@ -201,28 +203,43 @@ class Report:
                     difference = np.array(mode.by_chunk) - np.array(other.by_chunk)
                     yield mode.system, other.system, self._intervals(outcome, difference)
 
-    def print(self) -> None:
-        sets = [[one.data.name, one.data.split or "", str(len(one.data.memories)), str(one.tokens), str(one.chunks),
+    def print(self, brief: bool = False) -> None:
+        sets = [[one.data.name, one.data.split, str(len(one.data.memories)), str(one.tokens), str(one.chunks),
                  str(len(one.questions))] for one in self.outcomes]
         print(table(["set", "split", "memories", "tokens", "chunks", "questions"], sets))
-        for by in ("chunk", "turn"):
-            rows = []
-            for outcome in self.outcomes:
-                for answers in outcome.answers:
-                    found = self._intervals(outcome, getattr(answers, f"by_{by}"))
-                    rows.append([outcome.data.name, answers.system] + [
-                        with_interval(one) if name in ("any@10", "all@10") else share(one.mean)
-                        for name, one in found.items()])
-            print(f"By {by}:\n")
-            print(table(["set", "system", *self.names], rows))
+        if brief:
+            self._print_systems("chunk", BRIEF)
+        else:
+            self._print_systems("chunk", self.names)
+            self._print_systems("turn", self.names)
+        self._print_differences(brief)
+        self._print_categories()
+        self._print_latency()
+
+    def _print_systems(self, by: str, columns) -> None:
         rows = []
         for outcome in self.outcomes:
+            for answers in outcome.answers:
+                found = self._intervals(outcome, getattr(answers, f"by_{by}"))
+                rows.append([outcome.data.name, answers.system] + [
+                    with_interval(found[name]) if name in WITH_INTERVAL else share(found[name].mean) for name in columns])
+        print(f"By {by}:\n")
+        print(table(["set", "system", *columns], rows))
+
+    def _print_differences(self, brief: bool) -> None:
+        """Brief: of each mode only those to BM25 and to what is best beside it by any@10."""
+        column, rows = self.names.index("any@10"), []
+        for outcome in self.outcomes:
+            mean = {one.system: np.array(one.by_chunk)[:, column].mean() for one in outcome.answers}
             for mode, other, found in self._differences(outcome):
-                rows.append([outcome.data.name, f"{mode} - {other}", *(with_interval(found[name]) for name in COMPARED)])
+                best = max((name for name in mean if name != mode), key=mean.get)
+                if not brief or other in ("BM25", best):
+                    rows.append([outcome.data.name, f"{mode} - {other}", *(with_interval(found[name]) for name in COMPARED)])
         if rows:
             print("Differences by chunk, with paired intervals:\n")
             print(table(["set", "systems", *COMPARED], rows))
-        self._print_categories()
+
+    def _print_latency(self) -> None:
         rows = [[outcome.data.name, answers.system, str(outcome.chunks // len(outcome.data.memories)),
                  *(f"{value:.1f}" for value in metrics.percentiles(answers.took_ms).values()),
                  *(f"{value:.1f}" for value in metrics.percentiles(answers.inside_ms).values())]
@@ -237,17 +254,18 @@ class Report:
         return {name: np.array([question.category == name for question in outcome.questions]) for name in names}
 
     def _print_categories(self) -> None:
-        column = self.names.index("any@10")
-        rows = []
+        column, rows, systems = self.names.index("any@10"), [], []
         for outcome in self.outcomes:
             categories = self._categories(outcome)
-            for name, mask in categories.items() if len(categories) > 1 else ():
+            if len(categories) < 2:
+                continue
+            systems = [one.system for one in outcome.answers]
+            for name, mask in categories.items():
                 found = [share(float(np.array(one.by_chunk)[mask, column].mean())) for one in outcome.answers]
-                rows.append([outcome.data.name, name or "none", str(mask.sum()),
-                             ", ".join(f"{one.system} {value}" for one, value in zip(outcome.answers, found))])
+                rows.append([outcome.data.name, name or "none", str(mask.sum()), *found])
         if rows:
             print("any@10 by chunk, by category:\n")
-            print(table(["set", "category", "questions", "any@10"], rows))
+            print(table(["set", "category", "questions", *systems], rows))
 
     def save(self, out) -> None:
         """A line for each set and system."""
@@ -308,6 +326,7 @@ def arguments():
     parser.add_argument("--dense", action="store_true", help="also the dense ranker")
     parser.add_argument("--limit", type=int, help="at most so many questions of a set, evenly spaced")
     parser.add_argument("--seed", type=int, default=1, help="of the resamples")
+    parser.add_argument("--brief", action="store_true", help="prints less; --save keeps all")
     parser.add_argument("--save", type=Path, help="writes JSON lines, one a set and system")
     parser.add_argument("--each", type=Path, help="writes JSON lines, one a question, with its rank in each system")
     parser.add_argument("--memory", default="eval", help="what the names of the memories begin with")
@@ -332,7 +351,7 @@ def main():
             sys.exit(f"there are memories that begin with {args.memory}/; choose another name with --memory")
         evaluation = Evaluation(rpc, args)
         report = Report([evaluation.run(data) for data in sets], args.seed)
-    report.print()
+    report.print(args.brief)
     for path, save in ((args.save, report.save), (args.each, report.save_each)):
         if path:
             with path.open("w", encoding="utf-8") as out:

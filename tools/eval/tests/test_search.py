@@ -123,8 +123,12 @@ def test_tables_and_saved_lines_say_the_same(tmp_path, capsys):
     report = search.Report([outcome], 1)
     report.print()
     printed = capsys.readouterr().out
-    assert "| boats | first | .000 | 1.000 |" in printed
-    assert "| boats | last - first |" in printed and "| boats | place | 1 |" in printed
+    assert "| boats | first | .000 | 1.000 |" in printed and "By turn" in printed
+    assert "| boats | last - first |" in printed and "| boats | place | 1 | 1.000 |" in printed
+    report.print(brief=True)
+    printed = capsys.readouterr().out
+    assert "| boats | first | .000 | 1.000 [1.000, 1.000] |" in printed and "By turn" not in printed
+    assert "| boats | last - BM25 |" in printed and "| boats | last - BM25 stemmed |" not in printed
     with (tmp_path / "saved").open("w") as out:
         report.save(out)
     lines = [json.loads(line) for line in (tmp_path / "saved").open()]
