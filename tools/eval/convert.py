@@ -13,6 +13,7 @@ passage, conversation, session with an answer, or wording of a made fact. QMSum'
 all of FILE is taken; `data` takes heldout. Standard library; `data` needs numpy, sentencepiece and snowballstemmer.
 """
 import argparse
+import ast
 import json
 import re
 import sys
@@ -139,14 +140,15 @@ def longmemeval(path: Path, split: str | None) -> DataSet:
     if not isinstance(items, list):
         sys.exit(f"{path}: expected an array of questions")
     # Questions about the same sessions stay together.
-    group = groups([list(need(item, "answer_session_ids", f"{path}: [{i}]")) for i, item in enumerate(items)])
+    group = groups([listed(need(item, "answer_session_ids", f"{path}: [{i}]")) for i, item in enumerate(items)])
     held = held_out(group, HELD_EVERY["longmemeval"])
+    lost = 0
     for item, of in zip(items, group):
         if not in_split(of, held, split):
             continue
         id_ = str(need(item, "question_id", str(path)))
         memory, evidence = re.sub(r"[^A-Za-z0-9._-]", "-", id_), []
-        sessions = list(zip(need(item, "haystack_sessions", id_), need(item, "haystack_dates", id_)))
+        sessions = list(zip(need(item, "haystack_sessions", id_), listed(need(item, "haystack_dates", id_))))
         sessions.sort(key=lambda one: longmemeval_time(one[1]))
         for session, date in sessions:
             for j, said in enumerate(session):
@@ -159,9 +161,20 @@ def longmemeval(path: Path, split: str | None) -> DataSet:
         # Questions whose id ends so ask for what was never said.
         if id_.endswith("_abs"):
             evidence = []
+        elif not evidence:
+            lost += 1
+            del data.memories[memory]
+            continue
         data.questions.append(Question(memory, need(item, "question", id_), evidence, item.get("question_type", ""), id_,
                                        str(item.get("answer", ""))))
+    if lost:
+        print(f"{path}: {lost} questions without a turn that has the answer are left out", file=sys.stderr)
     return data
+
+
+def listed(value) -> list:
+    """Some copies have lists as text."""
+    return list(ast.literal_eval(value) if isinstance(value, str) else value)
 
 
 def longmemeval_time(text: str) -> datetime:

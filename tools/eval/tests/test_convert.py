@@ -98,6 +98,16 @@ def test_longmemeval_orders_by_date_and_marks_what_has_the_answer(json_file):
     assert [question.evidence for question in data.questions] == [[Evidence(1)], []]
 
 
+def test_longmemeval_leaves_out_what_nobody_marked_and_reads_lists_as_text(json_file, capsys):
+    unmarked, item = longmemeval_item("q1", ["a"]), longmemeval_item("q2", "['b']")
+    unmarked["haystack_sessions"] = [[{"role": "user", "content": "I bought a green tent."}], []]
+    item["haystack_dates"] = str(item["haystack_dates"])
+    data = convert.longmemeval(json_file("long.json", [unmarked, item]), None)
+    assert list(data.memories) == ["q2"] and [question.id for question in data.questions] == ["q2"]
+    assert data.memories["q2"][0]["time"] == "2023-05-20T02:21:00Z"
+    assert "1 questions without a turn that has the answer" in capsys.readouterr().err
+
+
 def test_longmemeval_keeps_questions_about_one_session_together(json_file):
     answers = [["a"], ["b"], ["a", "c"], ["d"], ["c"], ["e"]]
     path = json_file("long.json", [longmemeval_item(f"q{i}", of) for i, of in enumerate(answers)])
