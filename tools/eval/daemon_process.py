@@ -13,6 +13,14 @@ import time
 from pathlib import Path
 
 
+class RpcError(Exception):
+    """What the daemon answered instead of a result."""
+
+    def __init__(self, method, error):
+        super().__init__(f"{method}: {error['message']}")
+        self.code, self.message = error["code"], error["message"]
+
+
 class Rpc:
     """One connection; a call returns its result, and an error ends the program with its message."""
 
@@ -26,6 +34,13 @@ class Rpc:
         self.last_id = 0
 
     def call(self, method, **params):
+        try:
+            return self.request(method, **params)
+        except RpcError as error:
+            sys.exit(str(error))
+
+    def request(self, method, **params):
+        """As call, but an error of the daemon is raised as an RpcError."""
         self.last_id += 1
         request = {"jsonrpc": "2.0", "id": self.last_id, "method": method, "params": params}
         self.lines.write(json.dumps(request).encode() + b"\n")
@@ -35,7 +50,7 @@ class Rpc:
             sys.exit(f"{method}: the daemon closed the connection")
         reply = json.loads(line)
         if "error" in reply:
-            sys.exit(f"{method}: {reply['error']['message']}")
+            raise RpcError(method, reply["error"])
         return reply["result"]
 
     def resident_bytes_max(self):
