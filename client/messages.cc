@@ -134,6 +134,7 @@ void from_json(const Json& in, SearchReply::Result& out) {
 
 void from_json(const Json& in, SearchReply& out) {
   in.at("results").get_to(out.results);
+  read_optional(in, "unindexed_chunks", out.unindexed_chunks);
   read_optional(in, "searchable_through", out.searchable_through);
   in.at("took_ms").get_to(out.took_ms);
 }

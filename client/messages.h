@@ -74,7 +74,8 @@ struct SearchReply {
     std::vector<Source> turns;
     Json why = nullptr;  // an object when explain was asked for
   };
-  std::vector<Result> results;  // best first
+  std::vector<Result> results;               // best first
+  std::optional<uint64_t> unindexed_chunks;  // that no word finds yet, where there are any
   std::optional<uint64_t> searchable_through;
   double took_ms = 0;
 };

@@ -233,7 +233,9 @@ int run_search(const Globals& globals, const SearchRequest& request) {
   if (globals.json) return print_line(*result);
   const auto reply = decode<SearchReply>(*result);
   if (!reply) return fail_with(reply.error());
-  return print(report(*reply, Style::of_standard_output(), request.max_tokens));
+  // By words alone there may be nothing to find; else the best chunk did not fit.
+  const auto too_small = request.mode == "lexical" ? std::nullopt : request.max_tokens;
+  return print(report(*reply, Style::of_standard_output(), too_small));
 }
 
 // ---- listings
@@ -331,7 +333,8 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
       ->add_option("--max-tokens", arguments->request.max_tokens,
                    "At most so many tokens in all; a chunk has up to 64; default: no limit")
       ->check(count_check);
-  command->add_option("--mode", arguments->request.mode, "How to rank")->default_str("landmark");
+  command->add_option("--mode", arguments->request.mode, "How to rank: hybrid, landmark or lexical")
+      ->default_str("hybrid");
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {

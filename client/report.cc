@@ -174,6 +174,10 @@ std::string report(const SearchReply& reply, const Style& style, std::optional<u
   end += " in " + fixed(reply.took_ms, 1) + " ms";
   if (reply.searchable_through) end += ", searchable through turn " + std::to_string(*reply.searchable_through);
   out += painted(end, dim, style) + "\n";
+  if (reply.unindexed_chunks)
+    out += with_thousands(*reply.unindexed_chunks) +
+           " chunks are not indexed by their words yet: an earlier version of "
+           "recalld stored them, and they follow in a while.\n";
   // Every chunk has a score, so that a memory with turns always has a best one: it did not fit.
   if (reply.results.empty() && reply.searchable_through && max_tokens) {
     out += "The best chunk has more than " + with_thousands(*max_tokens) +

@@ -13,6 +13,14 @@ pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(sentencepiece REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(icu REQUIRED IMPORTED_TARGET icu-uc)
+
+# Snowball's stemmers bring neither a CMake package nor a .pc file.
+find_path(STEMMER_INCLUDE_DIR libstemmer.h REQUIRED)
+find_library(STEMMER_LIBRARY stemmer REQUIRED)
+add_library(recalld_stemmer INTERFACE)
+target_include_directories(recalld_stemmer SYSTEM INTERFACE ${STEMMER_INCLUDE_DIR})
+target_link_libraries(recalld_stemmer INTERFACE ${STEMMER_LIBRARY})
 
 # oneDNN's own CMake package demands OpenCL, which the CPU engine does not use.
 find_path(DNNL_INCLUDE_DIR dnnl.hpp REQUIRED)

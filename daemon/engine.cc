@@ -95,8 +95,10 @@ Expected<void> Engine::Impl::open() {
       },
       options_.now_us);
 
-  // What a crash or a stop left unencoded or not erased goes on now.
+  // What a crash or a stop left unencoded or not erased goes on now, and what an earlier version left unindexed.
   RECALLD_CHECK(forgetter_->resume());
+  word_indexer_ = std::make_unique<WordIndexer>(*store_, upkeep_);
+  word_indexer_->start();
   constexpr size_t page = 1000;
   for (MemoryId after = 0;;) {
     RECALLD_TRY(const auto ids, store_->unencoded(after, page));
@@ -150,6 +152,7 @@ Engine::Impl::~Impl() {
   model_thread_ended_ = true;
   readers_.join();  // answers them
   if (forgetter_) forgetter_->stop();
+  if (word_indexer_) word_indexer_->stop();
   if (transfer_) transfer_->stop();
   upkeep_.join();
   for (auto& [id, waiters] : waiters_)

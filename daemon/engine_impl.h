@@ -24,6 +24,7 @@
 #include "daemon/encoder.h"
 #include "daemon/engine.h"
 #include "daemon/forgetter.h"
+#include "daemon/fusion.h"
 #include "daemon/generator.h"
 #include "daemon/gpu_decoder.h"
 #include "daemon/jobs.h"
@@ -32,6 +33,7 @@
 #include "daemon/successor.h"
 #include "daemon/transfer.h"
 #include "daemon/upkeep.h"
+#include "daemon/word_indexer.h"
 #include "model/backend.h"
 
 namespace recalld {
@@ -100,16 +102,20 @@ class Engine::Impl {
     int attempts = 0;
     size_t spare = 0;  // chunks that are ranked beyond the limit, in place of damaged ones
   };
-  // A search between the model thread (ranking) and a read worker (text).
+  // A search between the model thread (landmarks) and a read worker (words and text).
   struct Ranking {
     MemoryInfo memory;
-    std::vector<ScoredChunk> best;
+    std::vector<Candidate> best;
     uint64_t end_token = 0;  // tokens of the memory that were covered
-    size_t limit = 0;        // of `best`
+    size_t limit = 0;        // of each ranking
     std::vector<Unreadable> unreadable;
+    uint64_t unindexed_chunks = 0;
+    // To score chunks by their landmarks that were found by words:
+    std::vector<Bf16> query;
+    std::vector<float> tail_dots;  // of the chunks that are not stored
     // To explain the results:
     std::vector<float> heads;                                      // the query's, of the first HSA layer
-    std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of those of the best that are not stored
+    std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of the chunks that are not stored
   };
 
   Expected<void> open_gpu();
@@ -132,13 +138,19 @@ class Engine::Impl {
   std::vector<ModelThread::Outcome> encode(std::span<const MemoryId> ids);
   ModelThread::Outcome encoded(MemoryId id, const Expected<uint64_t>& chunks);
   void rank_and_collect(Query query);
+  void collect(Query query, Expected<Ranking> ranking);
+  static size_t ranked(const Query& query);
   Expected<Ranking> rank(const Query& query);
+  Expected<Ranking> cover_by_words(const Query& query) const;
+  Expected<void> add_words(const SearchRequest& request, Ranking& ranking) const;
+  Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
   bool still_holds(const Ranking& ranking) const;
   Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking);
   Expected<GenerateReply> collect(Generated generated) const;
   Expected<void> read_sources(const Generated& generated, GenerateReply& reply) const;
   void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
-  Expected<SearchReply::Why> explain(const Ranking& ranking, const ScoredChunk& candidate, size_t rank) const;
+  Expected<SearchReply::Why> explain(const Ranking& ranking, const Candidate& candidate, SearchMode mode,
+                                     size_t rank) const;
   Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
 
   EngineOptions options_;
@@ -185,8 +197,9 @@ class Engine::Impl {
   boost::asio::thread_pool upkeep_{1};
   Jobs jobs_;
   std::unique_ptr<Upkeep> verifier_;
-  std::unique_ptr<Forgetter> forgetter_;  // between the read workers, the model thread and the upkeep thread
-  std::unique_ptr<Transfer> transfer_;    // between the read workers, the tokenise workers and the upkeep thread
+  std::unique_ptr<Forgetter> forgetter_;       // between the read workers, the model thread and the upkeep thread
+  std::unique_ptr<Transfer> transfer_;         // between the read workers, the tokenise workers and the upkeep thread
+  std::unique_ptr<WordIndexer> word_indexer_;  // on the upkeep thread
   std::atomic<bool> stopping_ = false;
   std::atomic<bool> model_thread_ended_ = false;  // what is posted to it from here on never runs
 };

@@ -13,39 +13,56 @@ namespace recalld {
 
 void Engine::Impl::search(SearchRequest request, Done<SearchReply> done) {
   Query query{std::move(request), {}, Clock::now(), std::move(done)};
+  if (query.request.mode == SearchMode::lexical) return rank_and_collect(std::move(query));
   boost::asio::post(tokenisers_, [this, query = std::move(query)]() mutable {
     query.tokens = tokenizer_->encode_query(query.request.query);
     rank_and_collect(std::move(query));
   });
 }
 
+// Words need no model, so that searching for them goes on while encoding stands still.
 void Engine::Impl::rank_and_collect(Query query) {
+  if (query.request.mode == SearchMode::lexical) {
+    boost::asio::post(readers_, [this, query = std::move(query)]() mutable {
+      Expected<Ranking> ranking = cover_by_words(query);
+      collect(std::move(query), std::move(ranking));
+    });
+    return;
+  }
   model_thread_->search([this, query = std::move(query)]() mutable {
     Expected<Ranking> ranking = rank(query);
     boost::asio::post(readers_, [this, query = std::move(query), ranking = std::move(ranking)]() mutable {
-      if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
-      Expected<SearchReply> reply = collect(query.request, *ranking);
-      // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now.
-      if (!still_holds(*ranking)) {
-        constexpr int attempts_max = 8;
-        if (++query.attempts < attempts_max) return rank_and_collect(std::move(query));
-        reply = fail(ErrorKind::busy, "search memory " + in_quotes(query.request.memory) +
-                                          ": turns of it are being forgotten all the time; ask again");
-      }
-      // Damaged chunks must not take the places of others.
-      constexpr size_t spare_max = 4'096;
-      if (reply && reply->results.size() < query.request.limit &&
-          reply->unreadable.size() > ranking->unreadable.size() && ranking->best.size() == ranking->limit &&
-          query.spare < spare_max && !query.request.max_tokens) {
-        query.spare = std::max<size_t>(16, query.spare * 4);
-        return rank_and_collect(std::move(query));
-      }
-      if (reply) tell_damage(ranking->memory.id, reply->unreadable);
-      if (reply) reply->took_ms = milliseconds_since(query.start);
-      ++searches_;
-      query.done(std::move(reply));
+      collect(std::move(query), std::move(ranking));
     });
   });
+}
+
+// On a read worker.
+void Engine::Impl::collect(Query query, Expected<Ranking> ranking) {
+  if (ranking && query.request.mode != SearchMode::landmark) {
+    auto added = add_words(query.request, *ranking);
+    if (!added) ranking = std::unexpected(std::move(added).error());
+  }
+  if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
+  Expected<SearchReply> reply = collect(query.request, *ranking);
+  // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now.
+  if (!still_holds(*ranking)) {
+    constexpr int attempts_max = 8;
+    if (++query.attempts < attempts_max) return rank_and_collect(std::move(query));
+    reply = fail(ErrorKind::busy, "search memory " + in_quotes(query.request.memory) +
+                                      ": turns of it are being forgotten all the time; ask again");
+  }
+  // Damaged chunks must not take the places of others.
+  constexpr size_t spare_max = 4'096;
+  if (reply && reply->results.size() < query.request.limit && reply->unreadable.size() > ranking->unreadable.size() &&
+      ranking->best.size() >= ranking->limit && query.spare < spare_max && !query.request.max_tokens) {
+    query.spare = std::max<size_t>(16, query.spare * 4);
+    return rank_and_collect(std::move(query));
+  }
+  if (reply) tell_damage(ranking->memory.id, reply->unreadable);
+  if (reply) reply->took_ms = milliseconds_since(query.start);
+  ++searches_;
+  query.done(std::move(reply));
 }
 
 bool Engine::Impl::still_holds(const Ranking& ranking) const {
@@ -54,6 +71,15 @@ bool Engine::Impl::still_holds(const Ranking& ranking) const {
                   now->serving.edition == ranking.memory.serving.edition);
 }
 
+// How many chunks each ranking gives.
+size_t Engine::Impl::ranked(const Query& query) {
+  // Two rankings that are to be joined are read further than what is shown of them.
+  constexpr size_t joined_least = 100;
+  const size_t shown = query.request.limit + query.spare;
+  return query.request.mode == SearchMode::hybrid ? std::max(shown, joined_least) : shown;
+}
+
+// On the model thread.
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
   RECALLD_TRY(SearchQuery asked, backend_->query(query.tokens));
   const std::span<const Bf16> embedding = asked.landmark;
@@ -61,42 +87,121 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
   auto& [memory, tail, unreadable] = covered;
   state_bytes_ = encoder_->state_bytes();
 
-  const size_t limit = query.request.limit + query.spare;
+  const size_t limit = ranked(query);
   TopK top(limit);
   uint64_t end_token = memory.encoded_chunks * chunk_tokens;
   std::vector<Unreadable> pages;
   RECALLD_TRY(const auto stored, store_->top_k(memory.id, embedding, limit, *pool_, &pages));
   unreadable.insert(unreadable.begin(), pages.begin(), pages.end());
   for (const ScoredChunk& chunk : stored) top.offer(chunk);
+  std::vector<float> dots;
   if (tail) {
     end_token = tail->end_token;
-    std::vector<float> dots(tail->landmarks.size() / embedding.size());
+    dots.resize(tail->landmarks.size() / embedding.size());
     landmark_dots_cpu(embedding, tail->landmarks.data(), dots.size(), dots.data());
     for (size_t i = 0; i < dots.size(); ++i) top.offer({tail->first_chunk + i, dots[i]});
   }
-  Ranking ranking{std::move(memory), top.take(), end_token, limit, std::move(unreadable), {}, {}};
+  Ranking ranking;
+  ranking.memory = std::move(memory);
+  ranking.end_token = end_token;
+  ranking.limit = limit;
+  ranking.unreadable = std::move(unreadable);
+  for (const ScoredChunk& chunk : top.take()) {
+    Candidate& candidate = ranking.best.emplace_back();
+    candidate.chunk = chunk.chunk;
+    candidate.landmark = candidate.score = static_cast<double>(chunk.dot * model_->score_scale());
+    candidate.landmark_rank = ranking.best.size();
+  }
   if (query.request.explain) {
     ranking.heads = std::move(asked.heads);
-    for (const ScoredChunk& chunk : ranking.best) {
-      if (!tail || chunk.chunk < tail->first_chunk) continue;
-      const auto kv =
-          std::span(tail->kv).subspan((chunk.chunk - tail->first_chunk) * model_->kv_bytes(), model_->kv_bytes());
-      ranking.tail_kv.emplace(chunk.chunk, std::vector(kv.begin(), kv.end()));
+    for (size_t i = 0; i < dots.size(); ++i) {
+      const auto kv = std::span(tail->kv).subspan(i * model_->kv_bytes(), model_->kv_bytes());
+      ranking.tail_kv.emplace(tail->first_chunk + i, std::vector(kv.begin(), kv.end()));
     }
   }
+  ranking.query = std::move(asked.landmark);
+  ranking.tail_dots = std::move(dots);
   return ranking;
+}
+
+// What a search for words covers: as much as one by landmarks.
+Expected<Engine::Impl::Ranking> Engine::Impl::cover_by_words(const Query& query) const {
+  Ranking ranking;
+  RECALLD_TRY(ranking.memory, store_->memory(query.request.memory));
+  const MemoryInfo& memory = ranking.memory;
+  const uint64_t waiting = memory.waiting_chunks();
+  ranking.end_token = waiting <= Encoder::segment_chunks
+                          ? memory.tokens
+                          : (memory.encoded_chunks + Encoder::segment_chunks) * chunk_tokens;
+  ranking.limit = ranked(query);
+  return ranking;
+}
+
+// Ranks by words, and in a hybrid search joins both rankings.
+Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ranking) const {
+  std::vector<uint64_t> known;
+  for (const Candidate& candidate : ranking.best) known.push_back(candidate.chunk);
+  RECALLD_TRY(LexicalRanking words,
+              store_->lexical_top_k(ranking.memory.id, {.text = request.query,
+                                                        .chunks_max = ranking.memory.encoded_chunks,
+                                                        .end_token = ranking.end_token,
+                                                        .k = ranking.limit,
+                                                        .also = known}));
+  ranking.unindexed_chunks = words.unindexed_chunks;
+  std::ranges::move(words.unreadable, std::back_inserter(ranking.unreadable));
+  const auto take = [](Candidate& into, const LexicalScore& score) {
+    into.bm25 = static_cast<double>(score.bm25);
+    into.context = static_cast<double>(score.context);
+  };
+  std::unordered_map<uint64_t, size_t> place;
+  for (size_t i = 0; i < ranking.best.size(); ++i) {
+    place.emplace(ranking.best[i].chunk, i);
+    take(ranking.best[i], words.also[i]);
+  }
+  double lowest = 0;  // for a chunk whose landmark cannot be read
+  if (!ranking.best.empty()) lowest = ranking.best.back().landmark;
+  for (size_t i = 0; i < words.best.size(); ++i) {
+    const LexicalScore& score = words.best[i];
+    const auto [found, added] = place.emplace(score.chunk, ranking.best.size());
+    if (added) {
+      Candidate& candidate = ranking.best.emplace_back();
+      candidate.chunk = score.chunk;
+      take(candidate, score);
+      candidate.score = candidate.bm25 + candidate.context;
+      if (request.mode == SearchMode::hybrid) {
+        auto landmark = landmark_score(ranking, score.chunk);
+        if (!landmark && landmark.error().kind != ErrorKind::corrupt) return std::unexpected(landmark.error());
+        candidate.landmark = landmark.value_or(lowest);
+      }
+    }
+    ranking.best[found->second].lexical_rank = i + 1;
+  }
+  if (request.mode == SearchMode::hybrid) fuse(ranking.best);
+  return {};
+}
+
+Expected<double> Engine::Impl::landmark_score(const Ranking& ranking, uint64_t chunk) const {
+  float dot = 0;
+  if (const uint64_t stored = ranking.memory.encoded_chunks; chunk >= stored) {
+    if (chunk - stored < ranking.tail_dots.size()) dot = ranking.tail_dots[chunk - stored];
+  } else {
+    RECALLD_TRY(const std::vector<Bf16> landmark, store_->landmark(ranking.memory.id, chunk));
+    landmark_dots_cpu(ranking.query, landmark.data(), 1, &dot);
+  }
+  return static_cast<double>(dot * model_->score_scale());
 }
 
 // What is damaged is left out and told: the rest is served.
 Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const Ranking& ranking) {
   SearchReply reply;
   reply.unreadable = ranking.unreadable;
+  reply.unindexed_chunks = ranking.unindexed_chunks;
   const auto leave_out = [&](uint64_t chunk, const Error& error) {
     reply.unreadable.push_back({chunk, chunk, error.message});
   };
   RECALLD_TRY(reply.searchable_through, through(ranking.memory.id, ranking.end_token));
   uint64_t tokens_left = request.max_tokens.value_or(UINT64_MAX);
-  for (const ScoredChunk& candidate : ranking.best) {
+  for (const Candidate& candidate : ranking.best) {
     if (reply.results.size() == request.limit) break;
     const uint64_t first = candidate.chunk * chunk_tokens;
     const uint64_t end = std::min(first + chunk_tokens, ranking.end_token);
@@ -105,7 +210,7 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
 
     SearchReply::Result result;
     result.chunk = candidate.chunk;
-    result.score = static_cast<double>(candidate.dot * model_->score_scale());
+    result.score = candidate.score;
     auto passage = store_->passage(ranking.memory.id, first, end);
     if (!passage && passage.error().kind == ErrorKind::corrupt) {
       leave_out(candidate.chunk, passage.error());
@@ -118,7 +223,7 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
       continue;
     }
     if (request.explain) {
-      auto why = explain(ranking, candidate, reply.results.size() + 1);
+      auto why = explain(ranking, candidate, request.mode, reply.results.size() + 1);
       if (why)
         result.why = *std::move(why);
       else if (why.error().kind != ErrorKind::corrupt)
@@ -144,20 +249,26 @@ void Engine::Impl::tell_damage(MemoryId id, const std::vector<Unreadable>& unrea
 }
 
 // Why a chunk was chosen, and the token that each head of the first HSA layer looks at most inside it.
-Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const ScoredChunk& candidate,
+Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const Candidate& candidate, SearchMode mode,
                                                  size_t rank) const {
-  SearchReply::Why why{.landmark_score = static_cast<double>(candidate.dot * model_->score_scale()),
-                       .rank = rank,
-                       .stored = true,
-                       .matches = {}};
-  std::vector<std::byte> kv(model_->kv_bytes());
-  if (const auto tail = ranking.tail_kv.find(candidate.chunk); tail != ranking.tail_kv.end()) {
-    why.stored = false;
-    kv = tail->second;
-  } else {
-    RECALLD_CHECK(store_->fetch(ranking.memory.id, std::array{candidate.chunk}, kv));
+  SearchReply::Why why;
+  why.rank = rank;
+  why.stored = candidate.chunk < ranking.memory.encoded_chunks;
+  if (mode != SearchMode::lexical) {
+    why.landmark_score = candidate.landmark;
+    why.landmark_rank = candidate.landmark_rank;
   }
-  if (ranking.heads.empty()) return why;  // the model has no HSA layer
+  if (mode != SearchMode::landmark) {
+    why.bm25 = candidate.bm25;
+    why.context_bm25 = candidate.context;
+    why.lexical_rank = candidate.lexical_rank;
+  }
+  if (ranking.heads.empty()) return why;  // no model was asked, or it has no HSA layer
+  std::vector<std::byte> kv(model_->kv_bytes());
+  if (const auto tail = ranking.tail_kv.find(candidate.chunk); tail != ranking.tail_kv.end())
+    kv = tail->second;
+  else
+    RECALLD_CHECK(store_->fetch(ranking.memory.id, std::array{candidate.chunk}, kv));
 
   const std::vector<float> shares = model_->head_shares(ranking.heads, kv);
   const uint64_t first = candidate.chunk * chunk_tokens;

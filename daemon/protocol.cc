@@ -118,7 +118,17 @@ Reply why(const SearchReply::Why& why) {
   Reply matches = Reply::array();
   for (const auto& match : why.matches)
     matches.push_back({{"token", match.token}, {"text", match.text}, {"head", match.head}, {"weight", match.weight}});
-  return {{"landmark_score", why.landmark_score}, {"rank", why.rank}, {"stored", why.stored}, {"matches", matches}};
+  Reply out{{"rank", why.rank}, {"stored", why.stored}};
+  const auto put = [&out](const char* member, const auto& value) {
+    if (value) out[member] = *value;
+  };
+  put("landmark_score", why.landmark_score);
+  put("landmark_rank", why.landmark_rank);
+  put("bm25", why.bm25);
+  put("context_bm25", why.context_bm25);
+  put("lexical_rank", why.lexical_rank);
+  out["matches"] = std::move(matches);
+  return out;
 }
 
 Reply chunk_view(const ChunkView& view) {
@@ -195,13 +205,8 @@ Expected<SearchRequest> search_request(Json& params) {
   request.limit = arguments.optional_integer("limit", 1, search_limit_max).value_or(request.limit);
   request.max_tokens = arguments.optional_integer("max_tokens", 1, number_max);
   request.explain = arguments.optional_flag("explain").value_or(false);
-  if (const Json* mode = arguments.take("mode")) {
-    if (*mode == "lexical" || *mode == "hybrid")
-      arguments.refuse("mode",
-                       mode->get<std::string>() + " search does not exist in this version yet; use \"landmark\"");
-    else if (*mode != "landmark")
-      arguments.refuse("mode", "\"landmark\"", *mode);
-  }
+  request.mode = arguments.optional_choice<SearchMode>(
+      "mode", {{"hybrid", SearchMode::hybrid}, {"landmark", SearchMode::landmark}, {"lexical", SearchMode::lexical}});
   for (const std::string_view later : {"filter", "expand"})
     if (params.contains(later))
       arguments.refuse(later, "this argument does not exist in this version yet; leave it out");
@@ -296,6 +301,7 @@ std::string json_text(const SearchReply& reply) {
   Reply out{{"results", std::move(results)},
             {"searchable_through", or_null(reply.searchable_through)},
             {"took_ms", reply.took_ms}};
+  if (reply.unindexed_chunks > 0) out["unindexed_chunks"] = reply.unindexed_chunks;
   put_unreadable(out, reply.unreadable);
   return text_of(out);
 }

@@ -60,9 +60,13 @@ struct AppendReply {
   std::optional<uint64_t> searchable_through;  // the last turn that a search would cover now
 };
 
+// What chunks are ranked by.
+enum class SearchMode { hybrid, landmark, lexical };
+
 struct SearchRequest {
   std::string memory;
   std::string query;
+  SearchMode mode = SearchMode::hybrid;
   size_t limit = search_limit_default;
   std::optional<uint64_t> max_tokens;
   bool explain = false;
@@ -70,9 +74,14 @@ struct SearchRequest {
 
 struct SearchReply {
   struct Why {
-    double landmark_score = 0;  // dot product with the query over the root of the retrieval width
-    size_t rank = 0;            // from 1
-    bool stored = false;        // false: an open or waiting chunk, encoded for this search only
+    // Of the rankings that the mode has; the ranks are there where the chunk was among the first of one.
+    std::optional<double> landmark_score;  // dot product with the query over the root of the retrieval width
+    std::optional<size_t> landmark_rank;   // from 1
+    std::optional<double> bm25;            // of the chunk's words
+    std::optional<double> context_bm25;    // of its words and its neighbours'
+    std::optional<size_t> lexical_rank;    // from 1
+    size_t rank = 0;                       // from 1
+    bool stored = false;                   // false: an open or waiting chunk, encoded for this search only
     struct Match {
       std::string text;  // of the token that a head of the first HSA layer looks at most
       uint64_t token = 0;
@@ -89,6 +98,7 @@ struct SearchReply {
   };
   std::vector<Result> results;         // best first
   std::vector<Unreadable> unreadable;  // chunks that damage kept from being considered, by number
+  uint64_t unindexed_chunks = 0;       // that no word finds yet: an earlier version encoded them
   std::optional<uint64_t> searchable_through;
   double took_ms = 0;
 };

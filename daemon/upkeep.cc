@@ -186,7 +186,13 @@ Expected<void> Upkeep::mend(MemoryId id, const Verification& found) {
     if (!again && again.error().kind != ErrorKind::corrupt) return again;
   }
   for (const Verification::Lost& lost : found.lost) {
-    if (lost.to_drop()) RECALLD_CHECK(store_.drop(lost));
+    if (lost.to_drop()) {
+      RECALLD_CHECK(store_.drop(lost));
+      for (std::optional<uint64_t> page = 0; page;) {
+        if (stopped_) return std::unexpected(stopping());
+        RECALLD_TRY(page, store_.index_words(lost.of, *page));
+      }
+    }
     if (lost.to_make()) RECALLD_CHECK(mend(lost));
   }
   return {};

@@ -87,6 +87,7 @@ struct Catalog::Database {
   std::shared_ptr<BackgroundFailures> background_failures;
   rocksdb::ColumnFamilyOptions family_options;
   std::shared_ptr<rocksdb::TableFactory> scanned_tables;  // of the family that is read from end to end
+  std::shared_ptr<rocksdb::TableFactory> posting_tables;  // of the one with many small rows, read in ranges
   std::unique_ptr<rocksdb::DB> db;
   Handle names;              // the names family; none before the first remake
   uint64_t last_number = 0;  // of a family that was remade

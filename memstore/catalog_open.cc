@@ -24,6 +24,7 @@ constexpr size_t file_buffer_bytes_max = size_t{256} << 10;
 constexpr uint64_t table_bytes = uint64_t{8} << 20;  // of a file, so that its index and filter stay small
 // A walk over landmarks lets the kernel read so far ahead, into the page cache, while it computes.
 constexpr size_t ahead_bytes_first = size_t{512} << 10, ahead_bytes_max = size_t{1} << 20;
+constexpr size_t posting_block_bytes = size_t{16} << 10;
 constexpr uint64_t wal_bytes_max = uint64_t{64} << 20;
 constexpr uint64_t manifest_bytes_max = uint64_t{4} << 20;
 constexpr size_t tables_named_max = 8;  // in one message
@@ -189,6 +190,7 @@ rocksdb::ColumnFamilyOptions Catalog::Database::options_of(Family which) const {
   const bool numbers = which == Family::landmarks || which == Family::states || which == Family::chunks;
   rocksdb::ColumnFamilyOptions options = family_options;
   if (which == Family::landmarks) options.table_factory = scanned_tables;
+  if (which == Family::postings) options.table_factory = posting_tables;
   options.compression = have_lz4 && !numbers ? rocksdb::kLZ4Compression : rocksdb::kNoCompression;
   return options;
 }
@@ -250,6 +252,11 @@ void Catalog::Database::set_up_families(uint64_t memtable_bytes, bool although_d
   table.initial_auto_readahead_size = ahead_bytes_first;
   table.max_auto_readahead_size = ahead_bytes_max;
   scanned_tables.reset(rocksdb::NewBlockBasedTableFactory(table));
+  // No filter: one row is never asked for alone. Larger blocks make a smaller index of so many rows.
+  rocksdb::BlockBasedTableOptions postings = table_options(cache);
+  postings.filter_policy.reset();
+  postings.block_size = posting_block_bytes;
+  posting_tables.reset(rocksdb::NewBlockBasedTableFactory(postings));
 }
 
 // RocksDB opens all families that there are or none: those of the catalog, and what remake() has made.

@@ -69,6 +69,38 @@ Expected<Journal::Operation> read_operation(MemoryId id, std::string_view bytes)
   return *std::move(operation);
 }
 
+// Part of a turn's stream text.
+struct TextPart {
+  std::string text;
+  uint64_t base = 0;  // its first byte
+};
+
+// The text of a turn from byte `from`, or before, up to byte `to`, or behind, or to its end. It is whole pieces of the
+// content.
+Expected<TextPart> text_around(const Catalog& catalog, MemoryId id, uint64_t turn, const TurnRow& row, uint64_t from,
+                               uint64_t to) {
+  if (row.content_bytes <= content_piece_bytes) return TextPart{stream_text(row.turn), 0};
+  const uint64_t prefix_bytes = turn_prefix(row.turn).size();
+  const uint64_t text_bytes = prefix_bytes + row.content_bytes + 1;
+  const uint64_t end = std::min(text_bytes, to);
+  const auto piece_of = [&](uint64_t byte) {
+    return byte <= prefix_bytes ? 0 : std::min(byte - prefix_bytes, row.content_bytes - 1) / content_piece_bytes;
+  };
+  TextPart part;
+  const uint64_t first_piece = piece_of(from);
+  if (first_piece == 0)
+    part.text = turn_prefix(row.turn) + row.turn.content;
+  else
+    part.base = prefix_bytes + first_piece * content_piece_bytes;
+  for (uint64_t piece = std::max<uint64_t>(1, first_piece); end > 0 && piece <= piece_of(end - 1); ++piece) {
+    RECALLD_TRY(const auto more, catalog.get(Family::turns, row_key(id, turn, static_cast<uint32_t>(piece))));
+    if (!more) return std::unexpected(damaged("turn", id, turn));
+    part.text += *more;
+  }
+  if (end == text_bytes) part.text += '\n';
+  return part;
+}
+
 // Whether no character begins at this byte.
 bool continues(char byte) {
   return (static_cast<unsigned char>(byte) & 0xc0) == 0x80;
@@ -234,32 +266,9 @@ Expected<Passage> Journal::passage(MemoryId id, const Gaps& gaps, const Gaps& jo
     auto row = bytes ? decode_turn(*bytes) : std::nullopt;
     if (!row) return std::unexpected(damaged("turn", id, cut.turn));
 
-    // The stream text around the cut: whole pieces of the content, the first of them beginning at byte `base`.
-    const uint64_t prefix_bytes = turn_prefix(row->turn).size();
-    const uint64_t text_bytes = prefix_bytes + row->content_bytes + 1;
     constexpr uint64_t character_bytes_max = 4;
-    const uint64_t to_max = std::min(text_bytes, cut.to + character_bytes_max);
-    std::string text;
-    uint64_t base = 0;
-    if (row->content_bytes <= content_piece_bytes) {
-      text = stream_text(row->turn);
-    } else {
-      const auto piece_of = [&](uint64_t byte) {
-        return byte <= prefix_bytes ? 0 : std::min(byte - prefix_bytes, row->content_bytes - 1) / content_piece_bytes;
-      };
-      const uint64_t first_piece = piece_of(cut.from);
-      if (first_piece == 0) {
-        text = turn_prefix(row->turn) + row->turn.content;
-      } else {
-        base = prefix_bytes + first_piece * content_piece_bytes;
-      }
-      for (uint64_t piece = std::max<uint64_t>(1, first_piece); piece <= piece_of(to_max - 1); ++piece) {
-        RECALLD_TRY(const auto more, catalog_.get(Family::turns, row_key(id, cut.turn, static_cast<uint32_t>(piece))));
-        if (!more) return std::unexpected(damaged("turn", id, cut.turn));
-        text += *more;
-      }
-      if (to_max == text_bytes) text += '\n';
-    }
+    RECALLD_TRY(const TextPart part, text_around(catalog_, id, cut.turn, *row, cut.from, cut.to + character_bytes_max));
+    const auto& [text, base] = part;
     if (cut.from < base || cut.to < cut.from || base + text.size() < cut.to)
       return std::unexpected(damaged("turn", id, cut.turn));
 
@@ -273,6 +282,64 @@ Expected<Passage> Journal::passage(MemoryId id, const Gaps& gaps, const Gaps& jo
     passage.turns.push_back({cut.turn, row->turn.role, std::move(row->turn.name), row->turn.time_us});
   }
   return passage;
+}
+
+Expected<std::vector<ChunkWords>> Journal::words(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps,
+                                                 uint64_t chunk, uint64_t end, WordReader& reader) const {
+  struct Piece {
+    size_t chunk = 0;   // counted from the first
+    uint64_t from = 0;  // bytes of the turn's stream text
+    uint64_t to = 0;
+  };
+  struct Part {
+    uint64_t turn = 0;
+    std::vector<Piece> pieces;
+  };
+  std::vector<Part> parts;
+  const uint64_t first = chunk * chunk_tokens;
+  if (end <= first) return std::vector<ChunkWords>();
+  RECALLD_CHECK(for_each_run(
+      catalog_, id, gaps, journal_gaps, first, end,
+      [&](const TokenRun& run, uint64_t token) {
+        const uint64_t in_run = gaps.position_of(token) - run.first_position;
+        const uint64_t until = std::min(run.count, in_run + (end - token));
+        if (parts.empty() || parts.back().turn != run.turn) parts.push_back({.turn = run.turn, .pieces = {}});
+        std::vector<Piece>& pieces = parts.back().pieces;
+        ByteReader lengths(run.lengths);
+        uint64_t at = run.first_byte;
+        for (uint64_t i = 0; i < in_run; ++i) at += lengths.varint();
+        for (uint64_t i = in_run; i < until; ++i) {
+          const size_t of = (token + (i - in_run) - first) / chunk_tokens;
+          if (pieces.empty() || pieces.back().chunk != of) pieces.push_back({of, at, at});
+          at += lengths.varint();
+          pieces.back().to = at;
+        }
+        return true;
+      },
+      [](uint64_t) { return true; }));
+
+  std::vector<std::vector<Term>> terms((end - first + chunk_tokens - 1) / chunk_tokens);
+  std::vector<Word> found;
+  for (const auto& [turn, pieces] : parts) {
+    RECALLD_TRY(const auto bytes, catalog_.get(Family::turns, row_key(id, turn)));
+    const auto row = bytes ? decode_turn(*bytes) : std::nullopt;
+    if (!row) return std::unexpected(damaged("turn", id, turn));
+    const uint64_t from = pieces.front().from, to = pieces.back().to;
+    RECALLD_TRY(
+        const TextPart part,
+        text_around(catalog_, id, turn, *row, from - std::min<uint64_t>(from, word_bytes_before), to + word_bytes_max));
+    if (from < part.base || to < from || part.base + part.text.size() < to)
+      return std::unexpected(damaged("turn", id, turn));
+    for (const Piece& piece : pieces) {
+      found.clear();
+      reader.read(part.text, piece.from - part.base, piece.to - part.base, found);
+      for (const Word& word : found) terms[piece.chunk].push_back(word.term);
+    }
+  }
+  std::vector<ChunkWords> words;
+  words.reserve(terms.size());
+  for (std::vector<Term>& of_chunk : terms) words.push_back(ChunkWords::of(std::move(of_chunk)));
+  return words;
 }
 
 // ---- Removing

@@ -14,6 +14,7 @@
 #include "memstore/layout.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
+#include "memstore/words.h"
 
 namespace recalld {
 
@@ -55,6 +56,11 @@ class Journal {
   // The text of tokens [first, end), without those that are being forgotten.
   Expected<Passage> passage(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
                             uint64_t end) const;
+
+  // The words of the chunks from `chunk` on up to token `end`. A word belongs to the chunk in which it begins; those of
+  // turns that are being forgotten are left out.
+  Expected<std::vector<ChunkWords>> words(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t chunk,
+                                          uint64_t end, WordReader& reader) const;
 
   // The last turn that ends at token `end` or before; nothing when there is none. 1 <= end.
   Expected<std::optional<uint64_t>> last_turn_within(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps,

@@ -58,8 +58,8 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   // RocksDB would not make the entry of its directory durable, and kv/ must not be there without it.
   RECALLD_CHECK(io->make_directory(data.catalog()));
   RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
-  auto impl =
-      std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shares.landmark_bytes, shares.entry_bytes);
+  auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shares.landmark_bytes,
+                                     shares.entry_bytes, shares.posting_bytes);
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }
@@ -386,6 +386,7 @@ Expected<void> Store::put(const StreamInfo& to, std::span<const EncodedChunkView
   RECALLD_CHECK(impl_->encodings.release_refused());
   RECALLD_CHECK(impl_->check_room());
   Catalog::Batch rows(*impl_->catalog);
+  RECALLD_CHECK(impl_->stage_words(record, generation, chunks.size(), rows));
   RECALLD_TRY(Encodings::Written written, impl_->encodings.write(generation, chunks, rows));
   impl_->encodings.stage(to.memory, generation, written, state_after, rows);
   rows.put(Family::memories, memory_key(to.memory, serving ? encoding_kind : next_encoding_kind),

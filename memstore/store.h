@@ -158,7 +158,7 @@ struct StoredOperation {
 struct Problem {
   MemoryId id = 0;       // 0: of no memory, or of one that cannot be told
   std::string memory{};  // its name
-  std::string part{};    // turn, tokens, operation, memory, chunk, kv, landmark, state, table, segment, counter
+  std::string part{};    // turn, tokens, operation, memory, chunk, kv, landmark, words, state, table, segment, counter
   uint64_t first = 0;    // the number of the turn, token or chunk
   uint64_t last = 0;     // and of the last one of a range
   std::string message{};
@@ -189,14 +189,39 @@ struct Verification {
     std::vector<uint64_t> landmarks;  // by number, chunks whose landmark is
     std::vector<uint64_t> states;     // by number, chunks that each covers, which must be there
     std::vector<uint64_t> needless;   // likewise, damaged ones that nothing needs: for drop()
+    std::vector<uint64_t> words;      // pages whose rows of words are damaged or missing: for drop() and index_words()
     bool strays = false;              // rows stand behind the last chunk: for drop()
 
     bool to_make() const { return !chunks.empty() || !landmarks.empty() || !states.empty(); }
-    bool to_drop() const { return !needless.empty() || strays; }
+    bool to_drop() const { return !needless.empty() || strays || !words.empty(); }
   };
   std::vector<Lost> lost;
   bool rows = false;  // for mend_rows()
   bool ended = true;  // false: it was stopped, or the memory was removed
+};
+
+// What the words of a query make of a chunk: BM25 of the chunk, and of it with its two neighbours.
+struct LexicalScore {
+  uint64_t chunk = 0;
+  float bm25 = 0;
+  float context = 0;
+  bool operator==(const LexicalScore&) const = default;
+};
+
+struct LexicalQuery {
+  std::string_view text;
+  uint64_t chunks_max = UINT64_MAX;     // of the encoded chunks, so many
+  uint64_t end_token = 0;               // and behind these, chunks up to here, by their text
+  size_t k = 0;                         // chunks that are wanted
+  float context_weight = 1;             // they are ranked by bm25 + context_weight · context
+  std::span<const uint64_t> also = {};  // chunks whose scores are wanted, too
+};
+
+struct LexicalRanking {
+  std::vector<LexicalScore> best;      // best first; those alone that score above 0
+  std::vector<LexicalScore> also;      // in the order of the query
+  uint64_t unindexed_chunks = 0;       // encoded by an earlier version, and their words are not indexed yet
+  std::vector<Unreadable> unreadable;  // left out
 };
 
 // What is written again of a chunk.
@@ -343,6 +368,17 @@ class Store {
                                                              std::span<const Bf16> queries, size_t k, WorkerPool& pool,
                                                              std::vector<Unreadable>* unreadable = nullptr) const;
 
+  // ---- Words
+  // Chunks in order of the words that they share with a text, by BM25 (k1 1.2, b 0.75) over all chunks that the query
+  // speaks of; of equals the lower chunk comes first. Of a text of more words the 64 rarest count. Chunks in which
+  // turns stand that are being forgotten are left out.
+  Expected<LexicalRanking> lexical_top_k(MemoryId id, const LexicalQuery& query) const;
+
+  // Indexes the words of chunks that were encoded by an earlier version, or whose rows were dropped: of the first page
+  // of a generation that lacks them, from `page` on. Returns the page to go on from; nothing when none is left. Fails
+  // as put() does.
+  Expected<std::optional<uint64_t>> index_words(const StreamInfo& of, uint64_t page);
+
   // ---- Verifying and mending
   // Is told how far a verification has come, and ends it by returning false.
   using Progress = std::function<bool(uint64_t done, uint64_t total)>;
@@ -365,7 +401,7 @@ class Store {
   // busy when the generation is not what it was.
   Expected<void> mend(const StreamInfo& of, std::span<const MendedChunk> chunks,
                       std::span<const StateCheckpoint> states);
-  // Removes damaged rows that nothing needs.
+  // Removes damaged rows that nothing needs, and those of words that index_words() makes again.
   Expected<void> drop(const Verification::Lost& lost);
 
   // The turn as it is stored.

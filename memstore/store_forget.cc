@@ -294,13 +294,16 @@ Expected<void> Store::Impl::erase(const ErasureRecord& record, Encodings::Erased
       const std::lock_guard encoding(encoding_mutex);
       RECALLD_TRY(more, encodings.erase_some(record.stream, record.first_chunk, *catalog, erased));
     }
+    const uint64_t first_page = record.first_chunk / encodings.page_chunks();
+    RECALLD_CHECK(lexical.erase(record.stream, first_page, LexicalIndex::all_pages, *catalog));
+    ranges.push_back(LexicalIndex::range(record.stream, first_page));
     Catalog::Batch rows(*catalog);
     encodings.stage_erasure(record.stream, record.first_chunk, rows, ranges);
     RECALLD_CHECK(catalog->write(rows));
   }
   if (record.whole_memory) {
     Catalog::Batch rows(*catalog);
-    for (const Family family : {Family::turns, Family::tokens, Family::operations, Family::postings}) {
+    for (const Family family : {Family::turns, Family::tokens, Family::operations}) {
       rows.remove_all(family, row_key(record.memory));
       ranges.push_back(Catalog::all_of(family, row_key(record.memory)));
     }

@@ -15,6 +15,7 @@
 #include "memstore/data_directory.h"
 #include "memstore/encodings.h"
 #include "memstore/journal.h"
+#include "memstore/lexical_index.h"
 #include "memstore/memory_table.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
@@ -26,12 +27,13 @@ namespace recalld {
 class Store::Impl {
  public:
   Impl(DataDirectory data, const RecordShape& shape, std::unique_ptr<Catalog> rows, uint64_t landmark_bytes,
-       uint64_t entry_bytes)
+       uint64_t entry_bytes, uint64_t posting_bytes)
       : directory(std::move(data)),
         catalog(std::move(rows)),
         table(*catalog),
         journal(*catalog),
-        encodings(*catalog, shape, landmark_bytes, entry_bytes) {}
+        encodings(*catalog, shape, landmark_bytes, entry_bytes),
+        lexical(*catalog, encodings.page_chunks(), posting_bytes) {}
 
   Expected<void> load(std::unique_ptr<FileIo> io, uint64_t segment_bytes);
 
@@ -89,6 +91,17 @@ class Store::Impl {
 
   Expected<void> check_room() const;
 
+  // The words of chunks [first, end) of a generation. What is damaged in the journal has none.
+  Expected<std::vector<ChunkWords>> words(const MemoryRecord& memory, const Generation& of, uint64_t first,
+                                          uint64_t end) const;
+  // Adds the words of the `count` chunks that follow those of the generation.
+  Expected<void> stage_words(const MemoryRecord& memory, const Generation& of, uint64_t count,
+                             Catalog::Batch& rows) const;
+  Encodings::Checked check_words(const Generation& of, uint64_t chunk, uint64_t end) const;
+  Expected<void> drop_words(const Generation& of, const Verification::Lost& lost);
+  Expected<LexicalRanking> rank(const MemoryRecord& memory, const LexicalQuery& query,
+                                std::span<const Term> terms) const;
+
   void stage_erasure(const ErasureRecord& record, Catalog::Batch& rows) {
     rows.put(Family::memories, erasure_key(next_id++), record.encode());
   }
@@ -99,6 +112,7 @@ class Store::Impl {
   const MemoryTable table;
   const Journal journal;
   Encodings encodings;
+  const LexicalIndex lexical;
 
   mutable std::mutex reclaiming;  // one erasure, repair or backup at a time
   std::mutex forgetting;          // one change of what is forgotten at a time

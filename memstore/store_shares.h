@@ -19,6 +19,7 @@ struct StoreShares {
   uint64_t landmark_bytes = 0;  // pages of landmarks
   uint64_t block_bytes = 0;     // the catalog's blocks, tables and memtables
   uint64_t memtable_bytes = 0;  // of which memtables
+  uint64_t posting_bytes = 0;   // that a search for words keeps at a time, of what stays free
 
   static StoreShares of(uint64_t budget_bytes, const RecordShape& shape);
 

@@ -171,30 +171,31 @@ Expected<Verification> Store::verify(MemoryId id, const Progress& progress) cons
     }
   }
 
-  // Encodings: what serves, then what is made to take its place, as far as it has rows of its own.
-  for (const bool next : {false, true}) {
+  // Goes through the chunks of a generation slice by slice. check(of, chunk) reads those from `chunk` on. Returns
+  // whether it came to the end.
+  struct Slice {
+    Encodings::Checked checked;
+    uint64_t end = 0;  // one past the last chunk that it has read
+  };
+  const auto each_slice = [&](bool next, Verification::Lost& lost, auto check) -> Expected<bool> {
     std::optional<StreamId> stream;
     bool ended = false;
     attempts = 0;
     for (uint64_t chunk = 0; !ended;) {
       RECALLD_TRY(const auto record, read_record());
-      if (!record) return found;
-      if (next && !record->next) break;
+      if (!record) return false;
+      if (next && !record->next) return true;
       const Generation& of = next ? *record->next : record->serving;
       if (!stream) {
         stream = of.stream();
         if (next) chunk = of.layout.extents.back().first_chunk;
-        found.lost.emplace_back();
       } else if (stream != of.stream()) {
-        break;  // swapped: what serves now was verified as the next one, or will be the next time
+        return true;  // swapped: what serves now was verified as the next one, or will be the next time
       }
-      const Extent& extent = of.layout.extent_of(chunk);
-      const uint64_t end = std::min({of.layout.end_of(extent), of.encoding.chunks,
-                                     chunk + std::max(slice_chunks / page_chunks(), uint64_t{1}) * page_chunks()});
-      auto checked = impl_->encodings.check(id, of, chunk, std::max(chunk, end));
+      auto [checked, end] = check(of, chunk);
       if (!checked.problems.empty()) {
         const auto after = impl_->table.record(id);
-        if (!after && after.error().kind == ErrorKind::not_found) return found;
+        if (!after && after.error().kind == ErrorKind::not_found) return false;
         if (after && !same_generations(*after, *record) && ++attempts < attempts_max) continue;
       }
       found.chunks += checked.chunks;
@@ -202,18 +203,42 @@ Expected<Verification> Store::verify(MemoryId id, const Progress& progress) cons
       found.bytes += checked.bytes;
       done += checked.chunks;
       take(std::move(checked.problems));
-      Verification::Lost& lost = found.lost.back();
       const MemoryInfo info = Impl::info(*record);
       lost.of = next ? *info.next : info.serving;
       std::ranges::move(checked.lost.chunks, std::back_inserter(lost.chunks));
       std::ranges::move(checked.lost.landmarks, std::back_inserter(lost.landmarks));
       std::ranges::move(checked.lost.states, std::back_inserter(lost.states));
       std::ranges::move(checked.lost.needless, std::back_inserter(lost.needless));
+      std::ranges::move(checked.lost.words, std::back_inserter(lost.words));
       lost.strays = lost.strays || checked.lost.strays;
       chunk = end;
       ended = end >= of.encoding.chunks;
-      if (!go_on()) return found;
+      if (!go_on()) return false;
     }
+    return true;
+  };
+
+  // Encodings: what serves, then what is made to take its place, as far as it has rows of its own. The words of all
+  // pages of a span lie together, so they are read in slices of their own.
+  const uint64_t slice = std::max(slice_chunks / page_chunks(), uint64_t{1}) * page_chunks();
+  const uint64_t span = LexicalIndex::span_chunks(page_chunks());
+  for (const bool next : {false, true}) {
+    Verification::Lost lost;
+    RECALLD_TRY(bool whole, each_slice(next, lost, [&](const Generation& of, uint64_t chunk) {
+                  const uint64_t extent_end = of.layout.end_of(of.layout.extent_of(chunk));
+                  const uint64_t end = std::max(chunk, std::min({extent_end, of.encoding.chunks, chunk + slice}));
+                  return Slice{impl_->encodings.check(id, of, chunk, end), end};
+                }));
+    if (whole) {
+      RECALLD_TRY(whole, each_slice(next, lost, [&](const Generation& of, uint64_t chunk) {
+                    const uint64_t extent_end = of.layout.end_of(of.layout.extent_of(chunk));
+                    const uint64_t span_end = (chunk / span + 1) * span;
+                    const uint64_t end = std::max(chunk, std::min({extent_end, of.encoding.chunks, span_end}));
+                    return Slice{impl_->check_words(of, chunk, end), end};
+                  }));
+    }
+    found.lost.push_back(std::move(lost));
+    if (!whole) return found;
   }
   std::erase_if(found.lost, [](const Verification::Lost& lost) { return !lost.to_make() && !lost.to_drop(); });
   return found;
@@ -263,6 +288,7 @@ Expected<void> Store::drop(const Verification::Lost& lost) {
   const std::lock_guard lock(impl_->encoding_mutex);
   RECALLD_TRY(const MemoryRecord record, impl_->table.record(lost.of.memory));
   RECALLD_TRY(const Generation* const generation, Impl::find(record, lost.of));
+  RECALLD_CHECK(impl_->drop_words(*generation, lost));
   Catalog::Batch rows(*impl_->catalog);
   const std::vector<KvPlace> places = impl_->encodings.stage_without(*generation, lost, rows);
   RECALLD_CHECK(impl_->catalog->write(rows));

@@ -7,7 +7,7 @@ packages=(
   # to build
   g++ cmake ninja-build pkg-config git python3
   # the store
-  librocksdb-dev liburing-dev libisal-dev libxxhash-dev
+  librocksdb-dev liburing-dev libisal-dev libxxhash-dev libicu-dev libstemmer-dev
   # the model
   libdnnl-dev libhwy-dev libsentencepiece-dev
   # the daemon and the command line

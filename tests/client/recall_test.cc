@@ -240,7 +240,7 @@ TEST(Recall, HelpShowsTheDefaultsThatTheDaemonTakes) {
                                  HasSubstr("--temperature FLOAT=0 "), HasSubstr("--top-p FLOAT=1 "),
                                  HasSubstr("another each time")));
   EXPECT_THAT(help("search"), AllOf(HasSubstr("--limit UINT=" + std::to_string(search_limit_default) + " "),
-                                    HasSubstr("default: no limit"), HasSubstr("--mode TEXT=landmark ")));
+                                    HasSubstr("default: no limit"), HasSubstr("--mode TEXT=hybrid ")));
   for (const std::string command : {"turns", "chunks"})
     EXPECT_THAT(help(command), AllOf(HasSubstr("--from UINT=0 "), HasSubstr("default: all"))) << command;
   EXPECT_THAT(help("append"), AllOf(HasSubstr("=auto"), HasSubstr("=user"), HasSubstr("FILE TEXT=-")));

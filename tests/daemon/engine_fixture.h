@@ -162,8 +162,10 @@ class EngineDriver {
   AppendReply append(const std::string& memory, const std::vector<std::string>& contents, bool searchable = false) {
     return must(try_append(memory, contents, searchable));
   }
-  Expected<SearchReply> try_search(const std::string& memory, const std::string& query, size_t limit = 16) {
-    SearchRequest request{.memory = memory, .query = query, .limit = limit, .max_tokens = {}, .explain = true};
+  Expected<SearchReply> try_search(const std::string& memory, const std::string& query, size_t limit = 16,
+                                   SearchMode mode = SearchMode::hybrid) {
+    SearchRequest request{
+        .memory = memory, .query = query, .mode = mode, .limit = limit, .max_tokens = {}, .explain = true};
     return answer<SearchReply>([&](auto done) { engine_->search(std::move(request), std::move(done)); });
   }
   // All text that a search shows, the explanations too.

@@ -24,8 +24,9 @@ class EngineTest : public ::testing::Test {
  protected:
   void SetUp() override { engine_.open(); }
 
-  Expected<SearchReply> search(const std::string& memory, const std::string& query, size_t limit = 8) {
-    return engine_.try_search(memory, query, limit);
+  Expected<SearchReply> search(const std::string& memory, const std::string& query, size_t limit = 8,
+                               SearchMode mode = SearchMode::hybrid) {
+    return engine_.try_search(memory, query, limit, mode);
   }
 
   TempDir directory_;
@@ -161,6 +162,55 @@ TEST_F(EngineTest, FindsAFactAmongManyTurnsAndSaysWhereItStands) {
   for (size_t i = 1; i < found->results.size(); ++i) EXPECT_GE(found->results[i - 1].score, found->results[i].score);
 }
 
+TEST_F(EngineTest, RanksByLandmarksByWordsOrByBoth) {
+  auto log = harbour_log(0, 300);
+  log[70] = fact;
+  log[90] = "Parcel QX7-9 weighs 31.5 kg.";
+  engine_.append("harbour", log, true);
+  engine_.append("harbour", {"The ketch Walrus needs a new jib."});  // in the open chunk
+  const auto by_words = must(search("harbour", "Which parcel weighs 31.5?", 8, SearchMode::lexical));
+  ASSERT_FALSE(by_words.results.empty());
+  EXPECT_THAT(by_words.results[0].passage.text, HasSubstr("QX7-9"));
+  for (size_t i = 0; i < by_words.results.size(); ++i) {
+    const auto& [chunk, score, passage, why] = by_words.results[i];
+    EXPECT_FLOAT_EQ(score, *why->bm25 + *why->context_bm25);
+    EXPECT_EQ(why->lexical_rank, i + 1);
+    EXPECT_FALSE(why->landmark_score || why->landmark_rank);
+    EXPECT_THAT(why->matches, ::testing::IsEmpty());
+  }
+  EXPECT_THAT(must(search("harbour", "jibs of the Walrus", 1, SearchMode::lexical)).results[0].passage.text,
+              HasSubstr("ketch"));
+  EXPECT_THAT(must(search("harbour", "zeppelin", 8, SearchMode::lexical)).results, ::testing::IsEmpty());
+  EXPECT_EQ(search("nobody", "zeppelin", 8, SearchMode::lexical).error().kind, ErrorKind::not_found);
+
+  const auto by_landmark = must(search("harbour", question, 8, SearchMode::landmark));
+  for (size_t i = 0; i < by_landmark.results.size(); ++i) {
+    const auto& why = *by_landmark.results[i].why;
+    EXPECT_EQ(by_landmark.results[i].score, *why.landmark_score);
+    EXPECT_EQ(why.landmark_rank, i + 1);
+    EXPECT_FALSE(why.bm25 || why.lexical_rank);
+  }
+
+  const auto by_both = must(search("harbour", "Which parcel weighs 31.5?", 128));
+  EXPECT_EQ(by_both.results[0].chunk, by_words.results[0].chunk);
+  EXPECT_EQ(by_both.unindexed_chunks, 0u);
+  size_t in_both = 0;
+  for (const auto& result : by_both.results) {
+    const auto& why = *result.why;
+    EXPECT_TRUE(why.landmark_score && why.bm25 && why.context_bm25);
+    EXPECT_TRUE(why.landmark_rank || why.lexical_rank);
+    in_both += why.landmark_rank && why.lexical_rank;
+    for (const auto& of_words : by_words.results)
+      EXPECT_TRUE(of_words.chunk != result.chunk || *why.bm25 == *of_words.why->bm25);
+  }
+  EXPECT_GT(in_both, 0u);
+  const auto all = must(search("harbour", "Which parcel weighs 31.5?", 128, SearchMode::landmark));
+  for (const auto& result : by_both.results) {
+    for (const auto& other : all.results)
+      EXPECT_TRUE(other.chunk != result.chunk || *result.why->landmark_score == *other.why->landmark_score);
+  }
+}
+
 TEST_F(EngineTest, FindsTheNewestTurnInTheOpenChunkOfAnEmptyMemory) {
   ASSERT_TRUE(engine_.try_append("small", {"Runa sails to Bergen on Friday."}));
   const auto found = search("small", "Where does Runa sail?");
@@ -218,7 +268,8 @@ TEST_F(EngineTest, ResultsAreTheSameAfterReopeningWithAnotherNumberOfThreads) {
   size_t found = 0;
   for (const auto& result : before->results)
     for (const auto& other : again->results)
-      found += other.chunk == result.chunk && (!result.why->stored || other.score == result.score);
+      found += other.chunk == result.chunk &&
+               (!result.why->stored || other.why->landmark_score == result.why->landmark_score);
   EXPECT_EQ(found, before->results.size());
 }
 

@@ -163,9 +163,17 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
                         .text = "User: a\nAna: b\n",
                         .turns = {{1, Role::user, {}, 0}, {2, Role::assistant, "Ana", 1'500'000}}};
   SearchReply search;
-  search.results = {
-      {.chunk = 1, .score = 0.5, .passage = passage, .why = {}},
-      {.chunk = 0, .score = 0.25, .passage = passage, .why = SearchReply::Why{0.25, 2, true, {{"ide", 70, 3, 0.5}}}}};
+  search.results = {{.chunk = 1, .score = 0.5, .passage = passage, .why = {}},
+                    {.chunk = 0, .score = 0.25, .passage = passage, .why = {}}};
+  SearchReply::Why why;
+  why.landmark_score = 0.25;
+  why.bm25 = 1.5;
+  why.context_bm25 = 2;
+  why.lexical_rank = 7;
+  why.rank = 2;
+  why.stored = true;
+  why.matches = {{"ide", 70, 3, 0.5}};
+  search.results[1].why = why;
   search.searchable_through = 9;
   search.took_ms = 1.5;
   const std::string body =
@@ -174,7 +182,8 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
   EXPECT_EQ(
       json_text(search),
       R"({"results":[{"chunk":1,"score":0.5,)" + body + R"(},{"chunk":0,"score":0.25,)" + body +
-          R"(,"why":{"landmark_score":0.25,"rank":2,"stored":true,"matches":[{"token":70,"text":"ide","head":3,"weight":0.5}]}}],)"
+          R"(,"why":{"rank":2,"stored":true,"landmark_score":0.25,"bm25":1.5,"context_bm25":2.0,"lexical_rank":7,)"
+          R"("matches":[{"token":70,"text":"ide","head":3,"weight":0.5}]}}],)"
           R"("searchable_through":9,"took_ms":1.5})");
 
   MemoryInfo info;

@@ -46,6 +46,7 @@ class UpkeepTest : public ::testing::Test {
     SearchRequest request;
     request.memory = memory;
     request.query = "how many boats came in with rope";
+    request.mode = SearchMode::landmark;  // where a landmark is damaged, words find the chunk still
     request.limit = 20;
     request.explain = explain;
     auto reply = answer<SearchReply>([&](auto done) { engine_->search(std::move(request), std::move(done)); });
