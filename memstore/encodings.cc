@@ -132,8 +132,8 @@ EntryCache::Block Encodings::read_entries(StreamId stream, uint64_t first, uint6
 }
 
 Expected<void> Encodings::fetch(MemoryId id, const Generation& of, uint64_t entries_version,
-                                std::span<const uint64_t> chunks, ByteSpan out,
-                                std::vector<Unreadable>& unreadable) const {
+                                std::span<const uint64_t> chunks, ByteSpan out, std::vector<Unreadable>& unreadable,
+                                const FetchWait& wait) const {
   assert(out.size() == chunks.size() * shape_.kv_bytes);
   std::vector<Fetched> records(chunks.size());
   for (size_t i = 0; i < chunks.size(); ++i) {
@@ -148,11 +148,11 @@ Expected<void> Encodings::fetch(MemoryId id, const Generation& of, uint64_t entr
     if (record.failure && record.failure->kind != ErrorKind::corrupt)
       return std::unexpected(*std::move(record.failure));
   }
-  read(id, records);
+  read(id, records, wait);
   while (!std::ranges::all_of(records, &Fetched::whole)) {
     RECALLD_TRY(const bool moved, find_again(id, of, records));
     if (!moved) break;
-    read(id, records);
+    read(id, records, {.reads = {.awake = wait.reads.awake}, .whole = wait.whole});
   }
   for (Fetched& record : records) {
     if (record.whole) continue;
@@ -162,7 +162,7 @@ Expected<void> Encodings::fetch(MemoryId id, const Generation& of, uint64_t entr
   return {};
 }
 
-void Encodings::read(MemoryId id, std::span<Fetched> records) const {
+void Encodings::read(MemoryId id, std::span<Fetched> records, const FetchWait& wait) const {
   size_t given = 0;
   const auto next = [&]() -> std::optional<KvRead> {
     while (given < records.size() && (records[given].whole || records[given].failure)) ++given;
@@ -182,8 +182,9 @@ void Encodings::read(MemoryId id, std::span<Fetched> records) const {
                                                 ": checksum mismatch; run recall verify --repair"};
     else
       record.whole = true;
+    if (record.whole && wait.whole) wait.whole(i);
   };
-  kv_->stream(next, done);
+  kv_->stream(next, done, wait.reads);
 }
 
 Expected<bool> Encodings::find_again(MemoryId id, const Generation& of, std::span<Fetched> records) const {

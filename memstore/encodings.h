@@ -40,7 +40,7 @@ class Encodings {
                            std::vector<Unreadable>& unreadable) const;
   // entries_version: entries_version() before `of` was read: what was dropped since is not kept again.
   Expected<void> fetch(MemoryId id, const Generation& of, uint64_t entries_version, std::span<const uint64_t> chunks,
-                       ByteSpan out, std::vector<Unreadable>& unreadable) const;
+                       ByteSpan out, std::vector<Unreadable>& unreadable, const FetchWait& wait = {}) const;
   uint64_t entries_version() const { return entries_.version(); }
   // For each of queries [count, landmark_dim] the k best of the first chunks_max chunks.
   Expected<std::vector<std::vector<ScoredChunk>>> top_k(const Generation& of, uint64_t chunks_max,
@@ -155,7 +155,7 @@ class Encodings {
   // The entries of chunks from `first` on, in one range of rows: those below `end` that can be read.
   EntryCache::Block read_entries(StreamId stream, uint64_t first, uint64_t end) const;
   // Reads and checks the records that are neither whole nor have failed.
-  void read(MemoryId id, std::span<Fetched> records) const;
+  void read(MemoryId id, std::span<Fetched> records, const FetchWait& wait) const;
   // Looks for chunks that failed in the catalog: those that lie elsewhere by now have not failed any more. Whether
   // there are any.
   Expected<bool> find_again(MemoryId id, const Generation& of, std::span<Fetched> records) const;

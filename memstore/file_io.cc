@@ -25,7 +25,7 @@ Expected<void> FileIo::read(std::span<const FileRead> reads) {
   const auto done = [&](uint64_t, Expected<void> result) {
     if (!result && !failure) failure = std::move(result).error();
   };
-  stream(next, done);
+  stream(next, done, {});
   if (failure) return std::unexpected(*std::move(failure));
   return {};
 }

@@ -1,6 +1,7 @@
 // The few file operations that segments need, behind one interface: io_uring, POSIX, and in the tests a faulty disk.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -25,6 +26,10 @@ inline constexpr size_t io_rings_max = 8;
 
 // Reads of one call that are in flight at a time, at most.
 inline constexpr size_t reads_in_flight_max = 64;
+
+// How long a thread that has nothing else to do looks for reads to end before it sleeps (ReadWait): a few reads of a
+// local disk take less, and a slower one should not cost a core.
+inline constexpr std::chrono::microseconds read_awake_max{500};
 
 // A buffer fit for direct I/O, its own or lent. Move-only.
 class AlignedBuffer {
@@ -55,6 +60,16 @@ using NextRead = std::function<std::optional<FileRead>()>;
 // The read of this tag has ended: all of it was read, or the error tells why not.
 using ReadDone = std::function<void(uint64_t tag, Expected<void> result)>;
 
+// How the thread that reads waits for a stream.
+struct ReadWait {
+  // From the start of the stream on it looks for so long again and again whether reads have ended, before it sleeps
+  // until one has: to fall asleep and be woken takes a good part of what a read does. POSIX sleeps in each read.
+  std::chrono::microseconds awake{0};
+  // Called once, as soon as the first reads are on their way and before done() of any of them, by POSIX before the
+  // first one; never when there are none. It throws nothing, and neither reads nor writes.
+  std::function<void()> begun = {};
+};
+
 struct FileWrite {
   int file = -1;
   uint64_t offset = 0;
@@ -84,7 +99,7 @@ class FileIo {
   // caller with N buffers keeps N reads going: it gives nothing while all of its buffers are in use. Both are called on
   // the calling thread. They throw nothing; they may open and close files, but not read or write. Reading past the end
   // of a file is corrupt; the message names the file and the offset.
-  virtual void stream(const NextRead& next, const ReadDone& done) = 0;
+  virtual void stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) = 0;
 
   // A stream of these reads. The first failure is reported; the other reads may have been done or not.
   Expected<void> read(std::span<const FileRead> reads);

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 namespace recalld {
 namespace {
@@ -104,9 +105,12 @@ void PosixFileIo::close(int handle) {
   free_.push_back(handle);
 }
 
-void PosixFileIo::stream(const NextRead& next, const ReadDone& done) {
-  while (const std::optional<FileRead> read = next())
+void PosixFileIo::stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) {
+  bool has_begun = false;
+  while (const std::optional<FileRead> read = next()) {
+    if (!std::exchange(has_begun, true) && wait.begun) wait.begun();
     done(read->tag, carry_out({false, read->file, read->offset, read->into.data(), read->into.size()}));
+  }
 }
 
 Expected<void> PosixFileIo::write(std::span<const FileWrite> writes) {

@@ -9,11 +9,13 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "memstore/file_io_posix.h"
@@ -76,18 +78,14 @@ class Ring {
     io_uring_sqe_set_data64(request, tag);
   }
 
-  // Submits what is queued, waits for a completion, and calls completed(tag, bytes or -errno) for the first few, which
-  // may start others. After a signal there may be none.
+  // Submits what is queued, without waiting.
+  void submit() { check(io_uring_submit(&ring_)); }
+
+  // Submits what is queued, waits for a completion when it `sleeps`, and calls completed(tag, bytes or -errno) for the
+  // first few that are there, which may start others. After a signal there may be none.
   template <class Completed>
-  void wait(Completed completed) {
-    const int result = io_uring_submit_and_wait(&ring_, 1);
-    if (result == -EAGAIN || result == -EBUSY) {
-      std::this_thread::yield();  // the kernel is short of memory or of room for completions; nothing is lost
-    } else if (result < 0 && result != -EINTR) {
-      // The ring itself is broken. Returning would free buffers that the kernel may still write to.
-      spdlog::critical("submit to io_uring: {}", system_error("io_uring_enter", -result).message);
-      std::abort();
-    }
+  void wait(bool sleeps, Completed completed) {
+    check(sleeps ? io_uring_submit_and_wait(&ring_, 1) : io_uring_submit_and_get_events(&ring_));
     unsigned head = 0;
     unsigned completions = 0;
     io_uring_cqe* completion = nullptr;
@@ -100,6 +98,17 @@ class Ring {
 
  private:
   Ring() = default;
+
+  // What the kernel said to a submission.
+  static void check(int result) {
+    if (result == -EAGAIN || result == -EBUSY) {
+      std::this_thread::yield();  // the kernel is short of memory or of room for completions; nothing is lost
+    } else if (result < 0 && result != -EINTR) {
+      // The ring itself is broken. Returning would free buffers that the kernel may still write to.
+      spdlog::critical("submit to io_uring: {}", system_error("io_uring_enter", -result).message);
+      std::abort();
+    }
+  }
 
   Expected<void> set_up() {
     int result = -EINVAL;
@@ -270,9 +279,13 @@ class UringFileIo final : public PosixFileIo {
   UringFileIo(DirectIo direct, std::shared_ptr<Rings> rings) : PosixFileIo(direct), rings_(std::move(rings)) {}
 
   // An exception must not unwind the stack while the kernel writes to buffers of the caller.
-  void stream(const NextRead& next, const ReadDone& done) noexcept override {
+  void stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) noexcept override {
+    using Clock = std::chrono::steady_clock;
     Ring* const ring = rings_->mine();
-    if (ring == nullptr) return PosixFileIo::stream(next, done);
+    if (ring == nullptr) return PosixFileIo::stream(next, done, wait);
+    const bool stays_awake = wait.awake.count() > 0;
+    const auto sleeps_from = stays_awake ? Clock::now() + wait.awake : Clock::time_point{};
+    bool has_begun = !wait.begun;
 
     struct Flight {
       uint64_t tag = 0;
@@ -303,7 +316,12 @@ class UringFileIo final : public PosixFileIo {
         start(flight);
       }
       if (free == grounded.size()) return;
-      ring->wait([&](uint64_t flight, int result) {
+      if (!std::exchange(has_begun, true)) {
+        ring->submit();
+        wait.begun();
+      }
+      const bool sleeps = !stays_awake || Clock::now() >= sleeps_from;
+      ring->wait(sleeps, [&](uint64_t flight, int result) {
         Expected<void> advanced = advance(flights[flight].left, result);
         if (advanced && flights[flight].left.bytes > 0) return start(flight);
         grounded[free++] = flight;

@@ -166,7 +166,7 @@ Expected<void> KvFile::clean_tail() {
   return {};
 }
 
-void KvFile::stream(const NextKvRead& next, const ReadDone& done) const {
+void KvFile::stream(const NextKvRead& next, const ReadDone& done, const ReadWait& wait) const {
   struct Reading {
     uint64_t tag = 0;
     std::shared_ptr<OpenSegment> segment;
@@ -222,7 +222,7 @@ void KvFile::stream(const NextKvRead& next, const ReadDone& done) const {
     free_readings.push_back(number);
     done(tag, result ? std::move(result) : damaged(std::move(result).error()));
   };
-  io_->stream(next_of_file, done_by_file);
+  io_->stream(next_of_file, done_by_file, wait);
 }
 
 void KvFile::read(std::span<const KvPlace> places, ByteSpan out, const ReadDone& done) const {

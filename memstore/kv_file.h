@@ -70,7 +70,7 @@ class KvFile {
   // with the error of this record alone. FileIo::stream tells when next() is asked and what the two may do; they may
   // not call this object either. Records go straight into memory that is aligned to io_alignment, when kv_bytes is a
   // multiple of it; otherwise they are copied, and fewer are in flight at a time.
-  void stream(const NextKvRead& next, const ReadDone& done) const;
+  void stream(const NextKvRead& next, const ReadDone& done, const ReadWait& wait = {}) const;
 
   // A stream of places[i] into out[i * kv_bytes]; done() gets i.
   // out: [places.size() * kv_bytes], alive until the call returns

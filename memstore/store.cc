@@ -456,10 +456,13 @@ Expected<void> Store::landmarks(MemoryId id, uint64_t first, std::span<Bf16> out
 }
 
 Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out,
-                            std::vector<Unreadable>* unreadable) const {
+                            std::vector<Unreadable>* unreadable, const FetchWait& wait) const {
   const uint64_t version = impl_->encodings.entries_version();
+  const FetchWait again{.reads = {.awake = wait.reads.awake}};
+  bool is_first = true;
   return impl_->read_around_damage(id, unreadable, [&](const MemoryRecord& record, std::vector<Unreadable>& damaged) {
-    return impl_->encodings.fetch(id, record.serving, version, chunks, out, damaged);
+    return impl_->encodings.fetch(id, record.serving, version, chunks, out, damaged,
+                                  std::exchange(is_first, false) ? wait : again);
   });
 }
 

@@ -117,6 +117,15 @@ struct Passage {
   std::vector<Source> turns;  // in order; at least one token of each lies in the passage
 };
 
+// How a fetch is waited for. Its functions are called on the thread that fetches.
+struct FetchWait {
+  ReadWait reads = {};
+  // chunks[i] is in its place and is what was stored: told as each arrives, while others are on their way. Where the
+  // memory was changed meanwhile all are read again, and this is not told of any of them a second time: what was told
+  // is good for certain only if the fetch succeeds with all of them told.
+  std::function<void(size_t i)> whole = {};
+};
+
 // The recurrent state after the first `chunks` chunks of a memory.
 struct StateCheckpoint {
   uint64_t chunks = 0;
@@ -356,7 +365,7 @@ class Store {
   // its checksum: corrupt names the memory, the chunk and the segment. With `unreadable` each damaged chunk is added
   // to it instead, its bytes in `out` being anything, and the others are whole.
   Expected<void> fetch(MemoryId id, std::span<const uint64_t> chunks, ByteSpan out,
-                       std::vector<Unreadable>* unreadable = nullptr) const;
+                       std::vector<Unreadable>* unreadable = nullptr, const FetchWait& wait = {}) const;
 
   // The k best encoded chunks for `query` [landmark_dim], best first; fewer when there are fewer.
   // Not called from two threads with the same pool. Chunks whose landmarks are damaged are left out and told in

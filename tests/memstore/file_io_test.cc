@@ -14,6 +14,7 @@
 #include <atomic>
 #include <barrier>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <fstream>
@@ -281,7 +282,8 @@ TEST_P(FileIoTest, AStreamKeepsAsManyReadsGoingAsItsCallerGives) {
           EXPECT_TRUE(is_filled(part(i), block_of[i] * io_alignment));
           ++times_read[block_of[i]];
           free.push_back(i);
-        });
+        },
+        {.awake = std::chrono::microseconds(buffers == 7 ? 100'000 : 0)});
     EXPECT_EQ(times_read, std::vector<size_t>(blocks, 1));
     EXPECT_EQ(free.size(), buffers);
     EXPECT_EQ(in_flight_max, GetParam().layer == Case::Layer::posix ? 1 : std::min(buffers, reads_in_flight_max));
@@ -311,8 +313,42 @@ TEST_P(FileIoTest, AStreamTellsOfEveryReadWhetherItFailed) {
         } else if (i % 50 != 7) {
           EXPECT_TRUE(is_filled(part(i), block * io_alignment)) << i;
         }
-      });
+      },
+      {});
   EXPECT_EQ(ended, std::vector<size_t>(300, 1));
+}
+
+TEST_P(FileIoTest, AStreamTellsOnceThatItsReadsHaveBegunBeforeAnyHasEndedHoweverItWaits) {
+  const int file = create("file", 100 * io_alignment);
+  write_blocks(file, 0, 100);
+  const AlignedBuffer buffer = io_->buffer(100 * io_alignment);
+  for (const auto awake :
+       {std::chrono::microseconds(0), std::chrono::microseconds(1), std::chrono::microseconds(100'000)}) {
+    for (const size_t count : {size_t{0}, size_t{1}, size_t{8}, size_t{100}}) {
+      SCOPED_TRACE(std::to_string(count) + " reads, awake for " + std::to_string(awake.count()));
+      std::ranges::fill(buffer.bytes(), std::byte{0xff});
+      size_t given = 0, begun = 0, ended = 0;
+      io_->stream(
+          [&]() -> std::optional<FileRead> {
+            if (given == count) return std::nullopt;
+            const size_t i = given++;
+            return FileRead{file, i * io_alignment, buffer.bytes().subspan(i * io_alignment, io_alignment), i};
+          },
+          [&](uint64_t i, const Expected<void>& result) {
+            EXPECT_EQ(begun, 1u);
+            EXPECT_TRUE(result) << result.error().message;
+            EXPECT_TRUE(is_filled(buffer.bytes().subspan(i * io_alignment, io_alignment), i * io_alignment)) << i;
+            ++ended;
+          },
+          {.awake = awake, .begun = [&] {
+             ++begun;
+             EXPECT_GT(given, 0u);
+             EXPECT_EQ(ended, 0u);
+           }});
+      EXPECT_EQ(begun, count > 0 ? 1u : 0u);
+      EXPECT_EQ(ended, count);
+    }
+  }
 }
 
 TEST_P(FileIoTest, ReadingPastTheEndNamesFileAndOffset) {

@@ -229,13 +229,13 @@ TEST_F(KvFileTest, AStreamReadsStraightIntoAlignedMemoryAndCopiesToOther) {
   class WatchedFileIo final : public PosixFileIo {
    public:
     explicit WatchedFileIo(std::vector<const std::byte*>& into) : PosixFileIo(DirectIo::never), into_(into) {}
-    void stream(const NextRead& next, const ReadDone& done) override {
+    void stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) override {
       const auto watched = [&] {
         std::optional<FileRead> read = next();
         if (read) into_.push_back(read->into.data());
         return read;
       };
-      PosixFileIo::stream(watched, done);
+      PosixFileIo::stream(watched, done, wait);
     }
 
    private:

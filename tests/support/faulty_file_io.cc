@@ -71,7 +71,7 @@ void FaultyFileIo::close(int file) {
   disk_->close(file);
 }
 
-void FaultyFileIo::stream(const NextRead& next, const ReadDone& done) {
+void FaultyFileIo::stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) {
   // The caller's functions run without the lock: they may open and close files.
   std::map<uint64_t, FileRead> in_flight;  // by a number of our own
   uint64_t given = 0;
@@ -91,7 +91,7 @@ void FaultyFileIo::stream(const NextRead& next, const ReadDone& done) {
     }
     done(read.tag, std::move(result));
   };
-  disk_->stream(next_of_disk, done_by_disk);
+  disk_->stream(next_of_disk, done_by_disk, wait);
 }
 
 Expected<void> FaultyFileIo::spoil(const FileRead& read) {

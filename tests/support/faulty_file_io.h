@@ -37,7 +37,7 @@ class FaultyFileIo final : public FileIo {
   Expected<int> create(const std::filesystem::path& path, uint64_t bytes) override;
   Expected<int> open(const std::filesystem::path& path) override;
   void close(int file) override;
-  void stream(const NextRead& next, const ReadDone& done) override;
+  void stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) override;
   Expected<void> write(std::span<const FileWrite> writes) override;
   Expected<void> sync(int file) override;
   Expected<void> punch(int file, uint64_t offset, uint64_t bytes) override;

@@ -48,14 +48,18 @@ void PowerFileIo::close(int file) {
   files_.at(static_cast<size_t>(file)).reset();
 }
 
-void PowerFileIo::stream(const NextRead& next, const ReadDone& done) {
+void PowerFileIo::stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) {
   const auto read_one = [this](const FileRead& read) -> Expected<void> {
     RECALLD_TRY(const size_t bytes, disk_.read(*file(read.file), read.offset, read.into));
     if (bytes < read.into.size())
       return fail(ErrorKind::corrupt, "read at " + std::to_string(read.offset) + ": the file ends before that");
     return {};
   };
-  while (const std::optional<FileRead> read = next()) done(read->tag, read_one(*read));
+  bool has_begun = false;
+  while (const std::optional<FileRead> read = next()) {
+    if (!std::exchange(has_begun, true) && wait.begun) wait.begun();
+    done(read->tag, read_one(*read));
+  }
 }
 
 Expected<void> PowerFileIo::write(std::span<const FileWrite> writes) {

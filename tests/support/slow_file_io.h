@@ -1,4 +1,4 @@
-// A disk whose reads take their time, all of them or those that a test holds back.
+// A disk whose reads take their time, all of them or those that a test holds back, or fail.
 #pragma once
 
 #include <chrono>
@@ -31,6 +31,11 @@ class SlowFileIo final : public FileIo {
     hold({});
     released_.notify_all();
   }
+  // One in so many reads fails; 0: none.
+  void fail_one_in(uint64_t reads) {
+    const std::lock_guard lock(mutex_);
+    fails_one_in_ = reads;
+  }
   uint64_t reads() const {
     const std::lock_guard lock(mutex_);
     return reads_;
@@ -46,14 +51,21 @@ class SlowFileIo final : public FileIo {
   }
   Expected<int> open(const std::filesystem::path& path) override { return disk_->open(path); }
   void close(int file) override { disk_->close(file); }
-  void stream(const NextRead& next, const ReadDone& done) override {
+  // A read that takes its time is on its way meanwhile.
+  void stream(const NextRead& next, const ReadDone& done, const ReadWait& wait) override {
+    bool has_begun = !wait.begun;
     disk_->stream(
         [&] {
           auto read = next();
+          if (read && !std::exchange(has_begun, true)) wait.begun();
           if (read) take_time(read->offset);
           return read;
         },
-        done);
+        [&](uint64_t tag, Expected<void> result) {
+          if (result && is_to_fail()) result = fail(ErrorKind::io, "read a record: made to fail");
+          done(tag, std::move(result));
+        },
+        {.awake = wait.awake, .begun = {}});
   }
   Expected<void> write(std::span<const FileWrite> writes) override { return disk_->write(writes); }
   Expected<void> sync(int file) override { return disk_->sync(file); }
@@ -63,6 +75,10 @@ class SlowFileIo final : public FileIo {
   std::string describe() const override { return "a slow disk"; }
 
  private:
+  bool is_to_fail() {
+    const std::lock_guard lock(mutex_);
+    return fails_one_in_ > 0 && ++ended_ % fails_one_in_ == 0;
+  }
   void take_time(uint64_t offset) {
     std::unique_lock lock(mutex_);
     ++reads_;
@@ -81,6 +97,8 @@ class SlowFileIo final : public FileIo {
   std::chrono::microseconds delay_{0};
   uint64_t reads_ = 0;
   uint64_t waiting_ = 0;
+  uint64_t fails_one_in_ = 0;  // 0: none does
+  uint64_t ended_ = 0;
 };
 
 }  // namespace recalld

@@ -11,8 +11,9 @@
 // Order of measurement in a round: fio, ours, ours copied, ours copied, ours, fio. Medians over the rounds are printed,
 // and medians of the ratios of each round. Other work on the machine shows in all of them: the load is printed too.
 //
-// Then what a few chunks take from a store, one fetch after another as an answer waits for them, beside batches of
-// reads of as many records by io_uring alone. Order: reads, fetches, fetches, reads.
+// Then what a few chunks take from a store, fetched as an answer waits for them that is written alone, beside batches
+// of reads of as many records by io_uring alone; one after another, and with rests between them as long as a GPU
+// computes a token. Order: reads, fetches, fetches, reads.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -297,19 +298,22 @@ void compare_fetches(const std::filesystem::path& parent, const std::vector<size
   std::printf("\nfetches of random chunks of %llu, us; beside %s; %zu rounds\n",
               static_cast<unsigned long long>(chunks), reads.describe().c_str(), rounds);
   std::mt19937 random(11);
-  for (const size_t count : counts) {
+  const auto compare = [&](size_t count, std::chrono::microseconds rest) {
     std::vector<double> plain, fetched, ratios;
     for (size_t round = 0; round < rounds; ++round) {
-      const double plain_first = reads.plain_us(count, random);
-      const double fetched_first = fetch_us(*store, memory, kv_bytes, count, random);
-      fetched.push_back((fetched_first + fetch_us(*store, memory, kv_bytes, count, random)) / 2);
-      plain.push_back((plain_first + reads.plain_us(count, random)) / 2);
+      const double plain_first = reads.plain_us(count, random, rest);
+      const double fetched_first = fetch_us(*store, memory, kv_bytes, count, random, rest);
+      fetched.push_back((fetched_first + fetch_us(*store, memory, kv_bytes, count, random, rest)) / 2);
+      plain.push_back((plain_first + reads.plain_us(count, random, rest)) / 2);
       ratios.push_back(fetched.back() / plain.back());
     }
-    std::printf("%zu chunks: reads %.1f, fetch %.1f, ratio %.2f (load average %.1f)\n", count, median(plain),
-                median(fetched), median(ratios), load());
+    std::printf("%zu chunks, rests of %3lld us: reads %.1f, fetch %.1f, ratio %.2f (load average %.1f)\n", count,
+                static_cast<long long>(rest.count()), median(plain), median(fetched), median(ratios), load());
     std::fflush(stdout);
-  }
+  };
+  for (const size_t count : counts)
+    for (const std::chrono::microseconds rest : {std::chrono::microseconds(0), std::chrono::microseconds(300)})
+      compare(count, rest);
 }
 
 }  // namespace

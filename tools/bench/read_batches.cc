@@ -30,6 +30,10 @@ double us_since(Clock::time_point start) {
   return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
 }
 
+void rest_awake(std::chrono::microseconds rest) {
+  for (const auto end = Clock::now() + rest; Clock::now() < end;) continue;
+}
+
 // A ring that its owner submits one batch at a time to.
 class Ring {
  public:
@@ -83,7 +87,8 @@ bool uring_works() {
 
 }  // namespace
 
-double fetch_us(const Store& store, const MemoryInfo& memory, uint32_t kv_bytes, size_t count, std::mt19937& random) {
+double fetch_us(const Store& store, const MemoryInfo& memory, uint32_t kv_bytes, size_t count, std::mt19937& random,
+                std::chrono::microseconds rest) {
   const size_t bytes = count * kv_bytes;
   const AlignedBuffer buffer((bytes + io_alignment - 1) / io_alignment * io_alignment);
   std::uniform_int_distribution<uint64_t> any(0, memory.encoded_chunks - 1);
@@ -91,8 +96,10 @@ double fetch_us(const Store& store, const MemoryInfo& memory, uint32_t kv_bytes,
   std::vector<double> us;
   for (size_t i = 0; i < warm_up + batches_timed; ++i) {
     for (uint64_t& chunk : chunks) chunk = any(random);
+    rest_awake(rest);
     const auto start = Clock::now();
-    must(store.fetch(memory.id, chunks, buffer.bytes().first(bytes)), "fetch chunks");
+    must(store.fetch(memory.id, chunks, buffer.bytes().first(bytes), nullptr, {.reads = {.awake = read_awake_max}}),
+         "fetch chunks");
     if (i >= warm_up) us.push_back(us_since(start));
   }
   return median(us);
@@ -122,7 +129,7 @@ std::string ReadBatches::describe() const {
   return std::string(uring_ ? "io_uring, " : "reads one after another, ") + (direct_ ? "O_DIRECT" : "page cache");
 }
 
-double ReadBatches::plain_us(size_t count, std::mt19937& random) const {
+double ReadBatches::plain_us(size_t count, std::mt19937& random, std::chrono::microseconds rest) const {
   const AlignedBuffer buffer(count * record_bytes_);
   Ring ring(static_cast<unsigned>(count));
   std::uniform_int_distribution<size_t> any(0, places_.size() - 1);
@@ -130,6 +137,7 @@ double ReadBatches::plain_us(size_t count, std::mt19937& random) const {
   for (size_t batch = 0; batch < warm_up + batches_timed; ++batch) {
     std::vector<Place> places(count);
     for (Place& place : places) place = places_[any(random)];
+    rest_awake(rest);
     const auto start = Clock::now();
     bool whole = true;
     for (size_t i = 0; i < count; ++i) {

@@ -1,6 +1,7 @@
 // What it takes to read a few K/V records of a store in one batch: by the store, by io_uring alone, and by fio.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -15,8 +16,10 @@
 
 namespace recalld::bench {
 
-// Microseconds of the store to fetch `count` chunks at random places into aligned memory: the median of many fetches.
-double fetch_us(const Store& store, const MemoryInfo& memory, uint32_t kv_bytes, size_t count, std::mt19937& random);
+// Microseconds of the store to fetch `count` chunks at random places into aligned memory, as an answer waits for them
+// that is written alone: the median of many fetches, each after a rest of so long, in which the thread stays awake.
+double fetch_us(const Store& store, const MemoryInfo& memory, uint32_t kv_bytes, size_t count, std::mt19937& random,
+                std::chrono::microseconds rest = {});
 
 class ReadBatches {
  public:
@@ -27,8 +30,8 @@ class ReadBatches {
   std::string describe() const;
 
   // Microseconds of `count` records at random places, read by one submission with nothing registered: the median of
-  // many batches.
-  double plain_us(size_t count, std::mt19937& random) const;
+  // many batches, each after a rest as above.
+  double plain_us(size_t count, std::mt19937& random, std::chrono::microseconds rest = {}) const;
 
   // The same by fio, as many at a time, with registered files and buffers: the mean of what `seconds` seconds took.
   // Nothing when fio is not installed.
