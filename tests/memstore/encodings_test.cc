@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <random>
 #include <string>
 #include <thread>
@@ -210,6 +211,36 @@ TEST_F(EncodingsTest, DamageIsToldOnlyOfChunksThatLieWhereTheirRowsSay) {
   const auto lost = fetch(3);
   ASSERT_FALSE(lost);
   EXPECT_THAT(lost.error().message, HasSubstr("its row is missing"));
+}
+
+TEST_F(EncodingsTest, AFetchTellsOnceThatItsReadsHaveBegunAndOfEachChunkThatIsWhole) {
+  put(8);
+  ASSERT_TRUE(fetch(3));
+  ASSERT_TRUE(encodings_->release(write_again(3, 1003).released));  // looked for where it was, and then where it is
+  const auto damaged = encodings_->chunk(memory, generation_, 5);
+  ASSERT_TRUE(damaged);
+  ASSERT_TRUE(encodings_->release(std::array{KvPlace{damaged->segment, damaged->slot}}));
+
+  const std::array<uint64_t, 4> chunks{7, 3, 5, 0};
+  std::vector<std::byte> out(chunks.size() * kv_bytes);
+  const auto record = [&](size_t i) { return std::span(out).subspan(i * kv_bytes, kv_bytes); };
+  size_t begun = 0;
+  std::vector<size_t> told;
+  std::vector<Unreadable> unreadable;
+  const auto begins = [&] {
+    EXPECT_TRUE(told.empty());
+    ++begun;
+  };
+  const auto is_whole = [&](size_t i) {
+    EXPECT_TRUE(std::ranges::equal(record(i), kv_of(i == 1 ? 1003 : chunks[i]))) << i;
+    told.push_back(i);
+  };
+  const FetchWait wait{.reads = {.awake = std::chrono::microseconds(100), .begun = begins}, .whole = is_whole};
+  ASSERT_TRUE(encodings_->fetch(memory, generation_, encodings_->entries_version(), chunks, out, unreadable, wait));
+  EXPECT_EQ(begun, 1u);
+  EXPECT_THAT(told, ::testing::UnorderedElementsAre(0, 1, 3));
+  ASSERT_EQ(unreadable.size(), 1u);
+  EXPECT_EQ(unreadable[0].first, 5u);
 }
 
 // ---- In a store that is changed meanwhile
