@@ -404,9 +404,10 @@ Expected<void> GpuDecoder::unmap(std::span<const MemoryChunk> chunks) {
 void GpuDecoder::start_reading(GpuStream& stream, bool alone) {
   stream.expects = true;
   if (alone || stream.reads.empty()) return;
-  std::packaged_task<Expected<std::vector<Unreadable>>()> task([this, id = stream.source.memory.id,
-                                                                reads = stream.reads,
-                                                                into = stream.into] { return fetch(id, reads, into); });
+  std::packaged_task<Expected<std::vector<Unreadable>>()> task(
+      [this, id = stream.source.memory.id, reads = stream.reads, into = stream.into] {
+        return fetch(id, reads, into, {});
+      });
   stream.reading = task.get_future();
   boost::asio::post(readers_, [this, task = std::move(task)]() mutable {
     task();
@@ -415,10 +416,10 @@ void GpuDecoder::start_reading(GpuStream& stream, bool alone) {
   });
 }
 
-Expected<std::vector<Unreadable>> GpuDecoder::fetch(MemoryId memory, std::span<const uint64_t> chunks,
-                                                    ByteSpan into) const {
+Expected<std::vector<Unreadable>> GpuDecoder::fetch(MemoryId memory, std::span<const uint64_t> chunks, ByteSpan into,
+                                                    const FetchWait& wait) const {
   std::vector<Unreadable> damaged;
-  if (!chunks.empty()) RECALLD_CHECK(store_.fetch(memory, chunks, into, &damaged));
+  if (!chunks.empty()) RECALLD_CHECK(store_.fetch(memory, chunks, into, &damaged, wait));
   return damaged;
 }
 
@@ -437,8 +438,10 @@ Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
     drop_unread(stream);
     return {};
   }
-  const auto damaged =
-      stream.reading.valid() ? stream.reading.get() : fetch(stream.source.memory.id, stream.reads, stream.into);
+  // A stream that is alone is read here, awake: nothing else is computed meanwhile.
+  const auto damaged = stream.reading.valid() ? stream.reading.get()
+                                              : fetch(stream.source.memory.id, stream.reads, stream.into,
+                                                      {.reads = {.awake = read_awake_max}, .whole = {}});
   const size_t reads = stream.reads.size();
   Expected<void> done = damaged ? leave_out(stream, *damaged) : std::unexpected(damaged.error());
   if (done) done = fill(stream);

@@ -58,7 +58,8 @@ class GpuDecoder final : public Decoder {
   Expected<void> make_way(GpuStream& stream);
   Expected<void> unmap(std::span<const MemoryChunk> chunks);
   void start_reading(GpuStream& stream, bool alone);
-  Expected<std::vector<Unreadable>> fetch(MemoryId memory, std::span<const uint64_t> chunks, ByteSpan into) const;
+  Expected<std::vector<Unreadable>> fetch(MemoryId memory, std::span<const uint64_t> chunks, ByteSpan into,
+                                          const FetchWait& wait) const;
   static bool is_being_read(const GpuStream& stream);
   Expected<void> finish_reading(GpuStream& stream);
   Expected<void> fill(GpuStream& stream);
