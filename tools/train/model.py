@@ -312,6 +312,10 @@ class Memory:
     values: torch.Tensor     # [B, L, 64]
     summaries: torch.Tensor  # [B, C, r] landmarks before a group's norm
 
+    def joined(self, count: int) -> "Memory":
+        """Of each `count` neighbouring sequences one, with the chunks of the first as the oldest."""
+        return Memory(*(t.reshape(t.shape[0] // count, -1, t.shape[-1]) for t in (self.keys, self.values, self.summaries)))
+
 
 class Chunking(nn.Module):
     def __init__(self, config: Config):
@@ -435,8 +439,9 @@ class Output:
     # With rows:
     row_hidden: torch.Tensor | None = None  # [B, G, T, d]
     row_lower: torch.Tensor | None = None   # [B, G, T, d]
-    row_scores: torch.Tensor | None = None   # [B, G, T, C]
-    row_log_weights: torch.Tensor | None = None  # [B, G, T, C]
+    row_scores: torch.Tensor | None = None   # [B, G, T, C], of all chunks that the row reads among
+    row_log_weights: torch.Tensor | None = None  # likewise
+    row_copies: torch.Tensor | None = None   # as given, the places of sources among those chunks
     row_read: torch.Tensor | None = None
     row_group_hidden: list = field(default_factory=list)  # [B, G*T, d]
 
@@ -575,9 +580,10 @@ class RAMba(nn.Module):
     # Fronts
 
     def forward(self, ids: torch.Tensor, state: list, rows: torch.Tensor | None = None,
-                copies: torch.Tensor | None = None, row_copies: torch.Tensor | None = None) -> Output:
+                copies: torch.Tensor | None = None, row_copies: torch.Tensor | None = None, joined: int = 1) -> Output:
         """ids [B, L], rows [B, G, T] that ask the whole sequence from a zero state, copies [B, A, 2], row_copies
-        [B, G, RA, 2]: (place in the stream or the row, place in ids), -1 for none."""
+        [B, G, RA, 2]: (place in the stream or the row, place in ids), -1 for none. Rows of `joined` neighbouring sequences
+        read among the chunks of all of these."""
         lower_blocks = self.config.num_lower_layers
         lower, lower_state = self.lower(ids, state)
         memory = self.encode(lower)
@@ -594,9 +600,13 @@ class RAMba(nn.Module):
         row_lower, _ = self.lower(rows.flatten(0, 1), zero)
         if row_copies is not None:
             at, source = row_copies.unbind(-1)
-            at = torch.where(at >= 0, at + tokens * torch.arange(count, device=at.device)[:, None], -1)
-            row_copies = torch.stack([at, source], -1).flatten(1, 2)
-        found = self.upper(row_lower, zero[lower_blocks:], memory, False, row_copies)
+            sequence = (torch.arange(batch, device=at.device) % joined)[:, None, None]
+            row = count * sequence + torch.arange(count, device=at.device)[:, None]
+            source = torch.where(source >= 0, source + ids.shape[1] * sequence, -1)
+            out.row_copies = torch.stack([at, source], -1)
+            row_copies = torch.stack([torch.where(at >= 0, at + tokens * row, -1), source], -1)
+            row_copies = row_copies.reshape(batch // joined, -1, 2)
+        found = self.upper(row_lower, zero[lower_blocks:], memory.joined(joined), False, row_copies)
         shape = (batch, count, tokens, -1)
         out.row_hidden, out.row_lower = found.hidden.view(shape), row_lower.view(shape)
         out.row_scores, out.row_log_weights = found.scores[0].view(shape), found.log_weights[0].view(shape)

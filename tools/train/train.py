@@ -66,8 +66,8 @@ def mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 class Objective:
     """All losses of one batch. The bank holds landmarks and words of earlier batches; it is no parameter."""
 
-    def __init__(self, model, lexical: Lexical, weights: Weights):
-        self.model, self.lexical, self.weights = model, lexical, weights
+    def __init__(self, model, lexical: Lexical, weights: Weights, joined: int = 1):
+        self.model, self.lexical, self.weights, self.joined = model, lexical, weights, joined
 
     def __call__(self, batch, state, bank_landmarks, bank_words, lexical_share):
         model, weights = self.model, self.weights
@@ -77,7 +77,7 @@ class Objective:
         device_type = ids.device.type
         chunk_words = self.lexical.chunks(ids.view(sequences, per_sequence, CHUNK))
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
-            out = model(ids, state, batch.rows, batch.copies, batch.row_copies)
+            out = model(ids, state, batch.rows, batch.copies, batch.row_copies, self.joined)
             flat_alone = batch.alone.flatten(0, 1)
             alone_at = batch.alone_meta[..., 0].flatten().clamp(min=0)
             alone, token_queries = model.questions(flat_alone, alone_at)
@@ -118,7 +118,7 @@ class Objective:
             row_hold = self._row_hold(out, batch, everywhere)
             stream_weigh, _ = weight_of_evidence(out.log_weights, batch.copies, CHUNK)
             row_weigh, row_weight_read = weight_of_evidence(out.row_log_weights.flatten(0, 1),
-                                                            batch.row_copies.flatten(0, 1), CHUNK)
+                                                            out.row_copies.flatten(0, 1), CHUNK)
 
             # Late interaction, for the first questions: real ones come first.
             spoken = (flat_alone >= SPECIAL_PIECES) & (torch.arange(flat_alone.shape[1], device=ids.device) < alone_at[:, None])
@@ -389,7 +389,7 @@ def train(args) -> None:
     corpus = np.concatenate([prepared[name][:4_000_000] for name in ("prose", "dial", "tr_ctx")])
     lexical = Lexical(tokenizer, corpus, config.retrieval_dim, CHUNK, device, args.prepared / "words.npz")
     weights = Weights(**{f.name: getattr(args, f.name) for f in fields(Weights)})
-    objective = Objective(model, lexical, weights)
+    objective = Objective(model, lexical, weights, args.joined)
     if not (args.eager or args.no_compile):
         objective = torch.compile(objective.__call__)
     schedule = Schedule(args)
@@ -454,6 +454,8 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=WARMUP_STEPS)
     parser.add_argument("--batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--length", type=int, default=4096, help="tokens a sequence")
+    parser.add_argument("--joined", type=int, default=1,
+                        help="sequences of a batch among whose chunks each row reads (must divide --batch)")
     parser.add_argument("--bank", type=int, default=64, help="steps whose landmarks are kept as negatives")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=14)
@@ -465,7 +467,10 @@ def main() -> None:
     parser.add_argument("--log-every", type=int, default=200)
     for field in fields(Weights):
         parser.add_argument(f"--{field.name}", type=float, default=field.default, help="weight of a loss")
-    train(parser.parse_args())
+    args = parser.parse_args()
+    if args.joined < 1 or args.batch % args.joined:
+        parser.error(f"--joined must divide --batch, got {args.joined} and {args.batch}")
+    train(args)
 
 
 if __name__ == "__main__":

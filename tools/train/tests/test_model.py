@@ -15,7 +15,7 @@ STARTER = SOURCE / "tests/golden/starter"
 CHECKPOINTS = {"starter": (STARTER, STARTER), "default": (SOURCE / "model/default", SOURCE / "tests/golden/default")}
 sys.path.insert(0, str(TRAIN))
 from export import read_weights  # noqa: E402
-from model import CHUNK, Config, RAMba, build, reading_loss  # noqa: E402
+from model import CHUNK, Config, Memory, RAMba, build, reading_loss  # noqa: E402
 
 TINY = Config(hidden_size=128, num_heads=2, head_dim=128, state_size=32, vocab_size=200, num_lower_layers=1,
               num_upper_layers=2, num_mamba_per_gca=1, num_attention_heads=2, retrieval_dim=32, chunk_topk=2)
@@ -236,6 +236,25 @@ def test_row_copies_are_places_in_their_row():
     shallow.load_state_dict({k: v for k, v in model.state_dict().items() if k in shallow.state_dict()})
     assert torch.allclose(shallow(ids, shallow.zero_state(1, "cpu"), rows, None, copies).row_read, first, atol=1e-5)
     assert out.read == 0 and out.row_read > 0
+
+
+def test_rows_that_are_joined_read_among_the_chunks_of_their_neighbours():
+    model = tiny("mamba2")
+    ids, rows = tokens(4, 128), tokens(4, 2, CHUNK)
+    copies = torch.tensor([[[[9, 70]], [[3, 1]]], [[[-1, -1]], [[12, 64]]]]).repeat(2, 1, 1, 1)
+    joined = model(ids, model.zero_state(4, "cpu"), rows, None, copies, joined=2)
+    assert joined.row_log_weights.shape == (4, 2, CHUNK, 4)
+    assert joined.row_copies[1].tolist() == [[[-1, -1]], [[12, 64 + 128]]] and torch.equal(joined.row_copies[2], copies[2])
+    # The same memory by hand: the second pair of sequences, one behind the other, each encoded from a zero state.
+    alone = model(ids, model.zero_state(4, "cpu"))
+    memory = Memory(alone.keys[2:].reshape(1, 256, -1), alone.values[2:].reshape(1, 256, -1),
+                    model.encode(model.lower(ids, model.zero_state(4, "cpu"))[0]).summaries[2:].reshape(1, 4, -1))
+    zero = model.zero_state(4, "cpu")
+    lower, _ = model.lower(rows[2:].flatten(0, 1), zero)
+    found = model.upper(lower, zero[TINY.num_lower_layers:], memory, False,
+                        torch.tensor([[[9, 70], [CHUNK + 3, 1], [-1, -1], [3 * CHUNK + 12, 64 + 128]]]))
+    assert torch.allclose(found.hidden, joined.row_hidden[2:].flatten(0, 1), atol=1e-5)
+    assert not torch.allclose(joined.row_hidden, model(ids, model.zero_state(4, "cpu"), rows).row_hidden, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
