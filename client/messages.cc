@@ -32,9 +32,11 @@ Json params(const AppendRequest& request) {
 
 Json params(const SearchRequest& request) {
   Json out{{"memory", request.memory}, {"query", request.query}};
+  if (!request.memories.empty()) out["memory"] = request.memories;
   if (request.limit) out["limit"] = *request.limit;
   if (request.max_tokens) out["max_tokens"] = *request.max_tokens;
   if (!request.mode.empty()) out["mode"] = request.mode;
+  if (!request.expand.empty()) out["expand"] = request.expand;
   if (request.explain) out["explain"] = true;
   return out;
 }
@@ -130,12 +132,22 @@ void from_json(const Json& in, SearchReply::Result& out) {
   in.at("tokens").get_to(out.tokens);
   in.at("turns").get_to(out.turns);
   if (const auto why = in.find("why"); why != in.end()) out.why = *why;
+  if (const auto chunks = in.find("chunks"); chunks != in.end()) chunks->get_to(out.chunks);
+  out.duplicates = in.value("duplicates", out.duplicates);
+  out.memory = in.value("memory", out.memory);
 }
 
 void from_json(const Json& in, SearchReply& out) {
   in.at("results").get_to(out.results);
   read_optional(in, "unindexed_chunks", out.unindexed_chunks);
-  read_optional(in, "searchable_through", out.searchable_through);
+  const auto through = in.find("searchable_through");
+  if (through != in.end() && through->is_object()) {
+    out.memories.emplace();
+    for (const auto& [memory, turn] : through->items())
+      out.memories->push_back({memory, turn.is_null() ? std::nullopt : std::optional(turn.get<uint64_t>())});
+  } else {
+    read_optional(in, "searchable_through", out.searchable_through);
+  }
   in.at("took_ms").get_to(out.took_ms);
 }
 

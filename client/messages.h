@@ -46,12 +46,14 @@ struct AppendReply {
 };
 
 struct SearchRequest {
-  std::string memory{};
+  std::string memory{};  // a name, or the beginning of names and "*"
   std::string query{};
   std::optional<uint64_t> limit{};
   std::optional<uint64_t> max_tokens{};
   std::string mode{};  // empty: the daemon's default
   bool explain = false;
+  std::string expand{};                 // empty: the daemon's default
+  std::vector<std::string> memories{};  // searched together, instead of `memory`; empty: none
 };
 
 struct TokenRange {
@@ -73,11 +75,21 @@ struct SearchReply {
     TokenRange tokens;
     std::vector<Source> turns;
     Json why = nullptr;  // an object when explain was asked for
+    // Where chunks are expanded: all that were found in the text, and how many results that say the same were left out.
+    std::vector<uint64_t> chunks{};
+    uint64_t duplicates = 0;
+    std::string memory{};  // where several are searched together
+  };
+  // How far a search of several memories covers one of them.
+  struct Through {
+    std::string memory;
+    std::optional<uint64_t> searchable_through;
   };
   std::vector<Result> results;               // best first
   std::optional<uint64_t> unindexed_chunks;  // that no word finds yet, where there are any
   std::optional<uint64_t> searchable_through;
   double took_ms = 0;
+  std::optional<std::vector<Through>> memories{};  // instead of searchable_through, where several are searched together
 };
 
 struct GenerateRequest {

@@ -38,6 +38,7 @@ Examples:
   git log -1 | recall append notes --role tool
   recall search notes where did we leave the boat key
   recall search notes "boat key" --limit 3 --json
+  recall search 'user/alice/*' where is the key --expand turns
   recall ask notes what is the code of the boathouse --sources
   recall chunks notes 12                     everything about one chunk
   recall forget notes 4 10-20                these turns, for good
@@ -324,7 +325,10 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
-  command->add_option("MEMORY", arguments->request.memory, "The name of the memory")->required();
+  command
+      ->add_option("MEMORY", arguments->request.memory,
+                   "The name of the memory; 'BEGINNING*' in quotes: all that begin so")
+      ->required();
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
   command->add_option("--limit", arguments->request.limit, "At most so many chunks")
       ->check(count_check)
@@ -335,6 +339,11 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
       ->check(count_check);
   command->add_option("--mode", arguments->request.mode, "How to rank: hybrid, landmark or lexical")
       ->default_str("hybrid");
+  command
+      ->add_option(
+          "--expand", arguments->request.expand,
+          "What to show of what is found: none (chunks), chunks (joined where they touch) or turns (whole ones)")
+      ->default_str("none");
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {

@@ -7,26 +7,64 @@
 #include <cstdlib>
 #include <utility>
 
+#include "client/explain.h"
+#include "client/report_parts.h"
 #include "client/text.h"
 
 namespace recalld::client {
-
-namespace {
-
-constexpr std::string_view bold = "1";
-constexpr std::string_view dim = "2";
-constexpr std::string_view cyan = "36";
 
 std::string painted(std::string_view text, std::string_view code, const Style& style) {
   if (!style.colour || text.empty()) return std::string(text);
   return "\x1b[" + std::string(code) + "m" + std::string(text) + "\x1b[0m";
 }
 
-std::string padded(std::string text, size_t width, bool right = false) {
+std::string padded(std::string text, size_t width, bool right) {
   const size_t length = characters(text);
   if (length >= width) return text;
   return right ? std::string(width - length, ' ') + text : text + std::string(width - length, ' ');
 }
+
+std::string indented(std::string_view text, size_t indent, const Style& style) {
+  const size_t columns = style.columns > indent + 20 ? style.columns - indent : 0;
+  std::string out;
+  for (const std::string& line : wrap(printable(text), columns)) out += std::string(indent, ' ') + line + "\n";
+  return out;
+}
+
+std::string token_text(std::string_view token) {
+  std::string text = printable(token);
+  for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "\\n");
+  return "'" + text + "'";
+}
+
+std::string value_text(std::string_view key, const Json& value) {
+  if (value.is_string()) return printable(value.get_ref<const std::string&>());
+  if (value.is_number_integer() && value >= 0) {
+    const auto number = value.get<uint64_t>();
+    const bool identifies = key == "token" || key == "generation";
+    std::string text = identifies ? std::to_string(number) : with_thousands(number);
+    if (key.ends_with("bytes") || key.find("bytes_on_disk") != std::string_view::npos) {
+      if (number >= 1024) text += " (" + readable_bytes(number) + ")";
+    }
+    return text;
+  }
+  if (value.is_number_float()) return fixed(value.get<double>(), 3);
+  if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
+  if (value.is_null()) return "-";
+  return printable(value.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+std::string rows_text(const std::vector<std::pair<std::string, std::string>>& rows, const Style& style, size_t indent) {
+  size_t width = 0;
+  for (const auto& row : rows) width = std::max(width, characters(row.first));
+  std::string out;
+  for (const auto& [key, value] : rows) {
+    out += std::string(indent, ' ') + painted(padded(key, width), dim, style) + "  " + value + "\n";
+  }
+  return out;
+}
+
+namespace {
 
 std::string speaker(std::string_view role, const std::optional<std::string>& name) {
   return name ? printable(*name) + " (" + std::string(role) + ")" : std::string(role);
@@ -37,20 +75,6 @@ std::string readable_time(std::string_view rfc3339) {
   std::string text = printable(rfc3339.substr(0, 16));
   if (text.size() == 16) text[10] = ' ';
   return text;
-}
-
-std::string indented(std::string_view text, size_t indent, const Style& style) {
-  const size_t columns = style.columns > indent + 20 ? style.columns - indent : 0;
-  std::string out;
-  for (const std::string& line : wrap(printable(text), columns)) out += std::string(indent, ' ') + line + "\n";
-  return out;
-}
-
-// A token in quotes, on one line, because most of them begin with a space and some are a newline.
-std::string token_text(std::string_view token) {
-  std::string text = printable(token);
-  for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "\\n");
-  return "'" + text + "'";
 }
 
 std::string turn_range(uint64_t first, uint64_t last) {
@@ -77,23 +101,6 @@ std::string provenance(const std::vector<SearchReply::Source>& turns) {
   return out + " · " + (from == to ? from : from + " to " + to);
 }
 
-std::string value_text(std::string_view key, const Json& value) {
-  if (value.is_string()) return printable(value.get_ref<const std::string&>());
-  if (value.is_number_integer() && value >= 0) {
-    const auto number = value.get<uint64_t>();
-    const bool identifies = key == "token" || key == "generation";
-    std::string text = identifies ? std::to_string(number) : with_thousands(number);
-    if (key.ends_with("bytes") || key.find("bytes_on_disk") != std::string_view::npos) {
-      if (number >= 1024) text += " (" + readable_bytes(number) + ")";
-    }
-    return text;
-  }
-  if (value.is_number_float()) return fixed(value.get<double>(), 3);
-  if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
-  if (value.is_null()) return "-";
-  return printable(value.dump(-1, ' ', false, Json::error_handler_t::replace));
-}
-
 void flatten(const Json& object, const std::string& prefix, std::vector<std::pair<std::string, std::string>>& rows) {
   for (const auto& [key, value] : object.items()) {
     if (value.is_object()) {
@@ -104,46 +111,29 @@ void flatten(const Json& object, const std::string& prefix, std::vector<std::pai
   }
 }
 
-std::string rows_text(const std::vector<std::pair<std::string, std::string>>& rows, const Style& style,
-                      size_t indent = 0) {
-  size_t width = 0;
-  for (const auto& row : rows) width = std::max(width, characters(row.first));
-  std::string out;
-  for (const auto& [key, value] : rows) {
-    out += std::string(indent, ' ') + painted(padded(key, width), dim, style) + "  " + value + "\n";
-  }
-  return out;
-}
-
-std::string why_text(const Json& why, const Style& style) {
-  std::vector<std::pair<std::string, std::string>> rows;
-  std::string matches;
-  for (const auto& [key, value] : why.items()) {
-    if (key != "matches" || !value.is_array()) {
-      rows.emplace_back(key, value_text(key, value));
-      continue;
-    }
-    for (const Json& match : value) {
-      if (!match.is_object()) continue;
-      const auto field = [&match](const char* name) { return value_text(name, match.value(name, Json())); };
-      matches += "      head " + field("head") + " reads " + token_text(field("text")) + " (token " + field("token") +
-                 ", weight " + field("weight") + ")\n";
-    }
-  }
-  return rows_text(rows, style, 6) + painted(matches, dim, style);
-}
-
 std::string token_range(const TokenRange& tokens) {
   return "tokens " + std::to_string(tokens.first) + "-" + std::to_string(tokens.end);
 }
 
-// A chunk that was found: why, from whom, where and what.
+// What was found: why, from whom, where and what. `text` as it is to be shown.
 template <class Found>
-std::string found_text(size_t number, const std::string& why, const Found& found, const Style& style) {
+std::string found_text(size_t number, const std::string& why, const Found& found, const std::string& where,
+                       const std::string& text, const Style& style) {
   return painted(padded(std::to_string(number) + ".", 4), bold, style) + painted(why, cyan, style) + "  " +
-         provenance(found.turns) + "\n    " +
-         painted("chunk " + std::to_string(found.chunk) + " · " + token_range(found.tokens), dim, style) + "\n" +
-         indented(found.text, 6, style);
+         provenance(found.turns) + "\n    " + painted(where + " · " + token_range(found.tokens), dim, style) + "\n" +
+         text;
+}
+
+// The chunks that a result shows, and the memory where there are several.
+std::string place(const SearchReply::Result& result) {
+  std::string out = result.memory.empty() ? "" : printable(result.memory) + " · ";
+  if (result.chunks.size() <= 1) return out + "chunk " + std::to_string(result.chunk);
+  out += "chunks ";
+  constexpr size_t chunks_max = 8;
+  for (size_t i = 0; i < std::min(result.chunks.size(), chunks_max); ++i)
+    out += (i == 0 ? "" : ", ") + std::to_string(result.chunks[i]);
+  if (result.chunks.size() > chunks_max) out += ", …";
+  return out + " (best: " + std::to_string(result.chunk) + ")";
 }
 
 }  // namespace
@@ -156,6 +146,7 @@ Style Style::of_standard_output() {
   const bool refused = no_color != nullptr && no_color[0] != '\0';
   const bool dumb = terminal != nullptr && std::string_view(terminal) == "dumb";
   style.colour = !refused && !dumb;
+  style.marks = refused && !dumb;
   winsize size{};
   style.columns = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
   return style;
@@ -165,12 +156,19 @@ std::string report(const SearchReply& reply, const Style& style, std::optional<u
   std::string out;
   for (size_t i = 0; i < reply.results.size(); ++i) {
     const auto& result = reply.results[i];
-    out += found_text(i + 1, "score " + fixed(result.score, 3), result, style);
-    if (result.why.is_object()) out += why_text(result.why, style);
+    const bool explained = result.why.is_object();
+    const std::string text = explained ? weighed_text(result, 6, style) : indented(result.text, 6, style);
+    out += found_text(i + 1, "score " + fixed(result.score, 3), result, place(result), text, style);
+    if (result.duplicates > 0)
+      out += painted("      the same text was found " + counted(result.duplicates, "more time") + "\n", dim, style);
+    if (explained) out += why_text(result.why, reply, style);
     out += "\n";
   }
-  std::string end = reply.results.empty() ? "Nothing found" : std::to_string(reply.results.size()) + " chunks";
-  if (reply.results.size() == 1) end = "1 chunk";
+  const bool passages = std::ranges::any_of(reply.results, [](const auto& each) { return !each.chunks.empty(); });
+  std::string end =
+      reply.results.empty() ? "Nothing found" : counted(reply.results.size(), passages ? "passage" : "chunk");
+  if (reply.memories)
+    end += " in " + std::to_string(reply.memories->size()) + (reply.memories->size() == 1 ? " memory," : " memories,");
   end += " in " + fixed(reply.took_ms, 1) + " ms";
   if (reply.searchable_through) end += ", searchable through turn " + std::to_string(*reply.searchable_through);
   out += painted(end, dim, style) + "\n";
@@ -190,7 +188,9 @@ std::string report(const GenerateReply& reply, const Style& style) {
   std::string out;
   for (size_t i = 0; i < reply.chunks.size(); ++i) {
     const auto& chunk = reply.chunks[i];
-    out += found_text(i + 1, "weight " + fixed(chunk.weight, 3), chunk, style) + "\n";
+    out += found_text(i + 1, "weight " + fixed(chunk.weight, 3), chunk, "chunk " + std::to_string(chunk.chunk),
+                      indented(chunk.text, 6, style), style) +
+           "\n";
   }
   std::string end = reply.chunks.empty() ? "Read from no chunk: only complete chunks of 64 tokens are read"
                                          : "The chunks that the answer was read from";

@@ -14,8 +14,10 @@ namespace recalld::client {
 struct Style {
   bool colour = false;
   size_t columns = 0;  // to wrap at; 0: not at all
+  bool marks = false;  // without colours: bold and underlined text may stand for them
 
-  // Of standard output: colours on a terminal only, and not under NO_COLOR or TERM=dumb.
+  // Of standard output: colours on a terminal only, and not under NO_COLOR or TERM=dumb. Marks on a terminal that
+  // NO_COLOR alone keeps from colours.
   static Style of_standard_output();
 };
 

@@ -29,6 +29,7 @@
 #include "daemon/gpu_decoder.h"
 #include "daemon/jobs.h"
 #include "daemon/model_thread.h"
+#include "daemon/passages.h"
 #include "daemon/reencoder.h"
 #include "daemon/successor.h"
 #include "daemon/transfer.h"
@@ -102,6 +103,15 @@ class Engine::Impl {
     int attempts = 0;
     size_t spare = 0;  // chunks that are ranked beyond the limit, in place of damaged ones
   };
+  // What the model makes of a query.
+  struct Asked {
+    SearchQuery query;
+    // To explain the results: the first tokens of its text, and the queries of the first HSA layer for each of them.
+    std::vector<std::string> texts{};
+    std::vector<float> heads{};  // [texts, heads, head_dim]
+  };
+  struct Together;  // a search of several memories under way
+
   // A search between the model thread (landmarks) and a read worker (words and text).
   struct Ranking {
     MemoryInfo memory;
@@ -114,7 +124,7 @@ class Engine::Impl {
     std::vector<Bf16> query;
     std::vector<float> tail_dots;  // of the chunks that are not stored
     // To explain the results:
-    std::vector<float> heads;                                      // the query's, of the first HSA layer
+    Asked asked;
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of the chunks that are not stored
   };
 
@@ -140,17 +150,37 @@ class Engine::Impl {
   void rank_and_collect(Query query);
   void collect(Query query, Expected<Ranking> ranking);
   static size_t ranked(const Query& query);
+  Expected<Asked> ask(const Query& query);
+  void explain_query(std::span<const uint32_t> tokens, Asked& asked);
   Expected<Ranking> rank(const Query& query);
+  Expected<Ranking> rank(const Query& query, const Asked& asked);
   Expected<Ranking> cover_by_words(const Query& query) const;
   Expected<void> add_words(const SearchRequest& request, Ranking& ranking) const;
   Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
   bool still_holds(const Ranking& ranking) const;
-  Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking);
+  void search_together(SearchRequest request, Done<SearchReply> done);
+  void rank_together(std::shared_ptr<Together> together);
+  void collect_together(std::shared_ptr<Together> together);
+  Expected<std::vector<std::string>> memories_of(const SearchRequest& request) const;
+  Expected<SearchReply> merge(Together& together) const;
+  // `best`: candidates of these rankings, best first.
+  Expected<SearchReply> collect(const SearchRequest& request, std::span<const Ranking> rankings,
+                                std::span<const Candidate> best) const;
+  Expected<void> show_chunks(const SearchRequest& request, std::span<const Ranking> rankings,
+                             std::span<const Candidate> best, SearchReply& reply) const;
+  Expected<void> show_passages(const SearchRequest& request, std::span<const Ranking> rankings,
+                               std::span<const Candidate> best, SearchReply& reply) const;
+  Expected<void> add_result(const SearchRequest& request, std::span<const Ranking> rankings,
+                            std::span<const Candidate> best, size_t candidate, SearchReply::Result result,
+                            SearchReply& reply) const;
+  Expected<TokenSpan> whole_turns(const Ranking& ranking, TokenSpan of) const;
   Expected<GenerateReply> collect(Generated generated) const;
   Expected<void> read_sources(const Generated& generated, GenerateReply& reply) const;
   void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
-  Expected<SearchReply::Why> explain(const Ranking& ranking, const Candidate& candidate, SearchMode mode,
-                                     size_t rank) const;
+  Expected<SearchReply::Why> explain(const Ranking& ranking, std::span<const Candidate> best, size_t candidate,
+                                     SearchMode mode) const;
+  Expected<void> explain_attention(const Ranking& ranking, uint64_t chunk, uint64_t text_first,
+                                   SearchReply::Why& why) const;
   Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
 
   EngineOptions options_;

@@ -2,8 +2,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <array>
-#include <functional>
 #include <utility>
 
 #include "base/quote.h"
@@ -12,6 +10,7 @@
 namespace recalld {
 
 void Engine::Impl::search(SearchRequest request, Done<SearchReply> done) {
+  if (request.together()) return search_together(std::move(request), std::move(done));
   Query query{std::move(request), {}, Clock::now(), std::move(done)};
   if (query.request.mode == SearchMode::lexical) return rank_and_collect(std::move(query));
   boost::asio::post(tokenisers_, [this, query = std::move(query)]() mutable {
@@ -44,7 +43,7 @@ void Engine::Impl::collect(Query query, Expected<Ranking> ranking) {
     if (!added) ranking = std::unexpected(std::move(added).error());
   }
   if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
-  Expected<SearchReply> reply = collect(query.request, *ranking);
+  Expected<SearchReply> reply = collect(query.request, std::span(&*ranking, 1), ranking->best);
   // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now.
   if (!still_holds(*ranking)) {
     constexpr int attempts_max = 8;
@@ -76,13 +75,27 @@ size_t Engine::Impl::ranked(const Query& query) {
   // Two rankings that are to be joined are read further than what is shown of them.
   constexpr size_t joined_least = 100;
   const size_t shown = query.request.limit + query.spare;
-  return query.request.mode == SearchMode::hybrid ? std::max(shown, joined_least) : shown;
+  // So is one whose chunks are to be joined to fewer results.
+  const bool joined = query.request.mode == SearchMode::hybrid || query.request.expand != Expand::none;
+  return joined ? std::max(shown, joined_least) : shown;
 }
 
 // On the model thread.
+Expected<Engine::Impl::Asked> Engine::Impl::ask(const Query& query) {
+  Asked asked;
+  RECALLD_TRY(asked.query, backend_->query(query.tokens));
+  if (query.request.explain) explain_query(query.tokens, asked);
+  return asked;
+}
+
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
-  RECALLD_TRY(SearchQuery asked, backend_->query(query.tokens));
-  const std::span<const Bf16> embedding = asked.landmark;
+  RECALLD_TRY(const Asked asked, ask(query));
+  return rank(query, asked);
+}
+
+// On the model thread.
+Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Asked& asked) {
+  const std::span<const Bf16> embedding = asked.query.landmark;
   RECALLD_TRY(Encoder::Covered covered, encoder_->cover(query.request.memory));
   auto& [memory, tail, unreadable] = covered;
   state_bytes_ = encoder_->state_bytes();
@@ -113,13 +126,13 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
     candidate.landmark_rank = ranking.best.size();
   }
   if (query.request.explain) {
-    ranking.heads = std::move(asked.heads);
+    ranking.asked = asked;
     for (size_t i = 0; i < dots.size(); ++i) {
       const auto kv = std::span(tail->kv).subspan(i * model_->kv_bytes(), model_->kv_bytes());
       ranking.tail_kv.emplace(tail->first_chunk + i, std::vector(kv.begin(), kv.end()));
     }
   }
-  ranking.query = std::move(asked.landmark);
+  ranking.query = asked.query.landmark;
   ranking.tail_dots = std::move(dots);
   return ranking;
 }
@@ -191,51 +204,6 @@ Expected<double> Engine::Impl::landmark_score(const Ranking& ranking, uint64_t c
   return static_cast<double>(dot * model_->score_scale());
 }
 
-// What is damaged is left out and told: the rest is served.
-Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const Ranking& ranking) {
-  SearchReply reply;
-  reply.unreadable = ranking.unreadable;
-  reply.unindexed_chunks = ranking.unindexed_chunks;
-  const auto leave_out = [&](uint64_t chunk, const Error& error) {
-    reply.unreadable.push_back({chunk, chunk, error.message});
-  };
-  RECALLD_TRY(reply.searchable_through, through(ranking.memory.id, ranking.end_token));
-  uint64_t tokens_left = request.max_tokens.value_or(UINT64_MAX);
-  for (const Candidate& candidate : ranking.best) {
-    if (reply.results.size() == request.limit) break;
-    const uint64_t first = candidate.chunk * chunk_tokens;
-    const uint64_t end = std::min(first + chunk_tokens, ranking.end_token);
-    if (end - first > tokens_left) break;
-    tokens_left -= end - first;
-
-    SearchReply::Result result;
-    result.chunk = candidate.chunk;
-    result.score = candidate.score;
-    auto passage = store_->passage(ranking.memory.id, first, end);
-    if (!passage && passage.error().kind == ErrorKind::corrupt) {
-      leave_out(candidate.chunk, passage.error());
-      tokens_left += end - first;
-      continue;
-    }
-    RECALLD_TRY(result.passage, std::move(passage));
-    if (result.passage.turns.empty()) {  // all that was in it is being forgotten
-      tokens_left += end - first;
-      continue;
-    }
-    if (request.explain) {
-      auto why = explain(ranking, candidate, request.mode, reply.results.size() + 1);
-      if (why)
-        result.why = *std::move(why);
-      else if (why.error().kind != ErrorKind::corrupt)
-        return std::unexpected(std::move(why).error());
-      else
-        leave_out(candidate.chunk, why.error());  // its landmark and its text are whole: it stays in the reply
-    }
-    reply.results.push_back(std::move(result));
-  }
-  return reply;
-}
-
 // Once a piece of damage, not once a search.
 void Engine::Impl::tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable) {
   constexpr size_t told_max = 1'000;
@@ -246,43 +214,6 @@ void Engine::Impl::tell_damage(MemoryId id, const std::vector<Unreadable>& unrea
     if (damage_.empty()) damage_ = what;
     if (damage_told_.size() < told_max && damage_told_.insert(what).second) spdlog::error("read {}", what);
   }
-}
-
-// Why a chunk was chosen, and the token that each head of the first HSA layer looks at most inside it.
-Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const Candidate& candidate, SearchMode mode,
-                                                 size_t rank) const {
-  SearchReply::Why why;
-  why.rank = rank;
-  why.stored = candidate.chunk < ranking.memory.encoded_chunks;
-  if (mode != SearchMode::lexical) {
-    why.landmark_score = candidate.landmark;
-    why.landmark_rank = candidate.landmark_rank;
-  }
-  if (mode != SearchMode::landmark) {
-    why.bm25 = candidate.bm25;
-    why.context_bm25 = candidate.context;
-    why.lexical_rank = candidate.lexical_rank;
-  }
-  if (ranking.heads.empty()) return why;  // no model was asked, or it has no HSA layer
-  std::vector<std::byte> kv(model_->kv_bytes());
-  if (const auto tail = ranking.tail_kv.find(candidate.chunk); tail != ranking.tail_kv.end())
-    kv = tail->second;
-  else
-    RECALLD_CHECK(store_->fetch(ranking.memory.id, std::array{candidate.chunk}, kv));
-
-  const std::vector<float> shares = model_->head_shares(ranking.heads, kv);
-  const uint64_t first = candidate.chunk * chunk_tokens;
-  const size_t tokens = std::min<uint64_t>(chunk_tokens, ranking.end_token - first);  // the open chunk is padded
-  for (size_t head = 0; head * chunk_tokens < shares.size(); ++head) {
-    const auto of_head = std::span(shares).subspan(head * chunk_tokens, tokens);
-    const auto most = std::ranges::max_element(of_head);
-    const uint64_t token = first + static_cast<uint64_t>(most - of_head.begin());
-    RECALLD_TRY(Passage passage, store_->passage(ranking.memory.id, token, token + 1));
-    why.matches.push_back(
-        {.text = std::move(passage.text), .token = token, .head = head, .weight = static_cast<double>(*most)});
-  }
-  std::ranges::sort(why.matches, std::ranges::greater{}, &SearchReply::Why::Match::weight);
-  return why;
 }
 
 }  // namespace recalld

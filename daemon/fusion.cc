@@ -26,7 +26,8 @@ void fuse(std::vector<Candidate>& candidates) {
   add_standing(candidates, &Candidate::context, 1);
   add_standing(candidates, &Candidate::landmark, landmark_weight);
   std::ranges::sort(candidates, [](const Candidate& a, const Candidate& b) {
-    return a.score != b.score ? a.score > b.score : a.chunk < b.chunk;
+    if (a.score != b.score) return a.score > b.score;
+    return a.memory != b.memory ? a.memory < b.memory : a.chunk < b.chunk;
   });
 }
 

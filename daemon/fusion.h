@@ -17,11 +17,12 @@ struct Candidate {
   std::optional<size_t> landmark_rank;  // from 1; none: it was not among the first by its landmark
   std::optional<size_t> lexical_rank;   // likewise, by words
   double score = 0;
+  size_t memory = 0;  // which of those that are searched together
 };
 
 // Scores each candidate by how far it stands above the mean of all of them, in standard deviations (0 where all are
 // equal): that of bm25, plus that of context, plus 0.3 times that of landmark. Puts the best first; of equals, the
-// lower chunk.
+// chunk of the earlier memory, and of one memory the lower chunk.
 void fuse(std::vector<Candidate>& candidates);
 
 }  // namespace recalld

@@ -61,34 +61,6 @@ size_t take_page_limit(Arguments& arguments) {
 
 // ---- Replies
 
-Reply or_null(const std::optional<uint64_t>& number) {
-  return number ? Reply(*number) : Reply(nullptr);
-}
-
-Reply source(const Passage::Source& turn) {
-  Reply out{{"turn", turn.turn}, {"role", name(turn.role)}};
-  if (turn.name) out["name"] = *turn.name;
-  out["time"] = format_rfc3339(turn.time_us);
-  return out;
-}
-
-// The text of a passage, where it stands and who said it.
-void put_passage(Reply& out, const Passage& passage) {
-  Reply turns = Reply::array();
-  for (const Passage::Source& turn : passage.turns) turns.push_back(source(turn));
-  out["text"] = passage.text;
-  out["tokens"] = {passage.first_token, passage.end_token};
-  out["turns"] = std::move(turns);
-}
-
-void put_unreadable(Reply& out, const std::vector<Unreadable>& chunks) {
-  if (chunks.empty()) return;
-  Reply unreadable = Reply::array();
-  for (const Unreadable& lost : chunks)
-    unreadable.push_back({{"chunks", {lost.first, lost.last}}, {"message", lost.message}});
-  out["unreadable"] = std::move(unreadable);
-}
-
 std::string_view name(Finish finish) {
   switch (finish) {
     case Finish::newline:
@@ -111,23 +83,6 @@ Reply stored_turn(const StoredTurn& stored) {
 Reply memory_view(const MemoryView& view) {
   Reply out = memory_info(view.info);
   out["searchable_through"] = or_null(view.searchable_through);
-  return out;
-}
-
-Reply why(const SearchReply::Why& why) {
-  Reply matches = Reply::array();
-  for (const auto& match : why.matches)
-    matches.push_back({{"token", match.token}, {"text", match.text}, {"head", match.head}, {"weight", match.weight}});
-  Reply out{{"rank", why.rank}, {"stored", why.stored}};
-  const auto put = [&out](const char* member, const auto& value) {
-    if (value) out[member] = *value;
-  };
-  put("landmark_score", why.landmark_score);
-  put("landmark_rank", why.landmark_rank);
-  put("bm25", why.bm25);
-  put("context_bm25", why.context_bm25);
-  put("lexical_rank", why.lexical_rank);
-  out["matches"] = std::move(matches);
   return out;
 }
 
@@ -200,14 +155,16 @@ Expected<AppendRequest> append_request(Json& params) {
 Expected<SearchRequest> search_request(Json& params) {
   Arguments arguments(params, "");
   SearchRequest request;
-  request.memory = take_memory(arguments);
+  take_searched(arguments, request);
   request.query = arguments.text("query", 1, query_bytes_max);
   request.limit = arguments.optional_integer("limit", 1, search_limit_max).value_or(request.limit);
   request.max_tokens = arguments.optional_integer("max_tokens", 1, number_max);
   request.explain = arguments.optional_flag("explain").value_or(false);
   request.mode = arguments.optional_choice<SearchMode>(
       "mode", {{"hybrid", SearchMode::hybrid}, {"landmark", SearchMode::landmark}, {"lexical", SearchMode::lexical}});
-  for (const std::string_view later : {"filter", "expand"})
+  request.expand = arguments.optional_choice<Expand>(
+      "expand", {{"none", Expand::none}, {"chunks", Expand::chunks}, {"turns", Expand::turns}});
+  for (const std::string_view later : {"filter"})
     if (params.contains(later))
       arguments.refuse(later, "this argument does not exist in this version yet; leave it out");
   return arguments.done(std::move(request));
@@ -288,22 +245,6 @@ std::string json_text(const AppendReply& reply) {
                   {"last_turn", reply.last_turn},
                   {"tokens", reply.tokens},
                   {"searchable_through", or_null(reply.searchable_through)}});
-}
-
-std::string json_text(const SearchReply& reply) {
-  Reply results = Reply::array();
-  for (const SearchReply::Result& result : reply.results) {
-    Reply out{{"chunk", result.chunk}, {"score", result.score}};
-    put_passage(out, result.passage);
-    if (result.why) out["why"] = why(*result.why);
-    results.push_back(std::move(out));
-  }
-  Reply out{{"results", std::move(results)},
-            {"searchable_through", or_null(reply.searchable_through)},
-            {"took_ms", reply.took_ms}};
-  if (reply.unindexed_chunks > 0) out["unindexed_chunks"] = reply.unindexed_chunks;
-  put_unreadable(out, reply.unreadable);
-  return text_of(out);
 }
 
 std::string json_text(const GenerateReply& reply) {

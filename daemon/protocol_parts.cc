@@ -37,6 +37,13 @@ std::string take_metadata(Arguments& arguments) {
   return text;
 }
 
+Reply source(const Passage::Source& turn) {
+  Reply out{{"turn", turn.turn}, {"role", name(turn.role)}};
+  if (turn.name) out["name"] = *turn.name;
+  out["time"] = format_rfc3339(turn.time_us);
+  return out;
+}
+
 }  // namespace
 
 std::string take_memory(Arguments& arguments, std::string_view argument) {
@@ -90,6 +97,26 @@ Reply memory_info(const MemoryInfo& info) {
           {"content_bytes", info.content_bytes},
           {"created", format_rfc3339(info.created_us)},
           {"updated", format_rfc3339(info.updated_us)}};
+}
+
+Reply or_null(const std::optional<uint64_t>& number) {
+  return number ? Reply(*number) : Reply(nullptr);
+}
+
+void put_passage(Reply& out, const Passage& passage) {
+  Reply turns = Reply::array();
+  for (const Passage::Source& turn : passage.turns) turns.push_back(source(turn));
+  out["text"] = passage.text;
+  out["tokens"] = {passage.first_token, passage.end_token};
+  out["turns"] = std::move(turns);
+}
+
+void put_unreadable(Reply& out, const std::vector<Unreadable>& chunks) {
+  if (chunks.empty()) return;
+  Reply unreadable = Reply::array();
+  for (const Unreadable& lost : chunks)
+    unreadable.push_back({{"chunks", {lost.first, lost.last}}, {"message", lost.message}});
+  out["unreadable"] = std::move(unreadable);
 }
 
 void put_turn(Reply& out, const Turn& turn) {

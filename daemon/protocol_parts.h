@@ -25,11 +25,19 @@ Turn take_turn(Arguments& arguments, bool& has_time);
 // "wait": whether to answer only when all is done, which is the default; "none" answers as soon as it is begun.
 bool take_wait(Arguments& arguments);
 
+// "memory" of a search: a name, an array of names, or the beginning of names and "*".
+void take_searched(Arguments& arguments, SearchRequest& request);
+
 // Cursors: a letter for the listing, a colon, and where the next page begins.
 std::string cursor(char listing, std::string_view position);
 
 // ---- Replies
 std::string text_of(const Reply& reply);
+Reply or_null(const std::optional<uint64_t>& number);
+// Adds the text of a passage, where it stands and who said it.
+void put_passage(Reply& out, const Passage& passage);
+// Adds "unreadable", where there are such chunks.
+void put_unreadable(Reply& out, const std::vector<Unreadable>& chunks);
 Reply memory_info(const MemoryInfo& info);
 Reply job_view(const JobView& job);
 // Adds role, name, content, time and metadata.

@@ -30,6 +30,8 @@ inline constexpr size_t operation_id_bytes_max = 200;
 inline constexpr size_t append_turns_max = 10'000;  // of one request
 inline constexpr size_t query_bytes_max = size_t{16} << 10;
 inline constexpr size_t search_limit_max = 128;
+inline constexpr size_t search_memories_max = 64;  // that are searched together
+inline constexpr size_t search_widen_max = 512;    // tokens that a result is widened by, on each side
 inline constexpr size_t page_limit_max = 1'000;
 inline constexpr size_t page_bytes_max = size_t{4} << 20;
 inline constexpr size_t forget_ranges_max = 10'000;   // of one request
@@ -63,6 +65,9 @@ struct AppendReply {
 // What chunks are ranked by.
 enum class SearchMode { hybrid, landmark, lexical };
 
+// What a result is: a chunk, chunks that touch, or the whole turns that a chunk lies in.
+enum class Expand { none, chunks, turns };
+
 struct SearchRequest {
   std::string memory;
   std::string query;
@@ -70,6 +75,11 @@ struct SearchRequest {
   size_t limit = search_limit_default;
   std::optional<uint64_t> max_tokens;
   bool explain = false;
+  Expand expand = Expand::none;
+  // Instead of `memory`, several that are searched together:
+  std::vector<std::string> memories = {};  // by name, no name twice
+  std::optional<std::string> prefix = {};  // all whose names begin so
+  bool together() const { return prefix || !memories.empty(); }
 };
 
 struct SearchReply {
@@ -82,6 +92,14 @@ struct SearchReply {
     std::optional<size_t> lexical_rank;    // from 1
     size_t rank = 0;                       // from 1
     bool stored = false;                   // false: an open or waiting chunk, encoded for this search only
+    // What the chunk was ranked by, each by itself.
+    struct Part {
+      std::string_view name;  // a literal
+      double score = 0;
+      size_t rank = 0;  // from 1, among all chunks that were compared
+    };
+    std::vector<Part> parts{};
+    size_t layer = 0;  // of all heads below: the first HSA layer
     struct Match {
       std::string text;  // of the token that a head of the first HSA layer looks at most
       uint64_t token = 0;
@@ -89,19 +107,50 @@ struct SearchReply {
       double weight = 0;  // its share of that head's attention inside the chunk
     };
     std::vector<Match> matches;  // one a head, the strongest first
+    // A token of the query and the token of the chunk that one head looks at on its behalf.
+    struct Pair {
+      std::string query;  // the text of the query's token
+      std::string text;   // of the chunk's
+      uint64_t token = 0;
+      size_t head = 0;
+      double weight = 0;  // its share of that head's attention inside the chunk
+    };
+    std::vector<Pair> pairs{};  // the strongest first, at most search_pairs_max
+    // A token of the chunk, with its share of all that the query's tokens look at inside the chunk.
+    struct Weighed {
+      uint64_t token = 0;
+      size_t byte = 0;  // where its text begins in the result's
+      std::string text;
+      double weight = 0;
+    };
+    std::vector<Weighed> tokens{};  // in the order of the text, the heaviest, at most search_weighed_max
   };
   struct Result {
-    uint64_t chunk = 0;
-    double score = 0;
+    uint64_t chunk = 0;  // the best one in it
+    double score = 0;    // of that one
     Passage passage;
     std::optional<Why> why;
+    std::vector<uint64_t> chunks{};  // all that were found in it, by number; empty with Expand::none
+    size_t duplicates = 0;           // results that say the same and were left out
+    std::string memory{};            // where several are searched together
+  };
+  // Of each memory that was searched together with others.
+  struct OfMemory {
+    std::string memory;
+    std::optional<uint64_t> searchable_through;
+    std::vector<Unreadable> unreadable;
   };
   std::vector<Result> results;         // best first
   std::vector<Unreadable> unreadable;  // chunks that damage kept from being considered, by number
   uint64_t unindexed_chunks = 0;       // that no word finds yet: an earlier version encoded them
   std::optional<uint64_t> searchable_through;
   double took_ms = 0;
+  // Instead of `unreadable` and `searchable_through`, where several are searched together; by name or as asked.
+  std::optional<std::vector<OfMemory>> memories{};
 };
+inline constexpr size_t search_pairs_max = 16;
+inline constexpr size_t search_weighed_max = 16;
+inline constexpr size_t search_explained_max = 64;  // tokens of a query that are explained, the first ones
 
 // ---- Generating
 

@@ -244,6 +244,15 @@ SearchQuery Ramba::query(std::span<const uint32_t> tokens) {
   return query;
 }
 
+std::vector<float> Ramba::token_heads(std::span<const uint32_t> tokens) {
+  if (!impl_->first_query) return {};
+  return impl_->first_query->run(lower_from_zero(tokens));
+}
+
+size_t Ramba::first_hsa_layer() const {
+  return retrieval_layer(impl_->config, 0) + 1;
+}
+
 float Ramba::score_scale() const {
   const Config& c = impl_->config;
   return 1.0f / std::sqrt(static_cast<float>(c.retrieval_dim / c.retrieval_heads()));

@@ -81,6 +81,11 @@ class Ramba {
   // heads: of SearchQuery · kv: as packed · returns [heads, 64]
   std::vector<float> head_shares(std::span<const float> heads, ByteView kv) const;
 
+  // The queries of the first HSA layer that each of `tokens` would ask with, read from a zero state: what
+  // SearchQuery::heads is for the last one. Empty without upper layers. tokens: [n] · returns [n, heads, head_dim]
+  std::vector<float> token_heads(std::span<const uint32_t> tokens);
+  size_t first_hsa_layer() const;  // its number among all layers of the checkpoint
+
   // ---- The model's own attention (Parts::all)
   size_t groups() const;  // of upper layers; each retrieves once
   RecurrentState upper_zero_state() const;

@@ -105,6 +105,31 @@ TEST(Client, SearchReadsResultsWithTheirSources) {
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], (Json{{"memory", "m"}, {"query", "key?"}, {"limit", 3}}));
 }
 
+TEST(Client, SearchOfSeveralMemoriesReadsWhatEachHas) {
+  const FakeDaemon daemon(always({{"results",
+                                   {{{"memory", "b"},
+                                     {"chunk", 7},
+                                     {"chunks", {6, 7}},
+                                     {"score", 2.5},
+                                     {"text", "the key"},
+                                     {"tokens", {384, 512}},
+                                     {"turns", Json::array()},
+                                     {"duplicates", 2}}}},
+                                  {"searchable_through", {{"a", nullptr}, {"b", 11}}},
+                                  {"took_ms", 1.5}}));
+  Client client = connected(daemon);
+  const auto reply = client.search({.query = "key?", .expand = "chunks", .memories = {"a", "b"}});
+  ASSERT_TRUE(reply) << reply.error().message;
+  EXPECT_EQ(reply->results.at(0).memory, "b");
+  EXPECT_EQ(reply->results.at(0).chunks, (std::vector<uint64_t>{6, 7}));
+  EXPECT_EQ(reply->results.at(0).duplicates, 2u);
+  ASSERT_EQ(reply->memories.value().size(), 2u);
+  EXPECT_FALSE(reply->memories->at(0).searchable_through);
+  EXPECT_EQ(reply->memories->at(1).searchable_through, 11u);
+  EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"],
+            (Json{{"memory", {"a", "b"}}, {"query", "key?"}, {"expand", "chunks"}}));
+}
+
 TEST(Client, ErrorCarriesTheDaemonsKindAndMessage) {
   const FakeDaemon daemon([](const std::string& line) {
     const Json id = Json::parse(line)["id"];

@@ -153,6 +153,16 @@ TEST(Recall, SearchJoinsWordsAndPassesItsOptions) {
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
 }
 
+TEST(Recall, SearchTakesTheBeginningOfNamesAndWhatToShow) {
+  const Json result{{"results", Json::array()}, {"searchable_through", Json::object()}, {"took_ms", 0.5}};
+  const FakeDaemon daemon([&](const std::string& line) { return answer(line, result); });
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "search 'user/alice/*' where is it --expand turns");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(outcome.output, "Nothing found in 0 memories, in 0.5 ms\n");
+  const Json expected{{"memory", "user/alice/*"}, {"query", "where is it"}, {"expand", "turns"}};
+  EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
+}
+
 // The reply to a generation, after what was told before it.
 FakeDaemon::Answer told(const std::string& line, const std::vector<std::string>& pieces, const Json& result) {
   const Json id = Json::parse(line)["id"];

@@ -55,6 +55,65 @@ TEST(Report, ExplainNamesWhatEachHeadReads) {
   EXPECT_THAT(text, HasSubstr("head 2 reads ' mat\\n' (token 500, weight 0.750)"));
 }
 
+SearchReply explained_result() {
+  SearchReply reply = one_result();
+  reply.results[0].why = {
+      {"rank", 1},
+      {"parts", {{{"part", "landmark"}, {"score", 2.0}, {"rank", 1}}, {{"part", "new"}, {"score", 0.5}, {"rank", 3}}}},
+      {"pairs", {{{"query", " key"}, {"token", 450}, {"text", " key"}, {"head", 2}, {"layer", 4}, {"weight", 0.75}}}},
+      {"tokens",
+       {{{"token", 450}, {"byte", 9}, {"text", " key"}, {"weight", 0.4}},
+        {{"token", 455}, {"byte", 31}, {"text", " mat"}, {"weight", 0.1}},
+        {{"token", 456}, {"byte", 99}, {"text", " beyond"}, {"weight", 0.9}}}}};
+  reply.results.push_back(reply.results[0]);
+  reply.results[1].why["parts"][0]["score"] = 4.0;
+  return reply;
+}
+
+TEST(Report, ExplainIsPlainWhenPiped) {
+  const std::string text = report(explained_result(), Style{});
+  EXPECT_THAT(text, HasSubstr("      User: the key\n      Ana: is under the mat\n"));
+  EXPECT_THAT(text, HasSubstr("' key' reads ' key' through head 2 of layer 4 (token 450, weight 0.750)"));
+  EXPECT_THAT(text, HasSubstr("landmark     2.000  rank 1"));
+  EXPECT_THAT(text, HasSubstr("new          0.500  rank 3"));
+  EXPECT_THAT(text, Not(HasSubstr("\x1b")));
+  EXPECT_THAT(text, Not(HasSubstr("█")));
+}
+
+TEST(Report, ExplainPaintsTokensByTheirWeightAndDrawsABarAPart) {
+  const std::string text = report(explained_result(), Style{true, 80});
+  EXPECT_THAT(text, HasSubstr("User: the\x1b[48;5;"));
+  EXPECT_THAT(text, HasSubstr(" key\x1b[0m\n"));
+  EXPECT_THAT(text, HasSubstr("█████░░░░░"));
+  EXPECT_THAT(text, HasSubstr("██████████"));
+  const std::string marks = report(explained_result(), Style{false, 80, true});
+  EXPECT_THAT(marks, HasSubstr("under the"));
+  EXPECT_THAT(marks, HasSubstr("\x1b["));
+  EXPECT_THAT(marks, Not(HasSubstr("\x1b[48")));
+}
+
+TEST(Report, ExplainSurvivesWhatItDoesNotExpect) {
+  SearchReply reply = explained_result();
+  for (const Json& odd :
+       {Json(7), Json::array({7}), Json{{{"byte", -1}, {"text", 3}, {"weight", "x"}}}, Json::object()}) {
+    for (const char* member : {"tokens", "parts", "pairs", "matches"}) reply.results[0].why[member] = odd;
+    EXPECT_THAT(report(reply, Style{true, 80}), HasSubstr("under the mat"));
+  }
+}
+
+TEST(Report, SearchShowsMemoriesPassagesAndHowOftenTheyWereTold) {
+  SearchReply reply = one_result();
+  reply.results[0].memory = "user/alice";
+  reply.results[0].chunks = {6, 7};
+  reply.results[0].duplicates = 2;
+  reply.memories = {{"user/alice", 9}, {"user/bob", std::nullopt}};
+  reply.searchable_through = std::nullopt;
+  const std::string text = report(reply, Style{});
+  EXPECT_THAT(text, HasSubstr("user/alice · chunks 6, 7 (best: 7) · tokens 448-512"));
+  EXPECT_THAT(text, HasSubstr("the same text was found 2 more times"));
+  EXPECT_THAT(text, HasSubstr("1 passage in 2 memories, in 1.2 ms"));
+}
+
 TEST(Report, MatchesOfAnUnexpectedShapeAreShownAsFarAsTheyGo) {
   SearchReply reply = one_result();
   reply.results[0].why = {{"matches", {7, {{"head", "x"}}, Json::object()}}};

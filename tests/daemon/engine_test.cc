@@ -172,7 +172,8 @@ TEST_F(EngineTest, RanksByLandmarksByWordsOrByBoth) {
   ASSERT_FALSE(by_words.results.empty());
   EXPECT_THAT(by_words.results[0].passage.text, HasSubstr("QX7-9"));
   for (size_t i = 0; i < by_words.results.size(); ++i) {
-    const auto& [chunk, score, passage, why] = by_words.results[i];
+    const double score = by_words.results[i].score;
+    const auto& why = by_words.results[i].why;
     EXPECT_FLOAT_EQ(score, *why->bm25 + *why->context_bm25);
     EXPECT_EQ(why->lexical_rank, i + 1);
     EXPECT_FALSE(why->landmark_score || why->landmark_rank);

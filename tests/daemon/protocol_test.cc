@@ -138,6 +138,26 @@ TEST(Protocol, SearchIsReadWholeAndHasDefaults) {
   EXPECT_FALSE(plain->explain);
 }
 
+TEST(Protocol, ASearchNamesOneMemorySeveralOrTheBeginningOfNames) {
+  const auto read = [](const std::string& memory) {
+    Json params = parsed(R"({"query":"who?","expand":"chunks","memory":)" + memory + "}");
+    return search_request(params).value();
+  };
+  EXPECT_EQ(read(R"("a")").memory, "a");
+  EXPECT_FALSE(read(R"("a")").together());
+  EXPECT_EQ(read(R"("a")").expand, Expand::chunks);
+  EXPECT_EQ(read(R"(["a"])").memories, std::vector<std::string>{"a"});
+  EXPECT_TRUE(read(R"(["a"])").together());
+  EXPECT_EQ(read(R"("a/*")").prefix, "a/");
+  EXPECT_TRUE(read(R"("*")").together());
+  Json::array_t many;
+  for (size_t i = 0; i < search_memories_max; ++i) many.emplace_back("m" + std::to_string(i));
+  EXPECT_EQ(verdict("search", {{"memory", many}, {"query", "x"}}), "fine");
+  many.emplace_back("one more");
+  EXPECT_EQ(verdict("search", {{"memory", many}, {"query", "x"}}),
+            "memory: expected an array of 1 to 64, got an array of 65");
+}
+
 TEST(Protocol, ACursorGoesOnWhereThePageEnded) {
   const auto next = [](std::string reply) {
     return Json{{"memory", "m"}, {"cursor", Json::parse(reply).at("next_cursor")}};
@@ -173,6 +193,10 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
   why.rank = 2;
   why.stored = true;
   why.matches = {{"ide", 70, 3, 0.5}};
+  why.parts = {{"bm25", 1.5, 3}};
+  why.layer = 4;
+  why.pairs = {{" who", "ide", 70, 2, 0.25}};
+  why.tokens = {{70, 5, "ide", 0.125}};
   search.results[1].why = why;
   search.searchable_through = 9;
   search.took_ms = 1.5;
@@ -183,8 +207,19 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
       json_text(search),
       R"({"results":[{"chunk":1,"score":0.5,)" + body + R"(},{"chunk":0,"score":0.25,)" + body +
           R"(,"why":{"rank":2,"stored":true,"landmark_score":0.25,"bm25":1.5,"context_bm25":2.0,"lexical_rank":7,)"
-          R"("matches":[{"token":70,"text":"ide","head":3,"weight":0.5}]}}],)"
+          R"("parts":[{"part":"bm25","score":1.5,"rank":3}],)"
+          R"("matches":[{"token":70,"text":"ide","head":3,"layer":4,"weight":0.5}],)"
+          R"("pairs":[{"query":" who","token":70,"text":"ide","head":2,"layer":4,"weight":0.25}],)"
+          R"("tokens":[{"token":70,"byte":5,"text":"ide","weight":0.125}]}}],)"
           R"("searchable_through":9,"took_ms":1.5})");
+  search.results.pop_back();
+  search.results[0].memory = "b";
+  search.results[0].chunks = {1, 2};
+  search.results[0].duplicates = 3;
+  search.memories = {{"a", {}, {}}, {"b", 9, {{4, 5, "lost"}}}};
+  EXPECT_EQ(json_text(search), R"({"results":[{"memory":"b","chunk":1,"chunks":[1,2],"score":0.5,)" + body +
+                                   R"(,"duplicates":3}],"searchable_through":{"a":null,"b":9},)"
+                                   R"("unreadable":[{"memory":"b","chunks":[4,5],"message":"lost"}],"took_ms":1.5})");
 
   MemoryInfo info;
   info.name = "a";

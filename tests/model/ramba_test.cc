@@ -126,6 +126,21 @@ TEST_P(RambaTest, SaysWhereTheHeadsOfTheFirstHsaLayerLook) {
   }
 }
 
+TEST_P(RambaTest, EachTokenAsksAsTheQueryThatEndsWithIt) {
+  WorkerPool pool(1);
+  auto model = Ramba::open(model_, precision(), Parts::lower, pool);
+  ASSERT_TRUE(model.has_value());
+  Ramba& ramba = **model;
+  const size_t width = ramba.config().num_attention_heads * ramba.config().attention_head_dim;
+  const std::vector<float> each = ramba.token_heads(std::span(tokens_).first(9));
+  ASSERT_EQ(each.size(), 9 * width);
+  for (const size_t count : {3, 9}) {
+    const std::vector<float> last = ramba.query(std::span(tokens_).first(count)).heads;
+    for (size_t i = 0; i < width; ++i) EXPECT_NEAR(each[(count - 1) * width + i], last[i], 1e-3f);
+  }
+  EXPECT_EQ(ramba.first_hsa_layer(), ramba.config().num_lower_layers + 2);
+}
+
 // A prompt that ends amid a block, and then tokens of several streams side by side: as if each had been read in whole.
 TEST_P(RambaTest, TokensThatAreGeneratedContinueWhatWasRead) {
   WorkerPool pool(2);

@@ -1,0 +1,138 @@
+// Why a search chose what it chose, down to the tokens that the heads of the model look at.
+#include <algorithm>
+#include <array>
+#include <functional>
+#include <utility>
+
+#include "daemon/engine_impl.h"
+
+namespace recalld {
+namespace {
+
+// Each part that candidates are scored by; a further one is a further row.
+struct RankedPart {
+  std::string_view name;
+  double Candidate::*score;
+  bool of_model;  // by landmarks; else by words
+};
+constexpr std::array ranked_parts{RankedPart{"landmark", &Candidate::landmark, true},
+                                  RankedPart{"bm25", &Candidate::bm25, false},
+                                  RankedPart{"context", &Candidate::context, false}};
+
+}  // namespace
+
+// The tokens between the newline before a query and the token that asks.
+void Engine::Impl::explain_query(std::span<const uint32_t> tokens, Asked& asked) {
+  if (tokens.size() < 3 || asked.query.heads.empty()) return;
+  const size_t count = std::min(tokens.size() - 2, search_explained_max);
+  asked.heads = model_->token_heads(tokens.first(count + 1));
+  asked.heads.erase(asked.heads.begin(), asked.heads.begin() + static_cast<ptrdiff_t>(asked.query.heads.size()));
+  for (const uint32_t token : tokens.subspan(1, count)) asked.texts.push_back(tokenizer_->decode({token}));
+}
+
+Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, std::span<const Candidate> best, size_t at,
+                                                 SearchMode mode) const {
+  const Candidate& candidate = best[at];
+  SearchReply::Why why;
+  why.stored = candidate.chunk < ranking.memory.encoded_chunks;
+  if (mode != SearchMode::lexical) {
+    why.landmark_score = candidate.landmark;
+    why.landmark_rank = candidate.landmark_rank;
+  }
+  if (mode != SearchMode::landmark) {
+    why.bm25 = candidate.bm25;
+    why.context_bm25 = candidate.context;
+    why.lexical_rank = candidate.lexical_rank;
+  }
+  for (const RankedPart& part : ranked_parts) {
+    if (mode == (part.of_model ? SearchMode::lexical : SearchMode::landmark)) continue;
+    const double score = candidate.*part.score;
+    const auto better = std::ranges::count_if(best, [&](const Candidate& each) { return each.*part.score > score; });
+    why.parts.push_back({part.name, score, static_cast<size_t>(better) + 1});
+  }
+  return why;
+}
+
+// The token that each head of the first HSA layer looks at most inside the chunk, on behalf of the query and of each of
+// its tokens.
+Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t chunk, uint64_t text_first,
+                                               SearchReply::Why& why) const {
+  const std::vector<float>& heads = ranking.asked.query.heads;
+  if (heads.empty()) return {};  // no model was asked, or it has no HSA layer
+  why.layer = model_->first_hsa_layer();
+  std::vector<std::byte> kv(model_->kv_bytes());
+  if (const auto tail = ranking.tail_kv.find(chunk); tail != ranking.tail_kv.end())
+    kv = tail->second;
+  else
+    RECALLD_CHECK(store_->fetch(ranking.memory.id, std::array{chunk}, kv));
+
+  const uint64_t first = chunk * chunk_tokens;
+  const size_t tokens = std::min<uint64_t>(chunk_tokens, ranking.end_token - first);  // the open chunk is padded
+  const auto text_of = [&](uint64_t token) { return store_->passage(ranking.memory.id, token, token + 1); };
+  // Calls use(head, token in the chunk, weight) for what each head looks at most, and adds its shares up.
+  std::array<double, chunk_tokens> sums{};
+  const auto look = [&](std::span<const float> query, const auto& use) {
+    const std::vector<float> shares = model_->head_shares(query, kv);
+    for (size_t head = 0; head * chunk_tokens < shares.size(); ++head) {
+      const auto of_head = std::span(shares).subspan(head * chunk_tokens, tokens);
+      for (size_t i = 0; i < tokens; ++i) sums[i] += static_cast<double>(of_head[i]);
+      const auto most = std::ranges::max_element(of_head);
+      use(head, static_cast<size_t>(most - of_head.begin()), static_cast<double>(*most));
+    }
+  };
+
+  struct Look {
+    size_t head = 0;
+    uint64_t token = 0;
+    double weight = 0;
+  };
+  std::vector<Look> looks;
+  look(heads, [&](size_t head, size_t at, double weight) { looks.push_back({head, first + at, weight}); });
+  for (const Look& each : looks) {
+    RECALLD_TRY(Passage passage, text_of(each.token));
+    why.matches.push_back(
+        {.text = std::move(passage.text), .token = each.token, .head = each.head, .weight = each.weight});
+  }
+  std::ranges::sort(why.matches, std::ranges::greater{}, &SearchReply::Why::Match::weight);
+
+  // The query's own tokens: what each looks at most, whichever head it is, and how much all of them look at each token.
+  const std::vector<std::string>& texts = ranking.asked.texts;
+  if (texts.empty()) return {};
+  sums.fill(0);
+  std::vector<std::pair<size_t, Look>> pairs;  // with the query's token
+  for (size_t asking = 0; asking < texts.size(); ++asking) {
+    Look most;
+    look(std::span(ranking.asked.heads).subspan(asking * heads.size(), heads.size()),
+         [&](size_t head, size_t at, double weight) {
+           if (weight > most.weight) most = {head, first + at, weight};
+         });
+    pairs.emplace_back(asking, most);
+  }
+  std::ranges::stable_sort(pairs, [](const auto& a, const auto& b) { return a.second.weight > b.second.weight; });
+  if (pairs.size() > search_pairs_max) pairs.resize(search_pairs_max);
+  for (const auto& [asking, most] : pairs) {
+    RECALLD_TRY(Passage passage, text_of(most.token));
+    why.pairs.push_back({texts[asking], std::move(passage.text), most.token, most.head, most.weight});
+  }
+  double all = 0;
+  for (const double sum : sums) all += sum;
+  std::vector<size_t> heaviest(tokens);
+  for (size_t i = 0; i < tokens; ++i) heaviest[i] = i;
+  std::ranges::stable_sort(heaviest, [&](size_t a, size_t b) { return sums[a] > sums[b]; });
+  if (heaviest.size() > search_weighed_max) heaviest.resize(search_weighed_max);
+  std::ranges::sort(heaviest);
+  for (const size_t at : heaviest) {
+    const uint64_t token = first + at;
+    RECALLD_TRY(Passage passage, text_of(token));
+    if (passage.text.empty()) continue;  // a later piece of a character
+    size_t byte = 0;
+    if (token > text_first) {
+      RECALLD_TRY(const Passage before, store_->passage(ranking.memory.id, text_first, token));
+      byte = before.text.size();
+    }
+    why.tokens.push_back({token, byte, std::move(passage.text), all > 0 ? sums[at] / all : 0});
+  }
+  return {};
+}
+
+}  // namespace recalld
