@@ -24,7 +24,7 @@ constexpr size_t file_buffer_bytes_max = size_t{256} << 10;
 constexpr uint64_t table_bytes = uint64_t{8} << 20;  // of a file, so that its index and filter stay small
 // A walk over landmarks lets the kernel read so far ahead, into the page cache, while it computes.
 constexpr size_t ahead_bytes_first = size_t{512} << 10, ahead_bytes_max = size_t{1} << 20;
-constexpr size_t posting_block_bytes = size_t{16} << 10;
+constexpr size_t posting_block_bytes = size_t{8} << 10;
 constexpr uint64_t wal_bytes_max = uint64_t{64} << 20;
 constexpr uint64_t manifest_bytes_max = uint64_t{4} << 20;
 constexpr size_t tables_named_max = 8;  // in one message

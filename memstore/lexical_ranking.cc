@@ -176,7 +176,17 @@ class Ranking {
 
   void take(uint64_t page, std::string_view value, TermRows& term) {
     if (term.term == lengths_term) {
-      if (!decode_lengths(value, words_)) return lose(page, page, "the row of its numbers of words is none");
+      const auto lengths = sum_up_lengths(value);
+      if (!lengths) return lose(page, page, "the row of its numbers of words is none");
+      chunks_in_pages_ += page_chunks_;
+      words_in_pages_ += lengths->sum;
+      if (hides_some(page) && decode_lengths(value, words_)) {
+        for (uint64_t place = 0; place < page_chunks_; ++place) {
+          if (!is_hidden(page * page_chunks_ + place)) continue;
+          --chunks_in_pages_;
+          words_in_pages_ -= words_[place];
+        }
+      }
       if (whole_[page] == 0) whole_[page] = 1;
     } else {
       if (whole_[page] != 1) return;
@@ -197,9 +207,10 @@ class Ranking {
     row.page = static_cast<uint32_t>(page);
     row.bytes = static_cast<uint32_t>(value.size());
     if (term == lengths_term) {
-      if (!hides_some(page)) least_words_[page] = *std::ranges::min_element(words_);
-      row.first = words_.front();
-      row.last = words_.back();
+      const LengthsSummary lengths = sum_up_lengths(value).value_or(LengthsSummary());
+      if (!hides_some(page)) least_words_[page] = lengths.least;
+      row.first = lengths.first;
+      row.last = lengths.last;
       return row;
     }
     PostingReader reader(value);
@@ -309,22 +320,8 @@ class Ranking {
 
   // Whether there is anything to rank.
   bool weigh() {
-    uint64_t chunks = 0, words = 0;
     note_rows(lengths_);
-    for (uint64_t page = 0; page < whole_pages_; ++page) {
-      if (whole_[page] != 1) continue;
-      const auto row = row_at(lengths_, page, 0);
-      if (!row) continue;
-      chunks += page_chunks_;
-      words += sum_of_lengths(*row).value_or(0);
-      if (!hides_some(page)) continue;
-      if (!decode_lengths(*row, words_)) continue;
-      for (uint64_t place = 0; place < page_chunks_; ++place) {
-        if (!is_hidden(page * page_chunks_ + place)) continue;
-        --chunks;
-        words -= words_[place];
-      }
-    }
+    uint64_t chunks = chunks_in_pages_, words = words_in_pages_;
     for (const LooseChunk& chunk : loose_) {
       chunks += chunk.there ? 1 : 0;
       words += chunk.words;
@@ -682,7 +679,9 @@ class Ranking {
   TermRows lengths_;
   std::vector<TermRows> terms_;  // in order
   uint64_t kept_bytes_ = 0;
-  std::vector<char> whole_;            // by page: 0 it has no rows, 1 it has, 2 one is damaged
+  std::vector<char> whole_;  // by page: 0 it has no rows, 1 it has, 2 one is damaged
+  uint64_t chunks_in_pages_ = 0;
+  uint64_t words_in_pages_ = 0;
   std::vector<uint32_t> least_words_;  // by page: of a chunk; 0: not known
   std::vector<uint32_t> words_;        // of the chunks of a page: what was decoded last
   uint64_t loose_first_ = 0;

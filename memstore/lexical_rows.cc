@@ -99,6 +99,7 @@ std::string encode_lengths(std::span<const uint32_t> lengths) {
   std::string row;
   ByteWriter out(row);
   out.varint(std::accumulate(lengths.begin(), lengths.end(), uint64_t{0}));
+  out.varint(*std::ranges::min_element(lengths));
   for (const uint32_t length : lengths) out.varint(length);
   return row;
 }
@@ -106,6 +107,7 @@ std::string encode_lengths(std::span<const uint32_t> lengths) {
 bool decode_lengths(std::string_view row, std::span<uint32_t> lengths) {
   ByteReader in(row);
   const uint64_t expected = in.varint();
+  in.varint();
   uint64_t sum = 0;
   const std::string_view bytes = in.rest();
   if (in.ok() && bytes.size() == lengths.size()) {  // a byte each
@@ -124,10 +126,20 @@ bool decode_lengths(std::string_view row, std::span<uint32_t> lengths) {
   return in.done() && sum == expected;
 }
 
-std::optional<uint64_t> sum_of_lengths(std::string_view row) {
+std::optional<LengthsSummary> sum_up_lengths(std::string_view row) {
   ByteReader in(row);
-  const uint64_t sum = in.varint();
-  return in.ok() ? std::optional(sum) : std::nullopt;
+  LengthsSummary summary;
+  summary.sum = in.varint();
+  summary.least = static_cast<uint32_t>(in.varint());
+  const std::string_view lengths = in.rest();
+  summary.first = static_cast<uint32_t>(in.varint());
+  if (!in.ok()) return std::nullopt;
+  // The last varint begins behind the last byte before it that ends one.
+  size_t begin = lengths.size() - 1;
+  while (begin > 0 && static_cast<uint8_t>(lengths[begin - 1]) >= 0x80) --begin;
+  ByteReader last(lengths.substr(begin));
+  summary.last = static_cast<uint32_t>(last.varint());
+  return last.done() ? std::optional(summary) : std::nullopt;
 }
 
 // ---- Chunks of a page that is not full

@@ -20,7 +20,7 @@ namespace recalld {
 
 // Rows of so many pages lie together, by term: a search finds those of its terms close to each other, and erasing from
 // some page on finds most of what is to go in one range of keys.
-inline constexpr uint64_t span_pages = 64;
+inline constexpr uint64_t span_pages = 256;
 inline constexpr Term lengths_term = 0;  // under which the counts of words stand: no word has it
 inline constexpr uint32_t small_rows_span = UINT32_MAX;
 
@@ -100,7 +100,13 @@ class PostingReader {
 // ---- How many words the chunks of a page have
 std::string encode_lengths(std::span<const uint32_t> lengths);
 bool decode_lengths(std::string_view row, std::span<uint32_t> lengths);  // of all chunks of a page; false: it is none
-std::optional<uint64_t> sum_of_lengths(std::string_view row);
+struct LengthsSummary {
+  uint64_t sum = 0;
+  uint32_t least = 0;
+  uint32_t first = 0;  // of the first chunk, and of the last
+  uint32_t last = 0;
+};
+std::optional<LengthsSummary> sum_up_lengths(std::string_view row);  // without reading all of it
 
 // ---- Chunks of a page that is not full
 std::string encode_small_row(std::span<const ChunkWords> chunks);

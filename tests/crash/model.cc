@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "memstore/turn.h"
+#include "memstore/words.h"
 
 namespace recalld::crash {
 namespace {
@@ -72,6 +73,7 @@ class Comparison {
     text();
     operations();
     chunks();
+    words();
     generation("", serving_, memory_.serving);
     if (next_) generation(" of the next generation", *next_, *memory_.next);
     return complaints_;
@@ -134,6 +136,43 @@ class Comparison {
     if (!fine("read its text", passage)) return;
     if (passage->text != text) complain("its text is another one");
     expect_equal("turns in its text", passage->turns.size(), memory_.turns.size());
+  }
+
+  // Which chunks have any of the words with which a turn begins: those in which they begin, and none that holds what is
+  // being forgotten.
+  void words() {
+    if (memory_.turns.empty()) return;
+    constexpr size_t query_bytes = 200;
+    const std::string query = memory_.turns.rbegin()->second->turn.content.substr(0, query_bytes);
+    const std::vector<Term> terms = WordReader().terms(query);
+    std::map<uint64_t, uint64_t> first_tokens;
+    std::set<uint64_t> found, hidden;
+    for (size_t i = memory_.serving.tokens.size(); i-- > 0;) {
+      first_tokens[memory_.serving.tokens[i].turn] = i;
+      if (!memory_.turns.contains(memory_.serving.tokens[i].turn)) hidden.insert(i / chunk_tokens);
+    }
+    for (const auto& [number, turn] : memory_.turns) {
+      const std::string text = stream_text(turn->turn);
+      std::vector<Word> words;
+      WordReader().read(text, 0, text.size(), words);
+      size_t token = 0;
+      for (const Word& word : words) {
+        while (turn->ends[token] <= word.begin) ++token;
+        if (std::ranges::binary_search(terms, word.term)) found.insert((first_tokens[number] + token) / chunk_tokens);
+      }
+    }
+    std::vector<uint64_t> all;
+    for (uint64_t chunk = 0; chunk * chunk_tokens < memory_.serving.tokens.size(); ++chunk) all.push_back(chunk);
+    const auto ranking =
+        store_.lexical_top_k(memory_.id, {.text = query, .end_token = memory_.serving.tokens.size(), .also = all});
+    if (!fine("rank by words", ranking)) return;
+    expect_equal("chunks without an index of words", ranking->unindexed_chunks, 0);
+    expect_equal("chunks whose words cannot be read", ranking->unreadable.size(), 0);
+    for (const LexicalScore& score : ranking->also) {
+      const bool has = found.contains(score.chunk) && !hidden.contains(score.chunk);
+      if (has != (score.bm25 > 0))
+        complain("words find chunk " + std::to_string(score.chunk) + (has ? " no more" : ", which has none of them"));
+    }
   }
 
   // Each one again: the first reply, and nothing added.

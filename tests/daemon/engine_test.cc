@@ -11,6 +11,8 @@
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
+#include "memstore/catalog.h"
+#include "memstore/rows.h"
 #include "tests/daemon/engine_fixture.h"
 #include "tests/support/fake_gpu.h"
 
@@ -209,6 +211,35 @@ TEST_F(EngineTest, RanksByLandmarksByWordsOrByBoth) {
   for (const auto& result : by_both.results) {
     for (const auto& other : all.results)
       EXPECT_TRUE(other.chunk != result.chunk || *result.why->landmark_score == *other.why->landmark_score);
+  }
+}
+
+TEST_F(EngineTest, IndexesTheWordsOfWhatAnEarlierVersionEncoded) {
+  auto log = harbour_log(0, 200);
+  log[70] = fact;
+  engine_.append("harbour", log, true);
+  engine_.append("small", {"Runa sails to Bergen on Friday."}, true);
+  const auto before = must(search("harbour", question, 8, SearchMode::lexical));
+  engine_.close();
+  {
+    const auto catalog = must(Catalog::open({directory_.path() / "data" / "catalog", 8 << 20, 4 << 20}));
+    Catalog::Batch rows(*catalog);
+    rows.remove_range(Family::postings, row_key(0), row_key(UINT64_MAX));
+    must(catalog->write(rows));
+    ASSERT_FALSE(must(catalog->cursor(Family::postings, "").first()));
+  }
+  engine_.open();
+  // It goes on behind the replies, which tell how much is left.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (must(search("harbour", question, 8, SearchMode::lexical)).unindexed_chunks > 0) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const auto after = must(search("harbour", question, 8, SearchMode::lexical));
+  ASSERT_EQ(after.results.size(), before.results.size());
+  for (size_t i = 0; i < after.results.size(); ++i) {
+    EXPECT_EQ(after.results[i].chunk, before.results[i].chunk);
+    EXPECT_EQ(after.results[i].score, before.results[i].score);
   }
 }
 
