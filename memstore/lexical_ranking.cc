@@ -36,6 +36,12 @@ bool better(const Candidate& x, const Candidate& y) {
   return x.total != y.total ? x.total > y.total : x.score.chunk < y.score.chunk;
 }
 
+enum class PageState : uint8_t {
+  unindexed,  // it has no rows
+  whole,
+  damaged,  // one of them cannot be read
+};
+
 // A row that is kept.
 struct Row {
   static constexpr uint32_t not_known = UINT32_MAX;
@@ -83,7 +89,7 @@ class Ranking {
         whole_pages_(chunks.stored / page_chunks),
         end_(chunks.stored + chunks.tail.size()),
         lengths_{.term = lengths_term, .rows = {}, .bytes = {}},
-        whole_(whole_pages_),
+        pages_(whole_pages_),
         least_words_(whole_pages_),
         words_(page_chunks) {
     for (const Term term : terms) terms_.push_back({.term = term, .rows = {}, .bytes = {}});
@@ -137,7 +143,7 @@ class Ranking {
       }
     }
     for (uint64_t page = 0; page < whole_pages_; ++page) {
-      if (whole_[page] == 0) unindexed_ += page_chunks_;
+      if (pages_[page] == PageState::unindexed) unindexed_ += page_chunks_;
     }
     return {};
   }
@@ -167,7 +173,7 @@ class Ranking {
 
   // Pages of which a row is damaged are left out.
   void lose(uint64_t first, uint64_t last, const std::string& cause) {
-    for (uint64_t page = first; page <= last; ++page) whole_[page] = 2;
+    for (uint64_t page = first; page <= last; ++page) pages_[page] = PageState::damaged;
     const Unreadable lost{first * page_chunks_, (last + 1) * page_chunks_ - 1, cause};
     for (const Unreadable& known : unreadable_)
       if (known.first <= lost.first && lost.last <= known.last) return;
@@ -187,9 +193,9 @@ class Ranking {
           words_in_pages_ -= words_[place];
         }
       }
-      if (whole_[page] == 0) whole_[page] = 1;
+      if (pages_[page] == PageState::unindexed) pages_[page] = PageState::whole;
     } else {
-      if (whole_[page] != 1) return;
+      if (pages_[page] != PageState::whole) return;
       PostingReader row(value);
       if (hides_some(page)) {
         while (row.next()) term.chunks += is_hidden(page * page_chunks_ + row.place()) ? 0 : 1;
@@ -415,7 +421,7 @@ class Ranking {
     const uint64_t pages = (end_ + page_chunks_ - 1) / page_chunks_;
     std::vector<float> most(pages);
     for (uint64_t page = 0; page < whole_pages_; ++page) {
-      if (whole_[page] != 1) continue;
+      if (pages_[page] != PageState::whole) continue;
       for (const TermRows& term : terms_) most[page] += bound(term, page);
     }
     for (uint64_t page = whole_pages_; page < pages; ++page) most[page] = std::numeric_limits<float>::infinity();
@@ -455,7 +461,7 @@ class Ranking {
 
   // Offers the chunks of a page that may be among the best; or, when some are wanted, scores these alone.
   Expected<void> score_page(uint64_t page, std::span<LexicalScore* const> wanted) {
-    if (page < whole_pages_ && whole_[page] != 1) return {};
+    if (page < whole_pages_ && pages_[page] != PageState::whole) return {};
     const uint64_t first = page * page_chunks_;
     const size_t count = std::min<uint64_t>(page_chunks_, end_ - first);
     active_.assign((count + block - 1) / block, 0);
@@ -597,7 +603,7 @@ class Ranking {
     if (chunk >= loose_first_) return loose_count(loose_[chunk - loose_first_], number);
     const uint64_t page = page_of(chunk);
     const auto place = static_cast<uint32_t>(chunk % page_chunks_);
-    if (whole_[page] != 1 || is_hidden(chunk)) return 0;
+    if (pages_[page] != PageState::whole || is_hidden(chunk)) return 0;
     Row* known = row_of(term, page);
     if (term.kept && known == nullptr) return 0;
     if (known != nullptr && place == 0 && known->first != Row::not_known) return known->first;
@@ -642,7 +648,7 @@ class Ranking {
   // How many words a chunk has.
   double length(uint64_t chunk) {
     if (chunk >= loose_first_) return loose_[chunk - loose_first_].words;
-    if (whole_[page_of(chunk)] != 1 || is_hidden(chunk)) return 0;
+    if (pages_[page_of(chunk)] != PageState::whole || is_hidden(chunk)) return 0;
     if (const Row* known = row_of(lengths_, page_of(chunk)))  // it is the first or the last of its page
       return chunk % page_chunks_ == 0 ? known->first : known->last;
     const auto row = row_at(lengths_, page_of(chunk), 0);
@@ -679,7 +685,7 @@ class Ranking {
   TermRows lengths_;
   std::vector<TermRows> terms_;  // in order
   uint64_t kept_bytes_ = 0;
-  std::vector<char> whole_;  // by page: 0 it has no rows, 1 it has, 2 one is damaged
+  std::vector<PageState> pages_;  // of whole_pages_
   uint64_t chunks_in_pages_ = 0;
   uint64_t words_in_pages_ = 0;
   std::vector<uint32_t> least_words_;  // by page: of a chunk; 0: not known
