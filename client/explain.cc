@@ -17,6 +17,9 @@ constexpr std::array<std::string_view, 6> coloured{"",           "48;5;22",     
                                                    "48;5;34;30", "48;5;178;30", "48;5;214;30;1"};
 constexpr std::array<std::string_view, 6> marked{"", "", "4", "4", "1;4", "1;4"};
 
+// Scores that the parts tell too.
+constexpr std::array<std::string_view, 3> told_by_parts{"landmark_score", "bm25", "context_bm25"};
+
 // A printable text, and the level of each of its bytes.
 struct Levels {
   std::string text;
@@ -146,7 +149,9 @@ std::string why_text(const Json& why, const SearchReply& reply, const Style& sty
       parts = parts_text(value, reply, style);
     else if ((key == "matches" || key == "pairs") && value.is_array())
       looks += looks_text(value);
-    else if (key != "tokens" || !value.is_array())  // these are in the text
+    else if (key == "tokens" && value.is_array())
+      continue;  // they are in the text
+    else if (!why.contains("parts") || std::ranges::find(told_by_parts, key) == told_by_parts.end())
       rows.emplace_back(printable(key), value_text(key, value));
   }
   return rows_text(rows, style, 6) + parts + painted(looks, dim, style);
