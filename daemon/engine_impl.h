@@ -45,6 +45,10 @@ class Engine::Impl {
     return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   }
 
+  static double milliseconds_between(Clock::time_point start, Clock::time_point end) {
+    return std::chrono::duration<double, std::milli>(end - start).count();
+  }
+
   explicit Impl(EngineOptions options);
 
   Expected<void> open();
@@ -113,9 +117,11 @@ class Engine::Impl {
     // To score chunks by their landmarks that were found by words:
     std::vector<Bf16> query;
     std::vector<float> tail_dots;  // of the chunks that are not stored
-    // To explain the results:
-    std::vector<float> heads;                                      // the query's, of the first HSA layer
+    // To score chunks by their tokens, and to explain the results:
+    std::vector<float> tokens;                                     // the query's, of the first HSA layer
+    std::vector<float> heads;                                      // of its last token
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of the chunks that are not stored
+    RankingTimes took;
   };
 
   Expected<void> open_gpu();
@@ -144,6 +150,7 @@ class Engine::Impl {
   Expected<Ranking> cover_by_words(const Query& query) const;
   Expected<void> add_words(const SearchRequest& request, Ranking& ranking) const;
   Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
+  Expected<void> add_token_scores(Ranking& ranking) const;
   bool still_holds(const Ranking& ranking) const;
   Expected<SearchReply> collect(const SearchRequest& request, const Ranking& ranking);
   Expected<GenerateReply> collect(Generated generated) const;
@@ -163,6 +170,7 @@ class Engine::Impl {
   std::unique_ptr<Backend> cpu_backend_;  // null with a GPU
   Backend* backend_ = nullptr;            // the one or the other; computes on the model thread alone
   std::optional<Tokenizer> tokenizer_;
+  Fusion fusion_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Encoder> encoder_;         // used by the model thread alone
   std::unique_ptr<Decoder> decoder_;         // likewise

@@ -74,14 +74,19 @@ bool Engine::Impl::still_holds(const Ranking& ranking) const {
 // How many chunks each ranking gives.
 size_t Engine::Impl::ranked(const Query& query) {
   // Two rankings that are to be joined are read further than what is shown of them.
-  constexpr size_t joined_least = 100;
+  constexpr size_t joined_least = Fusion::depth;
   const size_t shown = query.request.limit + query.spare;
   return query.request.mode == SearchMode::hybrid ? std::max(shown, joined_least) : shown;
 }
 
 // On the model thread.
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
+  const Clock::time_point begun = Clock::now();
   RECALLD_TRY(SearchQuery asked, backend_->query(query.tokens));
+  const bool hybrid = query.request.mode == SearchMode::hybrid;
+  // No GPU computes these: the CPU's copy of the model does.
+  if (hybrid && asked.tokens.empty() && !asked.heads.empty()) asked.tokens = model_->query(query.tokens).tokens;
+  const Clock::time_point asked_at = Clock::now();
   const std::span<const Bf16> embedding = asked.landmark;
   RECALLD_TRY(Encoder::Covered covered, encoder_->cover(query.request.memory));
   auto& [memory, tail, unreadable] = covered;
@@ -112,8 +117,9 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
     candidate.landmark = candidate.score = static_cast<double>(chunk.dot * model_->score_scale());
     candidate.landmark_rank = ranking.best.size();
   }
-  if (query.request.explain) {
-    ranking.heads = std::move(asked.heads);
+  if (query.request.explain) ranking.heads = std::move(asked.heads);
+  if (hybrid) ranking.tokens = std::move(asked.tokens);
+  if (hybrid || query.request.explain) {
     for (size_t i = 0; i < dots.size(); ++i) {
       const auto kv = std::span(tail->kv).subspan(i * model_->kv_bytes(), model_->kv_bytes());
       ranking.tail_kv.emplace(tail->first_chunk + i, std::vector(kv.begin(), kv.end()));
@@ -121,6 +127,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
   }
   ranking.query = std::move(asked.landmark);
   ranking.tail_dots = std::move(dots);
+  ranking.took = {.query_ms = milliseconds_between(begun, asked_at), .landmarks_ms = milliseconds_since(asked_at)};
   return ranking;
 }
 
@@ -139,6 +146,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::cover_by_words(const Query& query)
 
 // Ranks by words, and in a hybrid search joins both rankings.
 Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ranking) const {
+  const Clock::time_point begun = Clock::now();
   std::vector<uint64_t> known;
   for (const Candidate& candidate : ranking.best) known.push_back(candidate.chunk);
   RECALLD_TRY(LexicalRanking words,
@@ -176,7 +184,13 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
     }
     ranking.best[found->second].lexical_rank = i + 1;
   }
-  if (request.mode == SearchMode::hybrid) fuse(ranking.best);
+  ranking.took.words_ms = milliseconds_since(begun);
+  if (request.mode != SearchMode::hybrid) return {};
+  RECALLD_CHECK(add_token_scores(ranking));
+  fusion_.rank(ranking.best);
+  if (request.min_score) {
+    std::erase_if(ranking.best, [&](const Candidate& each) { return each.score < *request.min_score; });
+  }
   return {};
 }
 
@@ -228,7 +242,8 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, const 
         result.why = *std::move(why);
       else if (why.error().kind != ErrorKind::corrupt)
         return std::unexpected(std::move(why).error());
-      else
+      else if (request.mode != SearchMode::hybrid || candidate.tokens ||
+               !Fusion::is_deep(candidate))       // else told before
         leave_out(candidate.chunk, why.error());  // its landmark and its text are whole: it stays in the reply
     }
     reply.results.push_back(std::move(result));
@@ -257,6 +272,11 @@ Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, const C
   if (mode != SearchMode::lexical) {
     why.landmark_score = candidate.landmark;
     why.landmark_rank = candidate.landmark_rank;
+  }
+  if (mode == SearchMode::hybrid) {
+    why.token_score = candidate.tokens;
+    why.features = candidate.features;
+    why.took = ranking.took;
   }
   if (mode != SearchMode::landmark) {
     why.bm25 = candidate.bm25;

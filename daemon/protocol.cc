@@ -127,6 +127,18 @@ Reply why(const SearchReply::Why& why) {
   put("bm25", why.bm25);
   put("context_bm25", why.context_bm25);
   put("lexical_rank", why.lexical_rank);
+  put("token_score", why.token_score);
+  if (why.features) {
+    Reply& features = out["features"] = Reply::object();
+    for (size_t i = 0; i < feature_count; ++i) features[std::string(feature_names[i])] = (*why.features)[i];
+  }
+  if (const auto& took = why.took) {
+    out["took"] = {{"query_ms", took->query_ms},
+                   {"landmarks_ms", took->landmarks_ms},
+                   {"words_ms", took->words_ms},
+                   {"fetch_ms", took->fetch_ms},
+                   {"tokens_ms", took->tokens_ms}};
+  }
   out["matches"] = std::move(matches);
   return out;
 }
@@ -207,6 +219,10 @@ Expected<SearchRequest> search_request(Json& params) {
   request.explain = arguments.optional_flag("explain").value_or(false);
   request.mode = arguments.optional_choice<SearchMode>(
       "mode", {{"hybrid", SearchMode::hybrid}, {"landmark", SearchMode::landmark}, {"lexical", SearchMode::lexical}});
+  request.min_score = arguments.optional_number("min_score", 0, 1);
+  if (request.min_score && request.mode != SearchMode::hybrid)
+    arguments.refuse("min_score",
+                     "the scores of this mode are no probabilities; leave it out, or search in mode hybrid");
   for (const std::string_view later : {"filter", "expand"})
     if (params.contains(later))
       arguments.refuse(later, "this argument does not exist in this version yet; leave it out");

@@ -81,6 +81,11 @@ class Ramba {
   // heads: of SearchQuery · kv: as packed · returns [heads, 64]
   std::vector<float> head_shares(std::span<const float> heads, ByteView kv) const;
 
+  // How well a chunk's tokens answer to the question's, by late interaction on the logits of the first HSA layer
+  // (kernels/late_interaction.h). Any thread may call.
+  // tokens: of SearchQuery, not empty · kv: as packed
+  float late_score(std::span<const float> tokens, ByteView kv) const;
+
   // ---- The model's own attention (Parts::all)
   size_t groups() const;  // of upper layers; each retrieves once
   RecurrentState upper_zero_state() const;
