@@ -41,6 +41,7 @@ Expected<void> Engine::Impl::open() {
   RECALLD_TRY(LoadedModel loaded, load_model(options_.model, options_.precision, parts, *pool_));
   model_ = std::move(loaded.model);
   tokenizer_ = std::move(loaded.tokenizer);
+  RECALLD_TRY(fusion_, Fusion::of_checkpoint(options_.model));
   // As much as the catalog writes out when it goes on after it found no room.
   Reserve reserve(options_.data / "reserve", std::max(options_.memory_budget_bytes / 8, uint64_t{4} << 20));
   reserve.give_up_when_short();

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "daemon/engine_impl.h"
@@ -12,12 +13,19 @@ namespace {
 // Each part that candidates are scored by; a further one is a further row.
 struct RankedPart {
   std::string_view name;
-  double Candidate::*score;
-  bool of_model;  // by landmarks; else by words
+  std::optional<double> (*score)(const Candidate&);  // none: the chunk has none
+  bool by_landmark, by_words;                        // the modes beside hybrid that have it
 };
-constexpr std::array ranked_parts{RankedPart{"landmark", &Candidate::landmark, true},
-                                  RankedPart{"bm25", &Candidate::bm25, false},
-                                  RankedPart{"context", &Candidate::context, false}};
+constexpr std::array<RankedPart, 4> ranked_parts{{
+    {"landmark", [](const Candidate& each) { return std::optional(each.landmark); }, true, false},
+    {"bm25", [](const Candidate& each) { return std::optional(each.bm25); }, false, true},
+    {"context", [](const Candidate& each) { return std::optional(each.context); }, false, true},
+    {"tokens", [](const Candidate& each) { return each.tokens; }, false, false},
+}};
+
+bool has_part(SearchMode mode, const RankedPart& part) {
+  return mode == SearchMode::hybrid || (mode == SearchMode::landmark ? part.by_landmark : part.by_words);
+}
 
 }  // namespace
 
@@ -39,16 +47,21 @@ Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, std::sp
     why.landmark_score = candidate.landmark;
     why.landmark_rank = candidate.landmark_rank;
   }
+  if (mode == SearchMode::hybrid) {
+    why.token_score = candidate.tokens;
+    why.features = candidate.features;
+    why.took = ranking.took;
+  }
   if (mode != SearchMode::landmark) {
     why.bm25 = candidate.bm25;
     why.context_bm25 = candidate.context;
     why.lexical_rank = candidate.lexical_rank;
   }
   for (const RankedPart& part : ranked_parts) {
-    if (mode == (part.of_model ? SearchMode::lexical : SearchMode::landmark)) continue;
-    const double score = candidate.*part.score;
-    const auto better = std::ranges::count_if(best, [&](const Candidate& each) { return each.*part.score > score; });
-    why.parts.push_back({part.name, score, static_cast<size_t>(better) + 1});
+    const std::optional<double> score = part.score(candidate);
+    if (!has_part(mode, part) || !score) continue;
+    const auto better = std::ranges::count_if(best, [&](const Candidate& each) { return part.score(each) > score; });
+    why.parts.push_back({part.name, *score, static_cast<size_t>(better) + 1});
   }
   return why;
 }

@@ -46,6 +46,10 @@ class Engine::Impl {
     return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   }
 
+  static double milliseconds_between(Clock::time_point start, Clock::time_point end) {
+    return std::chrono::duration<double, std::milli>(end - start).count();
+  }
+
   explicit Impl(EngineOptions options);
 
   Expected<void> open();
@@ -109,6 +113,7 @@ class Engine::Impl {
     // To explain the results: the first tokens of its text, and the queries of the first HSA layer for each of them.
     std::vector<std::string> texts{};
     std::vector<float> heads{};  // [texts, heads, head_dim]
+    double took_ms = 0;
   };
   struct Together;  // a search of several memories under way
 
@@ -123,9 +128,10 @@ class Engine::Impl {
     // To score chunks by their landmarks that were found by words:
     std::vector<Bf16> query;
     std::vector<float> tail_dots;  // of the chunks that are not stored
-    // To explain the results:
+    // To score chunks by their tokens, and to explain the results:
     Asked asked;
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of the chunks that are not stored
+    RankingTimes took;
   };
 
   Expected<void> open_gpu();
@@ -157,6 +163,8 @@ class Engine::Impl {
   Expected<Ranking> cover_by_words(const Query& query) const;
   Expected<void> add_words(const SearchRequest& request, Ranking& ranking) const;
   Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
+  Expected<void> add_token_scores(Ranking& ranking) const;
+  void order(const SearchRequest& request, std::vector<Candidate>& best) const;
   bool still_holds(const Ranking& ranking) const;
   void search_together(SearchRequest request, Done<SearchReply> done);
   void rank_together(std::shared_ptr<Together> together);
@@ -193,6 +201,7 @@ class Engine::Impl {
   std::unique_ptr<Backend> cpu_backend_;  // null with a GPU
   Backend* backend_ = nullptr;            // the one or the other; computes on the model thread alone
   std::optional<Tokenizer> tokenizer_;
+  Fusion fusion_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Encoder> encoder_;         // used by the model thread alone
   std::unique_ptr<Decoder> decoder_;         // likewise

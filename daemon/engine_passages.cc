@@ -85,8 +85,8 @@ Expected<void> Engine::Impl::add_result(const SearchRequest& request, std::span<
       why->rank = reply.results.size() + 1;
       if (attention)
         result.why = *std::move(why);
-      else  // its landmark and its text are whole: it stays in the reply
-        leave_out(reply, found.memory, found.chunk, attention.error());
+      else if (request.mode != SearchMode::hybrid || found.tokens || !Fusion::is_deep(found))  // else told before
+        leave_out(reply, found.memory, found.chunk, attention.error());  // it stays in the reply: its text is whole
     } else {
       return std::unexpected(std::move(why).error());
     }

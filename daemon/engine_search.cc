@@ -40,7 +40,10 @@ void Engine::Impl::rank_and_collect(Query query) {
 void Engine::Impl::collect(Query query, Expected<Ranking> ranking) {
   if (ranking && query.request.mode != SearchMode::landmark) {
     auto added = add_words(query.request, *ranking);
-    if (!added) ranking = std::unexpected(std::move(added).error());
+    if (!added)
+      ranking = std::unexpected(std::move(added).error());
+    else if (query.request.mode == SearchMode::hybrid)
+      order(query.request, ranking->best);
   }
   if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
   Expected<SearchReply> reply = collect(query.request, std::span(&*ranking, 1), ranking->best);
@@ -73,7 +76,7 @@ bool Engine::Impl::still_holds(const Ranking& ranking) const {
 // How many chunks each ranking gives.
 size_t Engine::Impl::ranked(const Query& query) {
   // Two rankings that are to be joined are read further than what is shown of them.
-  constexpr size_t joined_least = 100;
+  constexpr size_t joined_least = Fusion::depth;
   const size_t shown = query.request.limit + query.spare;
   // So is one whose chunks are to be joined to fewer results.
   const bool joined = query.request.mode == SearchMode::hybrid || query.request.expand != Expand::none;
@@ -82,9 +85,14 @@ size_t Engine::Impl::ranked(const Query& query) {
 
 // On the model thread.
 Expected<Engine::Impl::Asked> Engine::Impl::ask(const Query& query) {
+  const Clock::time_point begun = Clock::now();
   Asked asked;
   RECALLD_TRY(asked.query, backend_->query(query.tokens));
+  // No GPU computes the queries of all tokens: the CPU's copy of the model does.
+  if (query.request.mode == SearchMode::hybrid && asked.query.tokens.empty() && !asked.query.heads.empty())
+    asked.query.tokens = model_->query(query.tokens).tokens;
   if (query.request.explain) explain_query(query.tokens, asked);
+  asked.took_ms = milliseconds_since(begun);
   return asked;
 }
 
@@ -95,6 +103,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query) {
 
 // On the model thread.
 Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Asked& asked) {
+  const Clock::time_point begun = Clock::now();
   const std::span<const Bf16> embedding = asked.query.landmark;
   RECALLD_TRY(Encoder::Covered covered, encoder_->cover(query.request.memory));
   auto& [memory, tail, unreadable] = covered;
@@ -125,7 +134,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
     candidate.landmark = candidate.score = static_cast<double>(chunk.dot * model_->score_scale());
     candidate.landmark_rank = ranking.best.size();
   }
-  if (query.request.explain) {
+  if (query.request.mode == SearchMode::hybrid || query.request.explain) {
     ranking.asked = asked;
     for (size_t i = 0; i < dots.size(); ++i) {
       const auto kv = std::span(tail->kv).subspan(i * model_->kv_bytes(), model_->kv_bytes());
@@ -134,6 +143,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   }
   ranking.query = asked.query.landmark;
   ranking.tail_dots = std::move(dots);
+  ranking.took = {.query_ms = asked.took_ms, .landmarks_ms = milliseconds_since(begun)};
   return ranking;
 }
 
@@ -150,8 +160,9 @@ Expected<Engine::Impl::Ranking> Engine::Impl::cover_by_words(const Query& query)
   return ranking;
 }
 
-// Ranks by words, and in a hybrid search joins both rankings.
+// Ranks by words, and in a hybrid search joins both rankings: what order() needs to know of each chunk.
 Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ranking) const {
+  const Clock::time_point begun = Clock::now();
   std::vector<uint64_t> known;
   for (const Candidate& candidate : ranking.best) known.push_back(candidate.chunk);
   RECALLD_TRY(LexicalRanking words,
@@ -189,8 +200,14 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
     }
     ranking.best[found->second].lexical_rank = i + 1;
   }
-  if (request.mode == SearchMode::hybrid) fuse(ranking.best);
-  return {};
+  ranking.took.words_ms = milliseconds_since(begun);
+  return request.mode == SearchMode::hybrid ? add_token_scores(ranking) : Expected<void>();
+}
+
+// Puts the candidates of a hybrid search, of one memory or of several, into one order.
+void Engine::Impl::order(const SearchRequest& request, std::vector<Candidate>& best) const {
+  fusion_.rank(best);
+  if (request.min_score) std::erase_if(best, [&](const Candidate& each) { return each.score < *request.min_score; });
 }
 
 Expected<double> Engine::Impl::landmark_score(const Ranking& ranking, uint64_t chunk) const {

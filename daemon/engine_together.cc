@@ -113,7 +113,7 @@ Expected<SearchReply> Engine::Impl::merge(Together& together) const {
     rankings.push_back(*each);
   }
   if (request.mode == SearchMode::hybrid)
-    fuse(best);
+    order(request, best);
   else
     std::ranges::stable_sort(best, std::ranges::greater{}, &Candidate::score);
   return collect(request, rankings, best);

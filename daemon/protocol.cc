@@ -164,6 +164,10 @@ Expected<SearchRequest> search_request(Json& params) {
       "mode", {{"hybrid", SearchMode::hybrid}, {"landmark", SearchMode::landmark}, {"lexical", SearchMode::lexical}});
   request.expand = arguments.optional_choice<Expand>(
       "expand", {{"none", Expand::none}, {"chunks", Expand::chunks}, {"turns", Expand::turns}});
+  request.min_score = arguments.optional_number("min_score", 0, 1);
+  if (request.min_score && request.mode != SearchMode::hybrid)
+    arguments.refuse("min_score",
+                     "the scores of this mode are no probabilities; leave it out, or search in mode hybrid");
   for (const std::string_view later : {"filter"})
     if (params.contains(later))
       arguments.refuse(later, "this argument does not exist in this version yet; leave it out");

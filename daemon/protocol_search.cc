@@ -54,6 +54,18 @@ Reply why(const SearchReply::Why& why) {
   put("bm25", why.bm25);
   put("context_bm25", why.context_bm25);
   put("lexical_rank", why.lexical_rank);
+  put("token_score", why.token_score);
+  if (why.features) {
+    Reply& features = out["features"] = Reply::object();
+    for (size_t i = 0; i < feature_count; ++i) features[std::string(feature_names[i])] = (*why.features)[i];
+  }
+  if (const auto& took = why.took) {
+    out["took"] = {{"query_ms", took->query_ms},
+                   {"landmarks_ms", took->landmarks_ms},
+                   {"words_ms", took->words_ms},
+                   {"fetch_ms", took->fetch_ms},
+                   {"tokens_ms", took->tokens_ms}};
+  }
   Reply parts = Reply::array();
   for (const auto& part : why.parts) parts.push_back({{"part", part.name}, {"score", part.score}, {"rank", part.rank}});
   out["parts"] = std::move(parts);

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/request_defaults.h"
+#include "daemon/fusion.h"
 #include "memstore/store.h"
 #include "memstore/turn.h"
 #include "model/gpu.h"
@@ -68,12 +69,22 @@ enum class SearchMode { hybrid, landmark, lexical };
 // What a result is: a chunk, chunks that touch, or the whole turns that a chunk lies in.
 enum class Expand { none, chunks, turns };
 
+// Where the time of a hybrid search went before its results were read.
+struct RankingTimes {
+  double query_ms = 0;      // the model read the query
+  double landmarks_ms = 0;  // all landmarks were scored
+  double words_ms = 0;      // words were looked up
+  double fetch_ms = 0;      // K/V was fetched,
+  double tokens_ms = 0;     // and the question's tokens were compared with those of chunks
+};
+
 struct SearchRequest {
   std::string memory;
   std::string query;
   SearchMode mode = SearchMode::hybrid;
   size_t limit = search_limit_default;
   std::optional<uint64_t> max_tokens;
+  std::optional<double> min_score;  // of a hybrid search: results below are left out
   bool explain = false;
   Expand expand = Expand::none;
   // Instead of `memory`, several that are searched together:
@@ -90,6 +101,9 @@ struct SearchReply {
     std::optional<double> bm25;            // of the chunk's words
     std::optional<double> context_bm25;    // of its words and its neighbours'
     std::optional<size_t> lexical_rank;    // from 1
+    std::optional<double> token_score;     // the question's tokens against the chunk's keys
+    std::optional<Features> features;      // what the score was computed from
+    std::optional<RankingTimes> took;      // of the search, the same in each result
     size_t rank = 0;                       // from 1
     bool stored = false;                   // false: an open or waiting chunk, encoded for this search only
     // What the chunk was ranked by, each by itself.

@@ -33,7 +33,11 @@ struct SearchQuery {
   std::vector<Bf16> landmark;
   // [heads, head_dim] Queries of the first HSA layer; empty without upper layers.
   std::vector<float> heads;
+  // [n, heads, head_dim] The same of each token of the question itself, the last question_tokens_max of them, for
+  // Ramba::late_score(); empty without upper layers, and from a GPU.
+  std::vector<float> tokens;
 };
+inline constexpr size_t question_tokens_max = 128;
 
 // One thread at a time calls these functions. `device`: the GPU failed or is full (of its share); nothing has changed
 // then. A CPU does not fail.

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "kernels/cpu_isa.h"
+#include "kernels/late_interaction.h"
 #include "kernels/rmsnorm.h"
 #include "model/block.h"
 #include "model/projection.h"
@@ -240,7 +241,18 @@ SearchQuery Ramba::query(std::span<const uint32_t> tokens) {
   const auto last = std::span(hidden).last(width);
   SearchQuery query;
   query.landmark = scaled(retrieval_embedding(last, 0), landmark_gain(0));
-  if (impl_->first_query) query.heads = impl_->first_query->run(last);
+  if (impl_->first_query) {
+    query.heads = impl_->first_query->run(last);
+    // All but the newline before the question and <|recall|> behind it.
+    const size_t count = std::min(std::max<size_t>(tokens.size(), 2) - 2, question_tokens_max);
+    std::vector<float> question;
+    for (size_t token = tokens.size() - 1 - count; token + 1 < tokens.size(); ++token) {
+      if (tokens[token] == impl_->config.newline_token_id) continue;
+      const auto row = std::span(hidden).subspan(token * width, width);
+      question.insert(question.end(), row.begin(), row.end());
+    }
+    if (!question.empty()) query.tokens = impl_->first_query->run(question);
+  }
   return query;
 }
 
@@ -251,6 +263,16 @@ std::vector<float> Ramba::token_heads(std::span<const uint32_t> tokens) {
 
 size_t Ramba::first_hsa_layer() const {
   return retrieval_layer(impl_->config, 0) + 1;
+}
+
+float Ramba::late_score(std::span<const float> tokens, ByteView kv) const {
+  const Config& c = impl_->config;
+  const LateShape shape{.heads = c.num_attention_heads,
+                        .kv_heads = c.num_kv_heads,
+                        .head_dim = c.attention_head_dim,
+                        .tokens = c.chunk_size};
+  return late_score_cpu(shape, tokens.data(), tokens.size() / (shape.heads * shape.head_dim),
+                        reinterpret_cast<const Bf16*>(kv.data()));
 }
 
 float Ramba::score_scale() const {

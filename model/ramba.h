@@ -86,6 +86,11 @@ class Ramba {
   std::vector<float> token_heads(std::span<const uint32_t> tokens);
   size_t first_hsa_layer() const;  // its number among all layers of the checkpoint
 
+  // How well a chunk's tokens answer to the question's, by late interaction on the logits of the first HSA layer
+  // (kernels/late_interaction.h). Any thread may call.
+  // tokens: of SearchQuery, not empty · kv: as packed
+  float late_score(std::span<const float> tokens, ByteView kv) const;
+
   // ---- The model's own attention (Parts::all)
   size_t groups() const;  // of upper layers; each retrieves once
   RecurrentState upper_zero_state() const;

@@ -165,7 +165,7 @@ class EngineDriver {
   Expected<SearchReply> try_search(const std::string& memory, const std::string& query, size_t limit = 16,
                                    SearchMode mode = SearchMode::hybrid) {
     SearchRequest request{
-        .memory = memory, .query = query, .mode = mode, .limit = limit, .max_tokens = {}, .explain = true};
+        .memory = memory, .query = query, .mode = mode, .limit = limit, .max_tokens = {}, .min_score = {}, .explain = true};
     return answer<SearchReply>([&](auto done) { engine_->search(std::move(request), std::move(done)); });
   }
   // All text that a search shows, the explanations too.

@@ -243,6 +243,77 @@ TEST_F(EngineTest, IndexesTheWordsOfWhatAnEarlierVersionEncoded) {
   }
 }
 
+TEST_F(EngineTest, AHybridSearchScoresTheBestChunksByTheirTokensToo) {
+  auto log = harbour_log(0, 300);
+  log[70] = fact;
+  engine_.append("harbour", log, true);
+  engine_.append("harbour", {"The ketch Walrus needs a new jib."});  // in the open chunk
+  const auto found = must(search("harbour", question, 128));
+  EXPECT_THAT(found.results[0].passage.text, HasSubstr("60417"));
+  for (const auto& result : found.results) {
+    const auto& why = *result.why;
+    const bool deep =
+        why.landmark_rank.value_or(1000) <= Fusion::depth || why.lexical_rank.value_or(1000) <= Fusion::depth;
+    EXPECT_EQ(why.token_score.has_value(), deep) << result.chunk;
+    EXPECT_TRUE(result.score >= 0 && result.score <= 1);
+  }
+  const auto newest = must(search("harbour", "new jib of the ketch Walrus", 8));
+  EXPECT_FALSE(newest.results[0].why->stored);
+  EXPECT_TRUE(newest.results[0].why->token_score);
+
+  // What is asked for does not change what a chunk gets.
+  const auto few = must(search("harbour", question, 3));
+  for (size_t i = 0; i < few.results.size(); ++i) {
+    EXPECT_EQ(few.results[i].chunk, found.results[i].chunk);
+    EXPECT_DOUBLE_EQ(few.results[i].score, found.results[i].score);
+  }
+  EXPECT_FALSE(must(search("harbour", question, 1, SearchMode::landmark)).results[0].why->token_score);
+}
+
+TEST_F(EngineTest, ResultsBelowMinScoreAreLeftOut) {
+  auto log = harbour_log(0, 200);
+  log[70] = fact;
+  engine_.append("harbour", log, true);
+  const auto all = must(search("harbour", question, 100));
+  const double bar = all.results[3].score;
+  SearchRequest request;
+  request.memory = "harbour";
+  request.query = question;
+  request.limit = 100;
+  for (const double least : {0.0, bar, 1.0}) {
+    request.min_score = least;
+    const auto found = answer<SearchReply>([&](auto done) { engine_->search(request, std::move(done)); });
+    ASSERT_TRUE(found) << found.error().message;
+    const auto expected = std::ranges::count_if(all.results, [&](const auto& each) { return each.score >= least; });
+    EXPECT_EQ(found->results.size(), static_cast<size_t>(expected));
+  }
+}
+
+TEST_F(EngineTest, AChunkWhoseKeysAreDamagedKeepsItsPlaceByWordsAndIsToldOnce) {
+  auto log = harbour_log(0, 200);
+  log[70] = fact;
+  engine_.append("harbour", log, true);
+  const auto whole = must(search("harbour", question));
+  const uint64_t chunk = whole.results[0].chunk;
+  const auto detail =
+      must(answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", chunk, std::move(done)); }));
+  char name[32];
+  std::snprintf(name, sizeof name, "kv-%06u.seg", static_cast<unsigned>(detail.view.entry.segment));
+  {
+    std::fstream segment(directory_.path() / "data/kv" / name, std::ios::in | std::ios::out | std::ios::binary);
+    ASSERT_TRUE(segment.is_open()) << name;
+    segment.seekp(static_cast<std::streamoff>(uint64_t{detail.view.entry.slot} * detail.kv_bytes + 100));
+    segment << "rot";
+  }
+  const auto found = must(search("harbour", question));
+  ASSERT_EQ(found.unreadable.size(), 1u);
+  EXPECT_EQ(found.unreadable[0].first, chunk);
+  EXPECT_THAT(found.unreadable[0].message, HasSubstr("recall verify"));
+  const auto same = std::ranges::find(found.results, chunk, &SearchReply::Result::chunk);
+  ASSERT_NE(same, found.results.end());
+  EXPECT_THAT(same->passage.text, HasSubstr("60417"));
+}
+
 TEST_F(EngineTest, FindsTheNewestTurnInTheOpenChunkOfAnEmptyMemory) {
   ASSERT_TRUE(engine_.try_append("small", {"Runa sails to Bergen on Friday."}));
   const auto found = search("small", "Where does Runa sail?");
