@@ -47,7 +47,7 @@ Levels levels_of(const SearchReply::Result& result) {
       if (!token.is_object()) continue;
       const Json byte = token.value("byte", Json()), piece = token.value("text", Json()),
                  weight = token.value("weight", Json());
-      if (!byte.is_number_unsigned() || !piece.is_string() || !weight.is_number()) continue;
+      if (!byte.is_number_integer() || byte < 0 || !piece.is_string() || !weight.is_number()) continue;
       const size_t from = byte.get<size_t>();
       const std::string& shown = piece.get_ref<const std::string&>();
       if (from < at || from > text.size() || !text.substr(from).starts_with(shown)) continue;

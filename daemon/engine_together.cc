@@ -86,8 +86,8 @@ void Engine::Impl::collect_together(std::shared_ptr<Together> together) {
       if (of != reply->memories->end()) tell_damage(ranking->memory.id, of->unreadable);
     }
     reply->took_ms = milliseconds_since(query.start);
+    ++searches_;
   }
-  ++searches_;
   query.done(std::move(reply));
 }
 
