@@ -405,7 +405,7 @@ TEST_F(EngineTest, AnUnknownMemoryIsNamedAsNotFound) {
 
 TEST_F(EngineTest, ResultsStayWithinTheTokenBound) {
   engine_.append("harbour", harbour_log(0, 100), true);
-  SearchRequest r{.memory = "harbour", .query = "herring", .limit = 8, .max_tokens = 130};
+  SearchRequest r{.memory = "harbour", .query = "herring", .limit = 8, .max_tokens = 130, .min_score = {}};
   const auto found = answer<SearchReply>([&](auto done) { engine_->search(std::move(r), std::move(done)); });
   ASSERT_TRUE(found);
   uint64_t tokens = 0;
