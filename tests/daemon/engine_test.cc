@@ -11,6 +11,7 @@
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
+#include "memstore/kv_file.h"
 #include "tests/daemon/engine_fixture.h"
 #include "tests/support/fake_gpu.h"
 
@@ -265,8 +266,7 @@ TEST_F(EngineTest, AChunkWhoseKeysAreDamagedKeepsItsPlaceByWordsAndIsToldOnce) {
   const uint64_t chunk = whole.results[0].chunk;
   const auto detail =
       must(answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", chunk, std::move(done)); }));
-  char name[32];
-  std::snprintf(name, sizeof name, "kv-%06u.seg", static_cast<unsigned>(detail.view.entry.segment));
+  const std::string name = segment_name(detail.view.entry.segment);
   {
     std::fstream segment(directory_.path() / "data/kv" / name, std::ios::in | std::ios::out | std::ios::binary);
     ASSERT_TRUE(segment.is_open()) << name;
