@@ -16,7 +16,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr double common_words = 10;  // BM25 that a chunk has by a few of them; chosen on training sets
+constexpr double common_words = 10;  // BM25 that a chunk has by a few of them
 
 size_t at(Feature feature) {
   return static_cast<size_t>(feature);
