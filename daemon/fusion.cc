@@ -16,6 +16,8 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr double common_words = 10;  // BM25 that a chunk has by a few of them
+
 size_t at(Feature feature) {
   return static_cast<size_t>(feature);
 }
@@ -55,6 +57,10 @@ void set_features(std::vector<Candidate>& candidates) {
   const Standing of_bm25(candidates, bm25), of_words(candidates, words), of_landmark(candidates, landmark),
       of_tokens(candidates, tokens);
 
+  // Where even the best match has only common words, these tell next to nothing.
+  const double share = of_bm25.best() / common_words;
+  const double tells = 1 - std::exp(-share * share);
+
   std::map<std::pair<size_t, uint64_t>, const Candidate*> place;  // by memory and chunk
   double lowest_landmark = std::numeric_limits<double>::infinity();
   for (const Candidate& each : candidates) {
@@ -71,8 +77,8 @@ void set_features(std::vector<Candidate>& candidates) {
       near_tokens = std::max(near_tokens, tokens(*found->second));
     }
     Features& f = each.features;
-    f[at(Feature::bm25)] = each.bm25;
-    f[at(Feature::context)] = each.context;
+    f[at(Feature::bm25)] = tells * each.bm25;
+    f[at(Feature::context)] = tells * each.context;
     f[at(Feature::landmark)] = of_landmark.of(each.landmark);
     f[at(Feature::tokens)] = of_tokens.of(tokens(each));
     f[at(Feature::near_landmark)] = of_landmark.of(near_landmark);

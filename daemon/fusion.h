@@ -20,7 +20,7 @@ namespace recalld {
 
 // Of a chunk. "Standing" is (x - mean) / deviation over the deep candidates of the search, 0 where all are equal.
 enum class Feature : size_t {
-  bm25,           // BM25 over the chunk's words, as it is: few shared words weigh little beside a good landmark
+  bm25,           // BM25 over the chunk's words, times 1 - e^-(best_bm25 / 10)^2: common words alone tell little
   context,        // BM25 over its words and its neighbours', likewise
   landmark,       // standing of the landmark score
   tokens,         // standing of the token score; without one, of the lowest there is

@@ -164,8 +164,13 @@ class EngineDriver {
   }
   Expected<SearchReply> try_search(const std::string& memory, const std::string& query, size_t limit = 16,
                                    SearchMode mode = SearchMode::hybrid) {
-    SearchRequest request{
-        .memory = memory, .query = query, .mode = mode, .limit = limit, .max_tokens = {}, .min_score = {}, .explain = true};
+    SearchRequest request{.memory = memory,
+                          .query = query,
+                          .mode = mode,
+                          .limit = limit,
+                          .max_tokens = {},
+                          .min_score = {},
+                          .explain = true};
     return answer<SearchReply>([&](auto done) { engine_->search(std::move(request), std::move(done)); });
   }
   // All text that a search shows, the explanations too.

@@ -12,6 +12,7 @@
 #include <spdlog/spdlog.h>
 
 #include "memstore/catalog.h"
+#include "memstore/kv_file.h"
 #include "memstore/rows.h"
 #include "tests/daemon/engine_fixture.h"
 #include "tests/support/fake_gpu.h"
@@ -297,8 +298,7 @@ TEST_F(EngineTest, AChunkWhoseKeysAreDamagedKeepsItsPlaceByWordsAndIsToldOnce) {
   const uint64_t chunk = whole.results[0].chunk;
   const auto detail =
       must(answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", chunk, std::move(done)); }));
-  char name[32];
-  std::snprintf(name, sizeof name, "kv-%06u.seg", static_cast<unsigned>(detail.view.entry.segment));
+  const std::string name = segment_name(detail.view.entry.segment);
   {
     std::fstream segment(directory_.path() / "data/kv" / name, std::ios::in | std::ios::out | std::ios::binary);
     ASSERT_TRUE(segment.is_open()) << name;
@@ -437,7 +437,7 @@ TEST_F(EngineTest, AnUnknownMemoryIsNamedAsNotFound) {
 
 TEST_F(EngineTest, ResultsStayWithinTheTokenBound) {
   engine_.append("harbour", harbour_log(0, 100), true);
-  SearchRequest r{.memory = "harbour", .query = "herring", .limit = 8, .max_tokens = 130};
+  SearchRequest r{.memory = "harbour", .query = "herring", .limit = 8, .max_tokens = 130, .min_score = {}};
   const auto found = answer<SearchReply>([&](auto done) { engine_->search(std::move(r), std::move(done)); });
   ASSERT_TRUE(found);
   uint64_t tokens = 0;
