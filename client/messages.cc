@@ -36,6 +36,7 @@ Json params(const SearchRequest& request) {
   if (request.max_tokens) out["max_tokens"] = *request.max_tokens;
   if (!request.mode.empty()) out["mode"] = request.mode;
   if (request.explain) out["explain"] = true;
+  if (!request.filter.is_null()) out["filter"] = request.filter;
   return out;
 }
 

@@ -52,6 +52,7 @@ struct SearchRequest {
   std::optional<uint64_t> max_tokens{};
   std::string mode{};  // empty: the daemon's default
   bool explain = false;
+  Json filter = nullptr;  // which turns are meant; null: all
 };
 
 struct TokenRange {

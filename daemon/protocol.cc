@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "daemon/arguments.h"
+#include "daemon/filter.h"
 #include "daemon/protocol_parts.h"
 #include "daemon/rfc3339.h"
 
@@ -207,7 +208,14 @@ Expected<SearchRequest> search_request(Json& params) {
   request.explain = arguments.optional_flag("explain").value_or(false);
   request.mode = arguments.optional_choice<SearchMode>(
       "mode", {{"hybrid", SearchMode::hybrid}, {"landmark", SearchMode::landmark}, {"lexical", SearchMode::lexical}});
-  for (const std::string_view later : {"filter", "expand"})
+  if (Json* filter = arguments.take("filter")) {
+    auto query = read_query(*filter, "filter");
+    if (query)
+      request.filter = *std::move(query);
+    else
+      arguments.refuse(std::move(query).error());
+  }
+  for (const std::string_view later : {"expand"})
     if (params.contains(later))
       arguments.refuse(later, "this argument does not exist in this version yet; leave it out");
   return arguments.done(std::move(request));

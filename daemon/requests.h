@@ -70,6 +70,7 @@ struct SearchRequest {
   size_t limit = search_limit_default;
   std::optional<uint64_t> max_tokens;
   bool explain = false;
+  std::optional<TurnQuery> filter;  // unset: all turns are meant
 };
 
 struct SearchReply {
