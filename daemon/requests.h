@@ -70,7 +70,7 @@ struct SearchRequest {
   size_t limit = search_limit_default;
   std::optional<uint64_t> max_tokens;
   bool explain = false;
-  std::optional<TurnQuery> filter;  // unset: all turns are meant
+  std::optional<TurnQuery> filter = {};  // unset: all turns are meant
 };
 
 struct SearchReply {
