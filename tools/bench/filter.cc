@@ -95,7 +95,7 @@ int main(int argc, char** argv) try {
   for (int i = 0; i < 5; ++i) search(*store, memory, nullptr, pool, i, words[0], warm);
 
   constexpr std::array<uint64_t, 6> one_in{0, 1, 10, 1'000, 100'000, UINT64_MAX};  // 0: without a filter
-  for (const uint64_t share : one_in) {
+  for (const uint64_t& share : one_in) {
     TurnQuery filter;
     filter.key.fill(static_cast<std::byte>(&share - one_in.data()));
     filter.matches = [&](uint64_t number, const Turn&) {  // scattered
