@@ -38,6 +38,7 @@ Json params(const SearchRequest& request) {
   if (!request.mode.empty()) out["mode"] = request.mode;
   if (!request.expand.empty()) out["expand"] = request.expand;
   if (request.explain) out["explain"] = true;
+  if (!request.filter.is_null()) out["filter"] = request.filter;
   return out;
 }
 

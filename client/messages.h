@@ -54,6 +54,7 @@ struct SearchRequest {
   bool explain = false;
   std::string expand{};                 // empty: the daemon's default
   std::vector<std::string> memories{};  // searched together, instead of `memory`; empty: none
+  Json filter = nullptr;                // which turns are meant; null: all
 };
 
 struct TokenRange {

@@ -15,6 +15,7 @@
 #include "client/append_stream.h"
 #include "client/cli.h"
 #include "client/client.h"
+#include "client/filter_options.h"
 #include "client/progress.h"
 #include "client/report.h"
 #include "client/text.h"
@@ -226,11 +227,11 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   return print_line(result);
 }
 
-int run_search(const Globals& globals, const SearchRequest& request) {
+int run_search(const Globals& globals, const SearchRequest& request, const FilterOptions& which) {
   auto client = connect(globals);
   if (!client) return fail_with(client.error(), exit_no_daemon);
   const auto result = client->call("search", params(request));
-  if (!result) return fail_with(result.error());
+  if (!result) return fail_with(which.named(result.error()));
   if (globals.json) return print_line(*result);
   const auto reply = decode<SearchReply>(*result);
   if (!reply) return fail_with(reply.error());
@@ -322,6 +323,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   struct Arguments {
     SearchRequest request;
     std::vector<std::string> words;
+    FilterOptions which;
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
@@ -345,10 +347,14 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
           "What to show of what is found: none (chunks), chunks (joined where they touch) or turns (whole ones)")
       ->default_str("none");
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
+  arguments->which.add(*command, "Only chunks with turns");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       arguments->request.query = joined(arguments->words);
-      return run_search(globals, arguments->request);
+      auto filter = arguments->which.read();
+      if (!filter) return fail_with(filter.error(), exit_usage);
+      arguments->request.filter = *std::move(filter);
+      return run_search(globals, arguments->request, arguments->which);
     };
   });
 }

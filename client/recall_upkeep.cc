@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "client/cli.h"
+#include "client/filter_options.h"
 #include "client/progress.h"
 #include "client/text.h"
 
@@ -55,20 +56,10 @@ std::string turns_check(const std::string& text) {
   return ranges ? "" : ranges.error().message;
 }
 
-// A day means its beginning, in UTC; anything else is for the daemon to judge.
-std::string moment(const std::string& text) {
-  constexpr size_t day_characters = 10;  // 2026-01-31
-  return text.size() == day_characters ? text + "T00:00:00Z" : text;
-}
-
 struct ForgetArguments {
   std::string memory;
   std::vector<std::string> turns;
-  std::string role;
-  std::string name;
-  std::string before;
-  std::string after;
-  std::string filter;
+  FilterOptions which;
   bool dry_run = false;
   bool yes = false;
   bool no_wait = false;
@@ -78,57 +69,25 @@ Expected<ForgetRequest> forget_request(const ForgetArguments& arguments) {
   ForgetRequest request;
   request.memory = arguments.memory;
   request.wait = !arguments.no_wait;
-  Json conditions = Json::object();
-  if (!arguments.role.empty()) conditions["role"] = arguments.role;
-  if (!arguments.name.empty()) conditions["name"] = arguments.name;
-  if (!arguments.before.empty()) conditions["time"]["lt"] = moment(arguments.before);
-  if (!arguments.after.empty()) conditions["time"]["gte"] = moment(arguments.after);
-  Json filter = nullptr;
-  if (!arguments.filter.empty()) {
-    filter = Json::parse(arguments.filter, nullptr, /*allow_exceptions=*/false);
-    if (!filter.is_object()) {
-      return fail(
-          ErrorKind::invalid_request,
-          R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + arguments.filter + "'");
-    }
-  }
-  const bool filtered = !conditions.empty() || filter.is_object();
+  RECALLD_TRY(request.filter, arguments.which.read());
+  const bool filtered = !request.filter.is_null();
   if (filtered && !arguments.turns.empty()) {
-    return fail(ErrorKind::invalid_request,
-                "forget: give turns by number, or by --role, --name, --before, --after and --filter, not both; "
-                R"(a filter may name numbers too: --filter '{"turn":{"gte":10,"lte":20}}')");
-  }
-  if (!filtered && arguments.turns.empty()) {
     return fail(
         ErrorKind::invalid_request,
-        "forget: say which turns, by number or by --role, --name, --before, --after or --filter; recall memories "
-        "delete removes a whole memory");
+        "forget: give turns by number, or by --role, --name, --before, --after, --where and --filter, not both; "
+        R"(a filter may name numbers too: --filter '{"turn":{"gte":10,"lte":20}}')");
+  }
+  if (!filtered && arguments.turns.empty()) {
+    return fail(ErrorKind::invalid_request,
+                "forget: say which turns, by number or by --role, --name, --before, --after, --where or --filter; "
+                "recall memories "
+                "delete removes a whole memory");
   }
   for (const std::string& text : arguments.turns) {
     RECALLD_TRY(const std::vector<TurnRange> ranges, turn_ranges(text));
     request.turns.insert(request.turns.end(), ranges.begin(), ranges.end());
   }
-  if (!filtered) return request;
-  if (conditions.empty()) {
-    request.filter = std::move(filter);
-  } else if (filter.is_null()) {
-    request.filter = std::move(conditions);
-  } else {
-    request.filter = {{"and", Json::array({std::move(conditions), std::move(filter)})}};
-  }
   return request;
-}
-
-// What the daemon says of a condition, under the name of the option that it came from.
-Error named_by_option(Error error, const ForgetArguments& arguments) {
-  if (!arguments.filter.empty()) return error;
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 4> options{{{"filter.role", "--role"},
-                                                                                  {"filter.name", "--name"},
-                                                                                  {"filter.time.lt", "--before"},
-                                                                                  {"filter.time.gte", "--after"}}};
-  for (const auto& [condition, option] : options)
-    if (error.message.starts_with(std::string(condition) + ":")) error.message.replace(0, condition.size(), option);
-  return error;
 }
 
 int fail_forgetting(const Error& error) {
@@ -158,7 +117,7 @@ int run_forget(const Globals& globals, const ForgetArguments& arguments) {
   if (ask) {
     request->dry_run = true;
     const auto would = client->forget(*request);
-    if (!would) return fail_with(named_by_option(would.error(), arguments));
+    if (!would) return fail_with(arguments.which.named(would.error()));
     std::fputs(report(*would, Style{}).c_str(), stderr);
     if (would->turn_count == 0) return exit_ok;
     if (!confirmed("Forget them for good?")) {
@@ -175,7 +134,7 @@ int run_forget(const Globals& globals, const ForgetArguments& arguments) {
   const Interrupt interrupt;
   say_that_it_takes_a_while(request->wait && !request->dry_run);
   const auto result = client->call("forget", params(*request));
-  if (!result) return fail_forgetting(named_by_option(result.error(), arguments));
+  if (!result) return fail_forgetting(arguments.which.named(result.error()));
   return print_reply<Receipt>(globals, *result);
 }
 
@@ -287,16 +246,10 @@ void add_forget(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* command = app.add_subcommand("forget", "Forget turns of a memory, for good and without a trace");
   command->add_option("MEMORY", arguments->memory, "The name of the memory")->required();
   command->add_option("TURNS", arguments->turns, "Numbers of turns and ranges, such as 4 10-20")->check(turns_check);
-  command->add_option("--role", arguments->role, "All turns of this role: user, assistant, system or tool");
-  command->add_option("--name", arguments->name, "All turns of this speaker");
-  command->add_option("--before", arguments->before,
-                      "All turns before this time, such as 2026-01-31 (UTC) or RFC 3339");
-  command->add_option("--after", arguments->after, "All turns at this time or later");
-  command->add_option("--filter", arguments->filter, "A filter as docs/protocol.md describes it, as JSON");
+  arguments->which.add(*command, "All turns");
   command->add_flag("--dry-run", arguments->dry_run, "Only say what would go");
   command->add_flag("--yes", arguments->yes, "Do not ask");
   command->add_flag("--no-wait", arguments->no_wait, "Do not wait until the bytes are erased from the disk");
-  command->footer("Several options together mean the turns that fit all of them.");
   command->callback(
       [&globals, &run, arguments] { run = [&globals, arguments] { return run_forget(globals, *arguments); }; });
 }

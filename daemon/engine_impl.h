@@ -106,6 +106,8 @@ class Engine::Impl {
     Done<SearchReply> done;
     int attempts = 0;
     size_t spare = 0;  // chunks that are ranked beyond the limit, in place of damaged ones
+    std::shared_ptr<const TurnSelection> selection = {};  // with a filter; shared with the store, which keeps it
+    MemoryId selected_memory = 0;                         // whose turns these are
   };
   // What the model makes of a query.
   struct Asked {
@@ -125,6 +127,8 @@ class Engine::Impl {
     size_t limit = 0;        // of each ranking
     std::vector<Unreadable> unreadable;
     uint64_t unindexed_chunks = 0;
+    std::optional<SelectedChunks> selected;  // with a filter
+    const ChunkSet* only() const { return selected ? &selected->chunks : nullptr; }
     // To score chunks by their landmarks that were found by words:
     std::vector<Bf16> query;
     std::vector<float> tail_dots;  // of the chunks that are not stored
@@ -153,7 +157,10 @@ class Engine::Impl {
 
   std::vector<ModelThread::Outcome> encode(std::span<const MemoryId> ids);
   ModelThread::Outcome encoded(MemoryId id, const Expected<uint64_t>& chunks);
+  void search(Query query);
   void rank_and_collect(Query query);
+  Expected<void> select_turns(Query& query) const;
+  Expected<void> restrict(const Query& query, Ranking& ranking) const;
   void collect(Query query, Expected<Ranking> ranking);
   static size_t ranked(const Query& query);
   Expected<Asked> ask(const Query& query);

@@ -11,6 +11,11 @@ TokenSpan chunk_span(uint64_t chunk, uint64_t end_token) {
   return {chunk * chunk_tokens, std::min((chunk + 1) * chunk_tokens, end_token)};
 }
 
+// Tokens that were considered: turns that were appended after a filter had looked were not.
+uint64_t covered(const auto& ranking) {
+  return ranking.selected ? std::min(ranking.end_token, ranking.selected->end_token) : ranking.end_token;
+}
+
 // Whether damage is why something could not be read: then it is left out, and told.
 template <class T>
 bool is_damaged(const Expected<T>& read) {
@@ -32,12 +37,12 @@ Expected<SearchReply> Engine::Impl::collect(const SearchRequest& request, std::s
     reply.memories.emplace();
   } else {
     reply.unreadable = rankings.front().unreadable;
-    RECALLD_TRY(reply.searchable_through, through(rankings.front().memory.id, rankings.front().end_token));
+    RECALLD_TRY(reply.searchable_through, through(rankings.front().memory.id, covered(rankings.front())));
   }
   for (const Ranking& ranking : rankings) {
     reply.unindexed_chunks += ranking.unindexed_chunks;
     if (!reply.memories) continue;
-    RECALLD_TRY(const auto searchable, through(ranking.memory.id, ranking.end_token));
+    RECALLD_TRY(const auto searchable, through(ranking.memory.id, covered(ranking)));
     reply.memories->push_back({ranking.memory.name, searchable, ranking.unreadable});
   }
   if (request.expand == Expand::none)

@@ -11,7 +11,18 @@ namespace recalld {
 
 void Engine::Impl::search(SearchRequest request, Done<SearchReply> done) {
   if (request.together()) return search_together(std::move(request), std::move(done));
-  Query query{std::move(request), {}, Clock::now(), std::move(done)};
+  search(Query{std::move(request), {}, Clock::now(), std::move(done)});
+}
+
+void Engine::Impl::search(Query query) {
+  if (query.request.filter && !query.selection) {
+    boost::asio::post(readers_, [this, query = std::move(query)]() mutable {
+      if (auto selected = select_turns(query); !selected)
+        return query.done(std::unexpected(std::move(selected).error()));
+      search(std::move(query));
+    });
+    return;
+  }
   if (query.request.mode == SearchMode::lexical) return rank_and_collect(std::move(query));
   boost::asio::post(tokenisers_, [this, query = std::move(query)]() mutable {
     query.tokens = tokenizer_->encode_query(query.request.query);
@@ -109,25 +120,29 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   auto& [memory, tail, unreadable] = covered;
   state_bytes_ = encoder_->state_bytes();
 
+  Ranking ranking;
+  ranking.memory = std::move(memory);
+  ranking.unreadable = std::move(unreadable);
+  RECALLD_CHECK(restrict(query, ranking));
   const size_t limit = ranked(query);
   TopK top(limit);
-  uint64_t end_token = memory.encoded_chunks * chunk_tokens;
+  uint64_t end_token = ranking.memory.encoded_chunks * chunk_tokens;
   std::vector<Unreadable> pages;
-  RECALLD_TRY(const auto stored, store_->top_k(memory.id, embedding, limit, *pool_, &pages));
-  unreadable.insert(unreadable.begin(), pages.begin(), pages.end());
+  RECALLD_TRY(const auto stored, store_->top_k(ranking.memory.id, embedding, limit, *pool_, &pages, ranking.only()));
+  ranking.unreadable.insert(ranking.unreadable.begin(), pages.begin(), pages.end());
   for (const ScoredChunk& chunk : stored) top.offer(chunk);
   std::vector<float> dots;
   if (tail) {
     end_token = tail->end_token;
     dots.resize(tail->landmarks.size() / embedding.size());
     landmark_dots_cpu(embedding, tail->landmarks.data(), dots.size(), dots.data());
-    for (size_t i = 0; i < dots.size(); ++i) top.offer({tail->first_chunk + i, dots[i]});
+    for (size_t i = 0; i < dots.size(); ++i) {
+      const uint64_t chunk = tail->first_chunk + i;
+      if (!ranking.selected || ranking.selected->chunks.contains(chunk)) top.offer({chunk, dots[i]});
+    }
   }
-  Ranking ranking;
-  ranking.memory = std::move(memory);
   ranking.end_token = end_token;
   ranking.limit = limit;
-  ranking.unreadable = std::move(unreadable);
   for (const ScoredChunk& chunk : top.take()) {
     Candidate& candidate = ranking.best.emplace_back();
     candidate.chunk = chunk.chunk;
@@ -157,6 +172,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::cover_by_words(const Query& query)
                           ? memory.tokens
                           : (memory.encoded_chunks + Encoder::segment_chunks) * chunk_tokens;
   ranking.limit = ranked(query);
+  RECALLD_CHECK(restrict(query, ranking));
   return ranking;
 }
 
@@ -170,7 +186,8 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
                                                         .chunks_max = ranking.memory.encoded_chunks,
                                                         .end_token = ranking.end_token,
                                                         .k = ranking.limit,
-                                                        .also = known}));
+                                                        .also = known,
+                                                        .only = ranking.only()}));
   ranking.unindexed_chunks = words.unindexed_chunks;
   std::ranges::move(words.unreadable, std::back_inserter(ranking.unreadable));
   const auto take = [](Candidate& into, const LexicalScore& score) {

@@ -21,7 +21,8 @@ void Engine::Impl::search_together(SearchRequest request, Done<SearchReply> done
   boost::asio::post(tokenisers_, [this, together]() mutable {
     Query& query = together->query;
     if (query.request.mode != SearchMode::lexical) query.tokens = tokenizer_->encode_query(query.request.query);
-    rank_together(std::move(together));
+    if (!query.request.filter) return rank_together(std::move(together));
+    boost::asio::post(readers_, [this, together]() mutable { rank_together(std::move(together)); });
   });
 }
 
@@ -38,7 +39,7 @@ Expected<std::vector<std::string>> Engine::Impl::memories_of(const SearchRequest
 }
 
 // Ranks each memory: by words on a read worker alone, else as one job a memory of the model thread, so that others get
-// their turn between them.
+// their turn between them. With a filter this is called on a read worker, since rows of turns may have to be read.
 void Engine::Impl::rank_together(std::shared_ptr<Together> together) {
   Query& query = together->query;
   auto names = memories_of(query.request);
@@ -51,6 +52,13 @@ void Engine::Impl::rank_together(std::shared_ptr<Together> together) {
     part.request = query.request;
     part.request.memory = std::move(name);
     part.tokens = query.tokens;
+    if (!part.request.filter) continue;
+    const auto selected = select_turns(part);
+    if (selected) continue;
+    // Of a prefix, a memory that was deleted since its name was read is none that begins so.
+    if (selected.error().kind != ErrorKind::not_found || !query.request.prefix)
+      return query.done(std::unexpected(selected.error()));
+    together->parts.pop_back();
   }
   const auto last = [this, together] { boost::asio::post(readers_, [this, together] { collect_together(together); }); };
   if (query.request.mode == SearchMode::lexical || together->parts.empty()) {

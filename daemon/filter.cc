@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/hash.h"
 #include "daemon/arguments.h"
 #include "daemon/protocol_parts.h"
 #include "daemon/rfc3339.h"
@@ -241,6 +242,29 @@ class Reader {
   size_t values_ = 0;
 };
 
+// Takes over what a filter that has been read demands of the numbers of turns.
+void narrow(const Json& group, TurnQuery& query) {
+  const auto at_least = [&](uint64_t turn) { query.first_turn = std::max(query.first_turn, turn); };
+  const auto before = [&](uint64_t turn) { query.end_turn = std::min(query.end_turn, turn); };
+  const auto within = [&](std::string_view comparison, const Json& operand) {
+    if (operand.is_array()) return;  // in: they may lie far apart
+    const uint64_t turn = operand.get<uint64_t>();
+    if (comparison == "eq" || comparison == "gte") at_least(turn);
+    if (comparison == "gt") at_least(turn + 1);
+    if (comparison == "eq" || comparison == "lte") before(turn + 1);
+    if (comparison == "lt") before(turn);
+  };
+  for (const auto& [key, value] : group.items()) {
+    if (key == "turn") {
+      if (!value.is_object()) within("eq", value);
+      if (value.is_object())
+        for (const auto& [comparison, operand] : value.items()) within(comparison, operand);
+    }
+    if (key == "and")
+      for (const Json& each : value) narrow(each, query);
+  }
+}
+
 }  // namespace
 
 Expected<TurnFilter> read_filter(Json& value, std::string path) {
@@ -251,6 +275,16 @@ Expected<TurnFilter> read_filter(Json& value, std::string path) {
     Subject subject(number, turn);
     return (*condition)(subject);
   };
+}
+
+Expected<TurnQuery> read_query(Json& value, std::string path) {
+  const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);  // members in order
+  TurnQuery query;
+  query.key = hash128(as_bytes(text));
+  const Json conditions = value;
+  RECALLD_TRY(query.matches, read_filter(value, std::move(path)));
+  narrow(conditions, query);
+  return query;
 }
 
 }  // namespace recalld

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "daemon/arguments.h"
+#include "daemon/filter.h"
 #include "daemon/protocol_parts.h"
 #include "daemon/rfc3339.h"
 
@@ -168,9 +169,13 @@ Expected<SearchRequest> search_request(Json& params) {
   if (request.min_score && request.mode != SearchMode::hybrid)
     arguments.refuse("min_score",
                      "the scores of this mode are no probabilities; leave it out, or search in mode hybrid");
-  for (const std::string_view later : {"filter"})
-    if (params.contains(later))
-      arguments.refuse(later, "this argument does not exist in this version yet; leave it out");
+  if (Json* filter = arguments.take("filter")) {
+    auto query = read_query(*filter, "filter");
+    if (query)
+      request.filter = *std::move(query);
+    else
+      arguments.refuse(std::move(query).error());
+  }
   return arguments.done(std::move(request));
 }
 

@@ -86,6 +86,7 @@ struct SearchRequest {
   std::optional<uint64_t> max_tokens;
   std::optional<double> min_score;  // of a hybrid search: results below are left out
   bool explain = false;
+  std::optional<TurnQuery> filter = {};  // unset: all turns are meant
   Expand expand = Expand::none;
   // Instead of `memory`, several that are searched together:
   std::vector<std::string> memories = {};  // by name, no name twice

@@ -225,9 +225,10 @@ Expected<void> Encodings::landmarks(MemoryId id, const Generation& of, uint64_t 
 
 Expected<std::vector<std::vector<ScoredChunk>>> Encodings::top_k(const Generation& of, uint64_t chunks_max,
                                                                  std::span<const Bf16> queries, size_t k,
-                                                                 WorkerPool& pool,
-                                                                 std::vector<Unreadable>& unreadable) {
-  return landmarks_.top_k(of.layout.extents, std::min(of.encoding.chunks, chunks_max), queries, k, pool, unreadable);
+                                                                 WorkerPool& pool, std::vector<Unreadable>& unreadable,
+                                                                 const ChunkSet* only) {
+  return landmarks_.top_k(of.layout.extents, std::min(of.encoding.chunks, chunks_max), queries, k, pool, unreadable,
+                          only);
 }
 
 Expected<std::optional<StateCheckpoint>> Encodings::state(const Generation& of, uint64_t chunks_max,

@@ -42,10 +42,11 @@ class Encodings {
   Expected<void> fetch(MemoryId id, const Generation& of, uint64_t entries_version, std::span<const uint64_t> chunks,
                        ByteSpan out, std::vector<Unreadable>& unreadable, const FetchWait& wait = {}) const;
   uint64_t entries_version() const { return entries_.version(); }
-  // For each of queries [count, landmark_dim] the k best of the first chunks_max chunks.
+  // For each of queries [count, landmark_dim] the k best of the first chunks_max chunks; with `only`, of those in it.
   Expected<std::vector<std::vector<ScoredChunk>>> top_k(const Generation& of, uint64_t chunks_max,
                                                         std::span<const Bf16> queries, size_t k, WorkerPool& pool,
-                                                        std::vector<Unreadable>& unreadable);
+                                                        std::vector<Unreadable>& unreadable,
+                                                        const ChunkSet* only = nullptr);
   Expected<std::optional<StateCheckpoint>> state(const Generation& of, uint64_t chunks_max, std::string* damage) const;
   // The first one that covers more than `after` chunks and at most chunks_max.
   Expected<std::optional<StateCheckpoint>> next_state(const Generation& of, uint64_t after, uint64_t chunks_max) const;

@@ -18,7 +18,9 @@ std::string encode_turn(const Turn& turn, uint64_t first_position, uint64_t toke
   return bytes.append(turn.content, 0, content_piece_bytes);
 }
 
-std::optional<TurnRow> decode_turn(std::string_view bytes) {
+namespace {
+
+std::optional<TurnRow> decode(std::string_view bytes, bool content) {
   ByteReader in(bytes);
   TurnRow row;
   const uint8_t role = in.u8();
@@ -31,8 +33,18 @@ std::optional<TurnRow> decode_turn(std::string_view bytes) {
   row.turn.metadata = in.text();
   row.content_bytes = in.varint();
   if (!in.ok() || in.rest().size() != std::min<uint64_t>(row.content_bytes, content_piece_bytes)) return std::nullopt;
-  row.turn.content = in.rest();
+  if (content) row.turn.content = in.rest();
   return row;
+}
+
+}  // namespace
+
+std::optional<TurnRow> decode_turn(std::string_view bytes) {
+  return decode(bytes, true);
+}
+
+std::optional<TurnRow> decode_turn_head(std::string_view bytes) {
+  return decode(bytes, false);
 }
 
 std::string encode_run(uint64_t turn, uint64_t first_byte, std::span<const uint32_t> ids,

@@ -27,7 +27,8 @@ struct TurnRow {
 };
 
 std::string encode_turn(const Turn& turn, uint64_t first_position, uint64_t tokens);
-std::optional<TurnRow> decode_turn(std::string_view bytes);  // nothing: it is no such row; likewise below
+std::optional<TurnRow> decode_turn(std::string_view bytes);       // nothing: it is no such row; likewise below
+std::optional<TurnRow> decode_turn_head(std::string_view bytes);  // the same without the content
 
 // ---- Rows of `tokens`
 

@@ -273,7 +273,8 @@ uint64_t LandmarkIndex::cached_bytes() const {
 Expected<std::vector<std::vector<ScoredChunk>>> LandmarkIndex::top_k(std::span<const Extent> extents, uint64_t n,
                                                                      std::span<const Bf16> queries, size_t k,
                                                                      WorkerPool& pool,
-                                                                     std::vector<Unreadable>& unreadable) {
+                                                                     std::vector<Unreadable>& unreadable,
+                                                                     const ChunkSet* only) {
   const size_t count = queries.size() / dim_;
   if (n == 0 || k == 0 || count == 0) return std::vector<std::vector<ScoredChunk>>(count);
   std::vector<Page> pages((n + page_landmarks_ - 1) / page_landmarks_);
@@ -294,8 +295,14 @@ Expected<std::vector<std::vector<ScoredChunk>>> LandmarkIndex::top_k(std::span<c
     return std::min<uint64_t>(page_landmarks_, n - number * page_landmarks_);
   };
   std::vector<uint64_t> in_ram, on_disk;
-  for (uint64_t number = 0; number < pages.size(); ++number)
+  for (uint64_t number = 0; number < pages.size(); ++number) {
+    const uint64_t first = number * page_landmarks_;
+    if (only != nullptr && !only->any(first, first + count_of(number))) {
+      pages[number] = {};
+      continue;
+    }
     (pages[number].filled < count_of(number) ? on_disk : in_ram).push_back(number);
+  }
 
   struct Worker {
     std::vector<TopK> best;  // by query
@@ -305,12 +312,20 @@ Expected<std::vector<std::vector<ScoredChunk>>> LandmarkIndex::top_k(std::span<c
   std::vector<Worker> workers(pool.threads(),
                               Worker{std::vector(count, TopK(k)), std::vector<float>(page_landmarks_), {}});
   const auto score = [&](Worker& worker, uint64_t number, const void* landmarks) {
-    const size_t landmarks_there = count_of(number);
-    for (size_t query = 0; query < count; ++query) {
-      landmark_dots_cpu(queries.subspan(query * dim_, dim_), static_cast<const Bf16*>(landmarks), landmarks_there,
-                        worker.dots.data());
-      for (size_t i = 0; i < landmarks_there; ++i)
-        worker.best[query].offer({number * page_landmarks_ + i, worker.dots[i]});
+    const uint64_t begin = number * page_landmarks_, behind = begin + count_of(number);
+    const auto score_run = [&](uint64_t first, uint64_t end) {
+      const Bf16* const from = static_cast<const Bf16*>(landmarks) + (first - begin) * dim_;
+      for (size_t query = 0; query < count; ++query) {
+        landmark_dots_cpu(queries.subspan(query * dim_, dim_), from, end - first, worker.dots.data());
+        for (uint64_t chunk = first; chunk < end; ++chunk)
+          worker.best[query].offer({chunk, worker.dots[chunk - first]});
+      }
+    };
+    if (only == nullptr) return score_run(begin, behind);
+    for (uint64_t first = only->first_in(begin, behind); first < behind;) {
+      const uint64_t end = only->first_out(first, behind);
+      score_run(first, end);
+      first = only->first_in(end, behind);
     }
   };
   const auto read_and_score = [&](Worker& worker, std::span<const uint64_t> numbers) {

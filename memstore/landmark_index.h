@@ -52,10 +52,12 @@ class LandmarkIndex {
 
   // For each query the k best of the first n landmarks that lie in these extents, best first, in one scan. The result
   // does not depend on what is cached, nor on the number of threads. Chunks whose page cannot be read are left out and
-  // added to `unreadable`. queries: [count, dim]
+  // added to `unreadable`. With `only`, other chunks are left out; pages without any of it are not read.
+  // queries: [count, dim]
   Expected<std::vector<std::vector<ScoredChunk>>> top_k(std::span<const Extent> extents, uint64_t n,
                                                         std::span<const Bf16> queries, size_t k, WorkerPool& pool,
-                                                        std::vector<Unreadable>& unreadable);
+                                                        std::vector<Unreadable>& unreadable,
+                                                        const ChunkSet* only = nullptr);
 
   Expected<std::vector<Bf16>> landmark(StreamId id, uint64_t chunk) const;
 

@@ -71,6 +71,7 @@ class LexicalIndex {
     std::span<const ChunkWords> tail;  // and these follow
     // Chunks [first, last] that are left out, in order: what was forgotten stands in them still.
     std::vector<std::pair<uint64_t, uint64_t>> hidden;
+    const ChunkSet* only = nullptr;  // others are not ranked, but what they hold still weighs the words
   };
   // As Store::lexical_top_k, which says what the arguments mean. `terms`: different ones, in order.
   Expected<LexicalRanking> rank(const Chunks& chunks, std::span<const Term> terms, size_t k, float context_weight,

@@ -109,6 +109,7 @@ class Ranking {
     std::ranges::sort(best_, better);
     for (const Candidate& candidate : best_) ranking.best.push_back(candidate.score);
     ranking.unreadable = std::move(unreadable_);
+    std::erase_if(ranking.unreadable, [&](const Unreadable& lost) { return !wants_some(lost.first, lost.last + 1); });
     std::ranges::sort(ranking.unreadable, {}, &Unreadable::first);
     return ranking;
   }
@@ -118,6 +119,9 @@ class Ranking {
   bool is_hidden(uint64_t chunk) const {
     const auto after = std::ranges::upper_bound(chunks_.hidden, chunk, {}, &std::pair<uint64_t, uint64_t>::first);
     return after != chunks_.hidden.begin() && chunk <= std::prev(after)->second;
+  }
+  bool wants_some(uint64_t first, uint64_t end) const {
+    return chunks_.only == nullptr || chunks_.only->any(first, end);
   }
   bool hides_some(uint64_t page) const {
     const uint64_t first = page * page_chunks_, last = first + page_chunks_ - 1;
@@ -438,6 +442,7 @@ class Ranking {
     for (const uint32_t page : order) {
       if (best_.size() == k_ && most[page] * (1 + rounding) < best_.front().total) break;
       if (most[page] == 0) break;
+      if (!wants_some(page * page_chunks_, (page + 1) * page_chunks_)) continue;
       RECALLD_CHECK(score_page(page, {}));
     }
     return {};
@@ -486,6 +491,10 @@ class Ranking {
       if (bounds_here_[i].first > 0) RECALLD_CHECK(fill(page, bounds_here_[i].second, i < essential, any));
     }
     if (!any) return {};
+    if (wanted.empty() && chunks_.only != nullptr) {
+      for (size_t at = 0; at < active_.size(); ++at)
+        if (!wants_some(first + at * block, first + (at + 1) * block)) active_[at] = 0;
+    }
     RECALLD_CHECK(fill_lengths(page));
 
     size_t next_wanted = 0;
@@ -511,6 +520,7 @@ class Ranking {
     if (candidate.total <= 0) return;
     if (best_.size() == k_ && !better(candidate, best_.front())) return;
     if (is_hidden(score.chunk) || !is_there(score.chunk)) return;
+    if (chunks_.only != nullptr && !chunks_.only->contains(score.chunk)) return;
     if (best_.size() == k_) {
       std::ranges::pop_heap(best_, better);
       best_.back() = candidate;

@@ -59,7 +59,7 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   RECALLD_CHECK(io->make_directory(data.catalog()));
   RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
   auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shares.landmark_bytes,
-                                     shares.entry_bytes, shares.posting_bytes);
+                                     shares.entry_bytes, shares.posting_bytes, shares.selection_bytes);
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }
@@ -467,22 +467,22 @@ Expected<void> Store::fetch(MemoryId id, std::span<const uint64_t> chunks, ByteS
 }
 
 Expected<std::vector<ScoredChunk>> Store::top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,
-                                                std::vector<Unreadable>* unreadable) const {
-  RECALLD_TRY(auto best, top_k_each(id, UINT64_MAX, query, k, pool, unreadable));
+                                                std::vector<Unreadable>* unreadable, const ChunkSet* only) const {
+  RECALLD_TRY(auto best, top_k_each(id, UINT64_MAX, query, k, pool, unreadable, only));
   return std::move(best.front());
 }
 
 Expected<std::vector<std::vector<ScoredChunk>>> Store::top_k_each(MemoryId id, uint64_t chunks_max,
                                                                   std::span<const Bf16> queries, size_t k,
-                                                                  WorkerPool& pool,
-                                                                  std::vector<Unreadable>* unreadable) const {
+                                                                  WorkerPool& pool, std::vector<Unreadable>* unreadable,
+                                                                  const ChunkSet* only) const {
   std::set<StreamId> scanned;
   std::vector<Unreadable> lost;
   std::vector<std::vector<ScoredChunk>> rest;
   auto best = impl_->read(id, [&](const MemoryRecord& record) -> Expected<std::vector<std::vector<ScoredChunk>>> {
     for (const Extent& extent : record.serving.layout.extents) scanned.insert(extent.stream);
     lost.clear();
-    RECALLD_TRY(rest, impl_->encodings.top_k(record.serving, chunks_max, queries, k, pool, lost));
+    RECALLD_TRY(rest, impl_->encodings.top_k(record.serving, chunks_max, queries, k, pool, lost, only));
     if (!lost.empty()) return fail(ErrorKind::corrupt, lost.front().message);  // or the memory was changed meanwhile
     return rest;
   });

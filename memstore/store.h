@@ -20,12 +20,14 @@
 #include "kernels/worker_pool.h"
 #include "memstore/backup.h"
 #include "memstore/chunk.h"
+#include "memstore/chunk_set.h"
 #include "memstore/file_io.h"
 #include "memstore/turn.h"
 
 namespace recalld {
 
 struct CatalogFiles;  // memstore/catalog.h
+class TurnSelection;  // memstore/turn_selection.h
 
 struct StoreOptions {
   RecordShape shape;
@@ -217,6 +219,23 @@ struct LexicalScore {
   bool operator==(const LexicalScore&) const = default;
 };
 
+// Which turns of a memory are meant.
+struct TurnQuery {
+  // Judges a turn by everything but its content, which is not read. Called on the thread that asks.
+  std::function<bool(uint64_t number, const Turn& turn)> matches;
+  Hash128 key{};  // the same for no other meaning: what was selected by it is known again
+  // No turn is meant outside of [first_turn, end_turn).
+  uint64_t first_turn = 0;
+  uint64_t end_turn = UINT64_MAX;
+};
+
+// Chunks of the serving generation, the open one included.
+struct SelectedChunks {
+  ChunkSet chunks;
+  uint64_t end_token = 0;              // turns up to here were looked at
+  std::vector<Unreadable> unreadable;  // chunks of turns that damage keeps from being judged
+};
+
 struct LexicalQuery {
   std::string_view text;
   uint64_t chunks_max = UINT64_MAX;     // of the encoded chunks, so many
@@ -224,6 +243,7 @@ struct LexicalQuery {
   size_t k = 0;                         // chunks that are wanted
   float context_weight = 1;             // they are ranked by bm25 + context_weight · context
   std::span<const uint64_t> also = {};  // chunks whose scores are wanted, too
+  const ChunkSet* only = nullptr;       // others are not among the best
 };
 
 struct LexicalRanking {
@@ -369,13 +389,24 @@ class Store {
 
   // The k best encoded chunks for `query` [landmark_dim], best first; fewer when there are fewer.
   // Not called from two threads with the same pool. Chunks whose landmarks are damaged are left out and told in
-  // `unreadable`; without it they are an error.
+  // `unreadable`; without it they are an error. With `only`, other chunks are left out, and their pages unread.
   Expected<std::vector<ScoredChunk>> top_k(MemoryId id, std::span<const Bf16> query, size_t k, WorkerPool& pool,
-                                           std::vector<Unreadable>* unreadable = nullptr) const;
+                                           std::vector<Unreadable>* unreadable = nullptr,
+                                           const ChunkSet* only = nullptr) const;
   // The same for each of several queries [count, landmark_dim] in one scan, among the first chunks_max chunks.
   Expected<std::vector<std::vector<ScoredChunk>>> top_k_each(MemoryId id, uint64_t chunks_max,
                                                              std::span<const Bf16> queries, size_t k, WorkerPool& pool,
-                                                             std::vector<Unreadable>* unreadable = nullptr) const;
+                                                             std::vector<Unreadable>* unreadable = nullptr,
+                                                             const ChunkSet* only = nullptr) const;
+
+  // ---- Filters
+  // The turns that are meant, of those that there are. The first time this reads the rows of all of them; what was
+  // selected is kept, as far as there is room, and later only turns that were appended since are read. Turns whose rows
+  // are damaged are told by the selection.
+  Expected<std::shared_ptr<const TurnSelection>> select(MemoryId id, const TurnQuery& query) const;
+
+  // The chunks in which at least one token of a selected turn lies that has not been forgotten.
+  Expected<SelectedChunks> selected_chunks(MemoryId id, const TurnSelection& selection) const;
 
   // ---- Words
   // Chunks in order of the words that they share with a text, by BM25 (k1 1.2, b 0.75) over all chunks that the query

@@ -234,6 +234,7 @@ Expected<MemoryInfo> Store::remove(std::string_view name) {
   RECALLD_CHECK(impl_->catalog->write(rows));
 
   for (const auto& [stream, first_chunk] : streams) impl_->encodings.forget(stream);
+  impl_->selector.forget(memory.id);
   const std::lock_guard sums(impl_->totals_mutex);
   impl_->totals = totals;
   impl_->encoded_chunks = encoded;

@@ -19,6 +19,7 @@
 #include "memstore/memory_table.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
+#include "memstore/turn_selection.h"
 
 namespace recalld {
 
@@ -27,13 +28,14 @@ namespace recalld {
 class Store::Impl {
  public:
   Impl(DataDirectory data, const RecordShape& shape, std::unique_ptr<Catalog> rows, uint64_t landmark_bytes,
-       uint64_t entry_bytes, uint64_t posting_bytes)
+       uint64_t entry_bytes, uint64_t posting_bytes, uint64_t selection_bytes)
       : directory(std::move(data)),
         catalog(std::move(rows)),
         table(*catalog),
         journal(*catalog),
         encodings(*catalog, shape, landmark_bytes, entry_bytes),
-        lexical(*catalog, encodings.page_chunks(), posting_bytes) {}
+        lexical(*catalog, encodings.page_chunks(), posting_bytes),
+        selector(*catalog, selection_bytes) {}
 
   Expected<void> load(std::unique_ptr<FileIo> io, uint64_t segment_bytes);
 
@@ -113,6 +115,7 @@ class Store::Impl {
   const Journal journal;
   Encodings encodings;
   const LexicalIndex lexical;
+  TurnSelector selector;
 
   mutable std::mutex reclaiming;  // one erasure, repair or backup at a time
   std::mutex forgetting;          // one change of what is forgotten at a time

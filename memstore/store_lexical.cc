@@ -75,7 +75,8 @@ Expected<LexicalRanking> Store::Impl::rank(const MemoryRecord& memory, const Lex
   const Generation& of = memory.serving;
   const uint64_t stored = std::min(of.encoding.chunks, query.chunks_max);
   const uint64_t end_token = std::min(query.end_token, of.tokens(memory.journal));
-  LexicalIndex::Chunks chunks{.extents = of.layout.extents, .stored = stored, .tail = {}, .hidden = {}};
+  LexicalIndex::Chunks chunks{
+      .extents = of.layout.extents, .stored = stored, .tail = {}, .hidden = {}, .only = query.only};
   std::vector<Unreadable> unreadable;
   std::vector<ChunkWords> tail;
   if (end_token > stored * chunk_tokens) {

@@ -17,6 +17,7 @@ StoreShares StoreShares::of(uint64_t budget_bytes, const RecordShape& shape) {
   shares.block_bytes = shared / 3;
   shares.memtable_bytes = std::min(shared / 6, memtable_bytes_max);
   shares.posting_bytes = std::clamp(shared / 24, posting_bytes_least, posting_bytes_max);
+  shares.selection_bytes = shares.posting_bytes;
   return shares;
 }
 

@@ -14,12 +14,13 @@ namespace recalld {
 struct StoreShares {
   static constexpr uint64_t budget_bytes_min = uint64_t{8} << 20;
 
-  uint64_t working_bytes = 0;   // that come off first
-  uint64_t entry_bytes = 0;     // where chunks lie
-  uint64_t landmark_bytes = 0;  // pages of landmarks
-  uint64_t block_bytes = 0;     // the catalog's blocks, tables and memtables
-  uint64_t memtable_bytes = 0;  // of which memtables
-  uint64_t posting_bytes = 0;   // that a search for words keeps at a time, of what stays free
+  uint64_t working_bytes = 0;    // that come off first
+  uint64_t entry_bytes = 0;      // where chunks lie
+  uint64_t landmark_bytes = 0;   // pages of landmarks
+  uint64_t block_bytes = 0;      // the catalog's blocks, tables and memtables
+  uint64_t memtable_bytes = 0;   // of which memtables
+  uint64_t posting_bytes = 0;    // that a search for words keeps at a time, of what stays free
+  uint64_t selection_bytes = 0;  // of turns that filters selected, likewise
 
   static StoreShares of(uint64_t budget_bytes, const RecordShape& shape);
 

@@ -598,6 +598,30 @@ TEST(Recall, ForgetTakesConditionsAndJoinsThemWithAFilter) {
   EXPECT_EQ(sent(daemon, 2)["params"]["filter"], (Json{{"and", {{{"role", "user"}}, {{"metadata.draft", true}}}}}));
 }
 
+TEST(Recall, SearchAndForgetTakeTheSameFilters) {
+  const FakeDaemon daemon([](const std::string& line) { return refuse(line, "filter.role: no", "invalid_request"); });
+  const auto asked = [&](const std::string& options) {
+    const Outcome outcome = shell("$RECALL " + at(daemon) + "search m herring " + options);
+    EXPECT_NE(outcome.code, 0);
+    return outcome.output;
+  };
+  EXPECT_THAT(asked("--role cook --after 2026-01-01"), HasSubstr("recall: --role: no"));
+  EXPECT_EQ(sent(daemon)["params"]["filter"], (Json{{"role", "cook"}, {"time", {{"gte", "2026-01-01T00:00:00Z"}}}}));
+  asked("--where mood=calm --where n=2.5 --where 'a.b=\"7\"' --where draft=true --where x=a=b");
+  EXPECT_EQ(sent(daemon, 1)["params"]["filter"], (Json{{"metadata.mood", "calm"},
+                                                       {"metadata.n", 2.5},
+                                                       {"metadata.a.b", "7"},
+                                                       {"metadata.draft", true},
+                                                       {"metadata.x", "a=b"}}));
+  asked("--where k=1 --where k=2");
+  EXPECT_EQ(sent(daemon, 2)["params"]["filter"], (Json{{"and", {{{"metadata.k", 1}}, {{"metadata.k", 2}}}}}));
+  asked("");
+  EXPECT_FALSE(sent(daemon, 3)["params"].contains("filter"));
+  EXPECT_THAT(asked("--where mood"), HasSubstr("--where: expected KEY=VALUE"));
+  EXPECT_THAT(asked("--filter 7"), HasSubstr("--filter: expected a JSON object"));
+  EXPECT_EQ(daemon.lines().size(), 4u);
+}
+
 TEST(Recall, APrefixThatNoMemoryHasIsNamed) {
   const FakeDaemon daemon(always({{"memories", Json::array()}, {"next_cursor", nullptr}}));
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "memories list zz").output, HasSubstr("No memory begins with zz."));

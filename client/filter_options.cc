@@ -1,0 +1,76 @@
+#include "client/filter_options.h"
+
+#include <array>
+#include <string_view>
+#include <utility>
+
+namespace recalld::client {
+namespace {
+
+// A day means its beginning, in UTC; anything else is for the daemon to judge.
+std::string moment(const std::string& text) {
+  constexpr size_t day_characters = 10;  // 2026-01-31
+  return text.size() == day_characters ? text + "T00:00:00Z" : text;
+}
+
+// A number, true, false, null or a text in quotes as in JSON; all else is a text as it stands.
+Json value_of(const std::string& text) {
+  Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return value.is_primitive() && !value.is_discarded() ? value : Json(text);
+}
+
+}  // namespace
+
+void FilterOptions::add(CLI::App& command, const std::string& which) {
+  command.add_option("--role", role, which + " of this role: user, assistant, system or tool");
+  command.add_option("--name", name, which + " of this speaker");
+  command.add_option("--before", before, which + " before this time, such as 2026-01-31 (UTC) or RFC 3339");
+  command.add_option("--after", after, which + " at this time or later");
+  command.add_option("--where", where, which + " with this in their metadata, as KEY=VALUE")->allow_extra_args(false);
+  command.add_option("--filter", filter, "A filter as docs/protocol.md describes it, as JSON");
+  command.footer("Several options together mean the turns that fit all of them.");
+}
+
+Expected<Json> FilterOptions::read() const {
+  Json conditions = Json::object();
+  if (!role.empty()) conditions["role"] = role;
+  if (!name.empty()) conditions["name"] = name;
+  if (!before.empty()) conditions["time"]["lt"] = moment(before);
+  if (!after.empty()) conditions["time"]["gte"] = moment(after);
+  Json::array_t all;
+  for (const std::string& each : where) {
+    const size_t at = each.find('=');
+    if (at == std::string::npos || at == 0)
+      return fail(ErrorKind::invalid_request, "--where: expected KEY=VALUE, such as draft=true, got '" + each + "'");
+    const std::string key = "metadata." + each.substr(0, at);
+    // The same key twice: both must hold.
+    if (conditions.contains(key))
+      all.push_back({{key, value_of(each.substr(at + 1))}});
+    else
+      conditions[key] = value_of(each.substr(at + 1));
+  }
+  if (!filter.empty()) {
+    Json given = Json::parse(filter, nullptr, /*allow_exceptions=*/false);
+    if (!given.is_object())
+      return fail(ErrorKind::invalid_request,
+                  R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + filter + "'");
+    all.push_back(std::move(given));
+  }
+  if (all.empty()) return conditions.empty() ? Json(nullptr) : conditions;
+  if (!conditions.empty()) all.insert(all.begin(), std::move(conditions));
+  if (all.size() == 1) return std::move(all.front());
+  return Json{{"and", std::move(all)}};
+}
+
+Error FilterOptions::named(Error error) const {
+  if (!filter.empty()) return error;
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 4> options{{{"filter.role", "--role"},
+                                                                                  {"filter.name", "--name"},
+                                                                                  {"filter.time.lt", "--before"},
+                                                                                  {"filter.time.gte", "--after"}}};
+  for (const auto& [condition, option] : options)
+    if (error.message.starts_with(std::string(condition) + ":")) error.message.replace(0, condition.size(), option);
+  return error;
+}
+
+}  // namespace recalld::client

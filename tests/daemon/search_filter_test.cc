@@ -1,0 +1,100 @@
+// Searches with filters through the engine, in every mode, against the turns that the filters mean.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <set>
+#include <string>
+
+#include "daemon/filter.h"
+#include "tests/daemon/engine_fixture.h"
+
+namespace recalld {
+namespace {
+
+AppendRequest said(std::mt19937_64& random, size_t count) {
+  AppendRequest request;
+  request.memory = "m";
+  for (size_t i = 0; i < count; ++i) {
+    Turn turn;
+    turn.role = static_cast<Role>(random() % 4);
+    if (random() % 3 != 0) turn.name = random() % 2 == 0 ? "Ana" : "Bo";
+    turn.time_us = static_cast<int64_t>(random() % 50) * 1'000'000;
+    if (random() % 3 != 0)
+      turn.metadata =
+          R"({"n":)" + std::to_string(random() % 9) + R"(,"mood":)" + (random() % 2 == 0 ? R"("calm")" : "true") + "}";
+    turn.content = "herring";
+    for (uint64_t words = random() % 40; words > 0; --words) turn.content += " rope" + std::to_string(random() % 30);
+    request.turns.push_back({std::move(turn), true});
+  }
+  request.wait_searchable = true;
+  return request;
+}
+
+TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
+  const TempDir directory;
+  EngineDriver engine(directory.path() / "data");
+  engine.open();
+  std::mt19937_64 random(7);
+  ASSERT_TRUE(engine.append(said(random, 90)));
+  for (const bool forgotten : {false, true}) {
+    if (forgotten) {
+      engine.forget("m", {{4, 9}, {40, 41}});
+      ASSERT_TRUE(engine.append(said(random, 15)));  // which end in an open chunk
+    }
+    const std::vector<StoredTurn> turns = engine.turns("m");
+    for (const std::string json : {
+             R"({"role":"tool"})",
+             R"({"role":{"nin":["tool","user"]}})",
+             R"({"name":null})",
+             R"({"name":{"ne":"Ana"},"metadata.n":{"in":[1,2]}})",
+             R"({"time":{"gte":"1970-01-01T00:00:10Z","lt":"1970-01-01T00:00:20Z"}})",
+             R"({"turn":{"gt":20,"lte":33}})",
+             R"({"turn":{"in":[3,60]}})",
+             R"({"metadata.n":{"gt":2,"lte":5}})",
+             R"({"metadata.n":{"lt":2}})",
+             R"({"metadata.mood":{"gte":"calm"}})",
+             R"({"metadata.mood":true})",
+             R"({"or":[{"role":"system"},{"and":[{"name":"Bo"},{"not":{"metadata.mood":"calm"}}]}]})",
+             R"({"not":{"or":[{"turn":{"lt":80}},{"role":"user"}]}})",
+             R"({"metadata.nothing":1})",
+             R"({"turn":{"gte":100000}})",
+         }) {
+      Json value = Json::parse(json);
+      const TurnFilter meant = read_filter(value, "filter").value();
+      std::set<uint64_t> chunks;
+      for (const StoredTurn& turn : turns) {
+        if (!meant(turn.turn, turn.value)) continue;
+        for (uint64_t token = turn.first_token; token < turn.first_token + turn.tokens; ++token)
+          chunks.insert(token / chunk_tokens);
+      }
+      ASSERT_LT(chunks.size(), search_limit_max);
+      for (const SearchMode mode : {SearchMode::hybrid, SearchMode::landmark, SearchMode::lexical}) {
+        value = Json::parse(json);
+        SearchRequest request{
+            .memory = "m", .query = "herring", .mode = mode, .limit = search_limit_max, .max_tokens = {}};
+        request.filter = read_query(value, "filter").value();
+        const auto reply = answer<SearchReply>([&](auto done) { engine->search(std::move(request), std::move(done)); });
+        ASSERT_TRUE(reply) << reply.error().message;
+        std::set<uint64_t> found;
+        for (const auto& result : reply->results) {
+          found.insert(result.chunk);
+          EXPECT_TRUE(std::ranges::any_of(result.passage.turns, [&](const Passage::Source& source) {
+            const auto turn = std::ranges::find(turns, source.turn, &StoredTurn::turn);
+            return turn != turns.end() && meant(turn->turn, turn->value);
+          }));
+        }
+        EXPECT_TRUE(std::ranges::includes(chunks, found)) << json;
+        if (mode != SearchMode::lexical) {
+          EXPECT_EQ(found, chunks) << json;
+        }
+        EXPECT_TRUE(reply->unreadable.empty());
+        ASSERT_TRUE(reply->searchable_through);
+        EXPECT_EQ(*reply->searchable_through, turns.back().turn);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace recalld
