@@ -17,8 +17,9 @@ constexpr std::array<std::string_view, 6> coloured{"",           "48;5;22",     
                                                    "48;5;34;30", "48;5;178;30", "48;5;214;30;1"};
 constexpr std::array<std::string_view, 6> marked{"", "", "4", "4", "1;4", "1;4"};
 
-// Scores that the parts tell too.
-constexpr std::array<std::string_view, 3> told_by_parts{"landmark_score", "bm25", "context_bm25"};
+// Scores that the parts tell too, and what the score was computed from, which --json shows.
+constexpr std::array<std::string_view, 5> told_elsewhere{"landmark_score", "bm25", "context_bm25", "token_score",
+                                                         "features"};
 
 // A printable text, and the level of each of its bytes.
 struct Levels {
@@ -95,6 +96,14 @@ std::string parts_text(const Json& parts, const SearchReply& reply, const Style&
   return rows_text(rows, style, 6);
 }
 
+// The members of an object on one line.
+std::string fields_text(const Json& object) {
+  std::string out;
+  for (const auto& [key, value] : object.items())
+    out += (out.empty() ? "" : " · ") + printable(key) + " " + value_text(key, value);
+  return out;
+}
+
 // A line for each of what looks at what.
 std::string looks_text(const Json& looks) {
   std::string out;
@@ -151,8 +160,8 @@ std::string why_text(const Json& why, const SearchReply& reply, const Style& sty
       looks += looks_text(value);
     else if (key == "tokens" && value.is_array())
       continue;  // they are in the text
-    else if (!why.contains("parts") || std::ranges::find(told_by_parts, key) == told_by_parts.end())
-      rows.emplace_back(printable(key), value_text(key, value));
+    else if (!why.contains("parts") || std::ranges::find(told_elsewhere, key) == told_elsewhere.end())
+      rows.emplace_back(printable(key), value.is_object() ? fields_text(value) : value_text(key, value));
   }
   return rows_text(rows, style, 6) + parts + painted(looks, dim, style);
 }
