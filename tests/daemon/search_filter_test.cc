@@ -71,8 +71,12 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
       ASSERT_LT(chunks.size(), search_limit_max);
       for (const SearchMode mode : {SearchMode::hybrid, SearchMode::landmark, SearchMode::lexical}) {
         value = Json::parse(json);
-        SearchRequest request{
-            .memory = "m", .query = "herring", .mode = mode, .limit = search_limit_max, .max_tokens = {}};
+        SearchRequest request{.memory = "m",
+                              .query = "herring",
+                              .mode = mode,
+                              .limit = search_limit_max,
+                              .max_tokens = {},
+                              .min_score = {}};
         request.filter = read_query(value, "filter").value();
         const auto reply = answer<SearchReply>([&](auto done) { engine->search(std::move(request), std::move(done)); });
         ASSERT_TRUE(reply) << reply.error().message;
