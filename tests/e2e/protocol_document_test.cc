@@ -19,6 +19,7 @@ using Json = nlohmann::ordered_json;
 // everything in "matches", "pairs" and a "why"'s "tokens", where close weights may change places.
 const std::set<std::string> varying{"score",
                                     "landmark_score",
+                                    "token_score",
                                     "took_ms",
                                     "weight",
                                     "created",
@@ -52,7 +53,8 @@ std::string difference(const Json& shown, const Json& got, const std::string& pa
     for (const auto& member : got.items()) got_keys.push_back(member.key());
     if (shown_keys != got_keys) return path + " has other members";
     for (const std::string& key : shown_keys) {
-      const bool looks = path.contains(".matches") || path.contains(".pairs") || path.contains(".tokens[");
+      const bool looks = path.contains(".matches") || path.contains(".pairs") || path.contains(".tokens[") ||
+                         path.contains(".features") || path.contains(".took");
       if ((varying.contains(key) || looks) && shown[key].is_primitive()) {
         if (shown[key].is_number() == got[key].is_number() && shown[key].is_string() == got[key].is_string()) continue;
         return path + "." + key + " is of another type";
