@@ -39,6 +39,7 @@ Json params(const SearchRequest& request) {
   if (!request.expand.empty()) out["expand"] = request.expand;
   if (request.explain) out["explain"] = true;
   if (!request.filter.is_null()) out["filter"] = request.filter;
+  if (request.min_score) out["min_score"] = *request.min_score;
   return out;
 }
 

@@ -55,6 +55,7 @@ struct SearchRequest {
   std::string expand{};                 // empty: the daemon's default
   std::vector<std::string> memories{};  // searched together, instead of `memory`; empty: none
   Json filter = nullptr;                // which turns are meant; null: all
+  std::optional<double> min_score{};    // of a hybrid search: what is less likely is left out
 };
 
 struct TokenRange {

@@ -235,8 +235,10 @@ int run_search(const Globals& globals, const SearchRequest& request, const Filte
   if (globals.json) return print_line(*result);
   const auto reply = decode<SearchReply>(*result);
   if (!reply) return fail_with(reply.error());
-  // By words alone there may be nothing to find; else the best chunk did not fit.
-  const auto too_small = request.mode == "lexical" ? std::nullopt : request.max_tokens;
+  // Where something is always found, the best chunk did not fit.
+  const bool may_find_nothing =
+      request.mode == "lexical" || !request.filter.is_null() || request.min_score || request.memory.ends_with('*');
+  const auto too_small = may_find_nothing ? std::nullopt : request.max_tokens;
   return print(report(*reply, Style::of_standard_output(), too_small));
 }
 
@@ -346,6 +348,10 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
           "--expand", arguments->request.expand,
           "What to show of what is found: none (chunks), chunks (joined where they touch) or turns (whole ones)")
       ->default_str("none");
+  command
+      ->add_option("--min-score", arguments->request.min_score,
+                   "In a hybrid search, leave out what scores below this, from 0 to 1")
+      ->check(CLI::Range(0.0, 1.0));
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   arguments->which.add(*command, "Only chunks with turns");
   command->callback([&globals, &run, arguments] {

@@ -153,6 +153,18 @@ TEST(Recall, SearchJoinsWordsAndPassesItsOptions) {
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
 }
 
+TEST(Recall, SearchPassesTheLeastScoreAndRefusesOneThatIsNone) {
+  const Json result{{"results", Json::array()}, {"searchable_through", 3}, {"took_ms", 0.5}};
+  const FakeDaemon daemon([&](const std::string& line) { return answer(line, result); });
+  const Outcome found = shell("$RECALL " + at(daemon) + "search m where --min-score 0.25 --max-tokens 9");
+  EXPECT_EQ(found.code, 0);
+  EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"]["min_score"], 0.25);
+  EXPECT_EQ(found.output.find("--max-tokens"), std::string::npos) << "nothing was likely enough, whatever fits";
+  const Outcome refused = shell("$RECALL " + at(daemon) + "search m where --min-score 2 2>&1");
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.output.find("--min-score"), std::string::npos);
+}
+
 TEST(Recall, SearchTakesTheBeginningOfNamesAndWhatToShow) {
   const Json result{{"results", Json::array()}, {"searchable_through", Json::object()}, {"took_ms", 0.5}};
   const FakeDaemon daemon([&](const std::string& line) { return answer(line, result); });
