@@ -15,6 +15,8 @@
 namespace recalld {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 const char* name_of(Placement placement) {
   switch (placement) {
     case Placement::device:
@@ -235,7 +237,10 @@ Expected<Decoder::Read> GpuDecoder::read(Stream& of, std::span<const uint32_t> t
 std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<const Written> tokens) {
   std::vector<std::optional<Expected<Read>>> reads(tokens.size());
   const auto of = [&](size_t i) -> GpuStream& { return static_cast<GpuStream&>(*tokens[i].stream); };
-  const bool alone = tokens.size() == 1;
+  if (tokens.size() == 1) {
+    reads.front() = write_alone(of(0), tokens.front().token);
+    return reads;
+  }
   while (!tokens.empty() && !std::ranges::any_of(reads, [](const auto& each) { return each.has_value(); })) {
     const uint64_t reads_done = reads_done_;
     for (size_t i = 0; i < tokens.size(); ++i)
@@ -276,7 +281,7 @@ std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<
         continue;
       }
       GpuStream& stream = of(of_work[w]);
-      const auto done = take(stream, (*results)[w], gpu_.staging(stream.lane), alone);
+      const auto done = take(stream, (*results)[w], gpu_.staging(stream.lane), false);
       if (!done)
         read = std::unexpected(done.error());
       else if (*done)
@@ -284,6 +289,77 @@ std::vector<std::optional<Expected<Decoder::Read>>> GpuDecoder::write(std::span<
     }
   }
   return reads;
+}
+
+// Nothing else is computed meanwhile. So this thread itself reads what is missing, awake, and the GPU is told what
+// follows while the disk works.
+Expected<Decoder::Read> GpuDecoder::write_alone(GpuStream& stream, uint32_t token) {
+  times_ = {};
+  times_.begun = Clock::now();
+  while (true) {
+    if (waits_for_others(stream)) settle_all();
+    RECALLD_TRY(std::optional<Gpu::LaneResult> result, resume(stream));
+    if (!result) {
+      RECALLD_CHECK(finish_reading(stream));
+      if (!stream.memory->on_gpu) return fail(ErrorKind::busy, "generate: turns were forgotten meanwhile; ask again");
+      RECALLD_TRY(
+          auto results,
+          gpu_.step(std::array{work_of(stream, stream.waits ? std::span<const uint32_t>() : std::span(&token, 1))}));
+      result = std::move(results.front());
+      if (!result->selections.empty()) times_.chosen = result->selections.back().told;
+    }
+    RECALLD_TRY(const bool done, take(stream, *result, gpu_.staging(stream.lane), true));
+    if (!done) continue;
+    times_.done = Clock::now();
+    return outcome(stream, *result);
+  }
+}
+
+// Reads the chunks of a stream that waits, which goes on when they are there. Nothing where a step() must follow: they
+// are in their slots then, or nothing was read.
+Expected<std::optional<Gpu::LaneResult>> GpuDecoder::resume(GpuStream& stream) {
+  if (!stream.expects || stream.reading.valid() || stream.reads.empty() || !stream.memory->on_gpu) return std::nullopt;
+  stream.expects = false;
+  std::optional<Expected<void>> prepared;
+  size_t arrived = 0;
+  const auto arrives = [&](size_t i) {
+    if (!prepared || !*prepared) return;
+    gpu_.arrived(i);
+    ++arrived;
+    times_.arrived = Clock::now();
+  };
+  const auto begun = [&] {
+    times_.reading = Clock::now();
+    plan_fill(stream);
+    prepared = gpu_.prepare(work_of(stream, {}), *stream.memory->on_gpu, fills_, mapped_);
+    for (size_t i = stream.reads.size(); i < stream.coming.size(); ++i) arrives(i);  // those from the tail are there
+    times_.prepared = Clock::now();
+  };
+  const auto damaged = fetch(stream.source.memory.id, stream.reads, stream.into,
+                             {.reads = {.awake = read_awake_max, .begun = begun}, .whole = arrives});
+  if (!prepared) {  // nothing could be read
+    RECALLD_CHECK(put(stream, damaged));
+    return std::nullopt;
+  }
+  auto result = *prepared ? gpu_.go_on() : Expected<Gpu::LaneResult>(std::unexpected(std::move(*prepared).error()));
+  if (!result || !damaged) {
+    lose(stream);
+    drop_unread(stream);
+    return std::unexpected(!result ? std::move(result).error() : damaged.error());
+  }
+  // Where not all were told of the lane waits still: some are damaged, or all were read again since the memory was
+  // changed, and what was copied is any of both. So it may be where the GPU did not wait so long.
+  if (arrived < stream.coming.size() || !result->selections.at(0).cached) {
+    lose(stream);
+    if (!stream.memory->on_gpu)
+      drop_unread(stream);
+    else
+      RECALLD_CHECK(put(stream, damaged));
+    return std::nullopt;
+  }
+  times_.resumed = result->selections[0].told;
+  landed(stream, stream.reads.size());
+  return std::move(*result);
 }
 
 // What a step made of a stream. Whether its tokens are done; otherwise the chunks that it misses are being read.
@@ -438,10 +514,14 @@ Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
     drop_unread(stream);
     return {};
   }
-  // A stream that is alone is read here, awake: nothing else is computed meanwhile.
   const auto damaged = stream.reading.valid() ? stream.reading.get()
                                               : fetch(stream.source.memory.id, stream.reads, stream.into,
                                                       {.reads = {.awake = read_awake_max}, .whole = {}});
+  return put(stream, damaged);
+}
+
+// damaged: what the reading said
+Expected<void> GpuDecoder::put(GpuStream& stream, const Expected<std::vector<Unreadable>>& damaged) {
   const size_t reads = stream.reads.size();
   Expected<void> done = damaged ? leave_out(stream, *damaged) : std::unexpected(damaged.error());
   if (done) done = fill(stream);
@@ -449,28 +529,40 @@ Expected<void> GpuDecoder::finish_reading(GpuStream& stream) {
     drop_unread(stream);
     return done;
   }
+  landed(stream, reads);
+  return {};
+}
+
+// All that was coming is in its slots.
+void GpuDecoder::landed(GpuStream& stream, size_t reads) {
   for (const GpuStream::Coming& each : stream.coming) loading_[each.slot] = false;
   read_bytes_ += reads * model_.kv_bytes();
   stream.coming.clear();
   stream.reads.clear();
   stream.making_way.clear();
-  return {};
 }
 
-Expected<void> GpuDecoder::fill(GpuStream& stream) {
+void GpuDecoder::plan_fill(const GpuStream& stream) {
   fills_.clear();
   for (const GpuStream::Coming& each : stream.coming) fills_.push_back({each.chunk, each.slot, each.record});
   mapped_.clear();
   for (const auto& [memory, chunk] : stream.making_way)
     if (memory->on_gpu) mapped_.push_back({memory->on_gpu.get(), chunk});
+}
+
+Expected<void> GpuDecoder::fill(GpuStream& stream) {
+  plan_fill(stream);
   auto done = gpu_.fill(*stream.memory->on_gpu, fills_, mapped_);
-  if (!done) {  // a part of them may be there
-    std::vector<MemoryChunk> filled;
-    for (const GpuStream::Coming& each : stream.coming) filled.push_back({stream.memory, each.chunk});
-    static_cast<void>(make_way(stream));
-    static_cast<void>(unmap(filled));
-  }
+  if (!done) lose(stream);
   return done;
+}
+
+// A part of what is coming may be in its slots: it is not, and what was to make way has made way.
+void GpuDecoder::lose(GpuStream& stream) {
+  std::vector<MemoryChunk> filled;
+  for (const GpuStream::Coming& each : stream.coming) filled.push_back({stream.memory, each.chunk});
+  static_cast<void>(make_way(stream));
+  static_cast<void>(unmap(filled));
 }
 
 Expected<void> GpuDecoder::leave_out(GpuStream& stream, std::span<const Unreadable> damaged) {

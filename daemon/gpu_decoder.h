@@ -4,9 +4,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -40,6 +42,18 @@ class GpuDecoder final : public Decoder {
   };
   Counts counts() const { return {hits_, misses_, read_bytes_}; }
 
+  // What the clock was on the way of the last token that was written alone, for tools/bench/generate.cc. Where it
+  // waited more than once, of the last time.
+  struct Times {
+    using Time = std::chrono::steady_clock::time_point;
+    Time begun;              // it was given to the GPU
+    Time chosen;             // what it attends to was known here
+    Time reading, prepared;  // its missing chunks were on their way, and the GPU knew what follows; of a token that
+    Time arrived, resumed;   // waited alone only, as the last of them was here, and the GPU had gone on with them
+    Time done;
+  };
+  const Times& times() const { return times_; }
+
  private:
   struct Memory;
   struct MemoryChunk;
@@ -52,6 +66,8 @@ class GpuDecoder final : public Decoder {
   Expected<void> drop(std::shared_ptr<Memory> memory);
 
   Gpu::LaneWork work_of(const GpuStream& stream, std::span<const uint32_t> tokens) const;
+  Expected<Read> write_alone(GpuStream& stream, uint32_t token);
+  Expected<std::optional<Gpu::LaneResult>> resume(GpuStream& stream);
   Expected<bool> take(GpuStream& stream, Gpu::LaneResult& result, ByteSpan staging, bool alone);
   void note_attention(GpuStream& stream, const Gpu::Selection& selection) const;
   Expected<void> plan(GpuStream& stream, ByteSpan staging, bool alone);
@@ -62,7 +78,11 @@ class GpuDecoder final : public Decoder {
                                           const FetchWait& wait) const;
   static bool is_being_read(const GpuStream& stream);
   Expected<void> finish_reading(GpuStream& stream);
+  Expected<void> put(GpuStream& stream, const Expected<std::vector<Unreadable>>& damaged);
+  void plan_fill(const GpuStream& stream);
   Expected<void> fill(GpuStream& stream);
+  void lose(GpuStream& stream);
+  void landed(GpuStream& stream, size_t reads);
   Expected<void> leave_out(GpuStream& stream, std::span<const Unreadable> damaged);
   void drop_unread(GpuStream& stream);
   void settle_all();
@@ -82,6 +102,7 @@ class GpuDecoder final : public Decoder {
   std::vector<uint64_t> chosen_, missing_;  // chunks, each once
   std::vector<Gpu::Fill> fills_;
   std::vector<Gpu::Mapped> mapped_;
+  Times times_;
   std::atomic<uint64_t> hits_ = 0, misses_ = 0, read_bytes_ = 0;
   std::atomic<uint64_t> reads_done_ = 0;  // by the readers
   boost::asio::thread_pool readers_{2};

@@ -51,18 +51,24 @@ __device__ __forceinline__ bool select_of(const ChunkSelection& all, const Selec
   return false;
 }
 
-// A block a lane. Where the lanes lie in pinned memory, theirs comes over the bus once.
+// A block a lane. Where the lanes lie in pinned memory, theirs comes over the bus once. Of a lane that waits the host
+// hears before the kernel ends: the fence is behind all that the block has told.
 __device__ __forceinline__ bool select(const ChunkSelection& all) {
   constexpr uint32_t words = sizeof(SelectionLane) / sizeof(uint32_t);
   static_assert(sizeof(SelectionLane) % sizeof(uint32_t) == 0 && words <= selection_threads);
   __shared__ __align__(alignof(SelectionLane)) uint32_t lane[words];
-  bool ready = false;
+  bool ready = false, waits = false;
   if (blockIdx.x < all.lane_count) {
     if (threadIdx.x < words) lane[threadIdx.x] = reinterpret_cast<const uint32_t*>(all.lanes + blockIdx.x)[threadIdx.x];
     __syncthreads();
     ready = select_of(all, *reinterpret_cast<const SelectionLane*>(lane));
+    waits = !ready && reinterpret_cast<const SelectionLane*>(lane)->tokens > 0;
   }
-  if (threadIdx.x == 0) all.ready[blockIdx.x] = all.told_ready[blockIdx.x] = ready;
+  if (threadIdx.x == 0) {
+    all.ready[blockIdx.x] = ready;
+    if (waits) __threadfence_system();
+    all.told_ready[blockIdx.x] = ready;
+  }
   return ready;
 }
 
@@ -108,10 +114,31 @@ struct Fills {
 };
 static_assert(sizeof(Fills) + 64 <= 4096, "a kernel's arguments");
 
+__device__ __forceinline__ unsigned long long now_ns() {
+  unsigned long long ns = 0;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(ns));
+  return ns;
+}
+
+// For a whole block: whether the record has arrived. One thread looks, and all see what the host had written before.
+__device__ __forceinline__ bool arrives(const uint32_t* arrival) {
+  __shared__ uint32_t told;
+  if (threadIdx.x == 0) {
+    const unsigned long long begin = now_ns();
+    uint32_t word = on_its_way;
+    do asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(word) : "l"(arrival) : "memory");
+    while (word == on_its_way && now_ns() - begin < arrival_wait_ns_max);
+    told = word;
+  }
+  __syncthreads();
+  return told == has_arrived;
+}
+
 // A thread's loads are under way together: each is a journey over the bus.
 __global__ void __launch_bounds__(fill_threads) fill_kernel(Fills fills, uint32_t pieces, uint4* cache) {
   constexpr uint32_t loads = 4;
   const SlotFill& fill = fills.items[blockIdx.x];
+  if (fill.arrival && !arrives(fill.arrival)) return;
   if (fill.record) {
     const auto* const from = static_cast<const uint4*>(fill.record);
     uint4* const to = cache + static_cast<size_t>(fill.slot) * pieces;
@@ -159,7 +186,7 @@ cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, flo
 
 cudaError_t fill_slots(const SlotFill* fills, size_t count, uint32_t kv_bytes, void* cache, cudaStream_t stream) {
   const auto is_wrong = [](const SlotFill& fill) {
-    return (fill.record == nullptr) != (fill.slot == no_chunk) ||
+    return (fill.record == nullptr) != (fill.slot == no_chunk) || (fill.arrival && !fill.record) ||
            reinterpret_cast<uintptr_t>(fill.record) % piece_bytes != 0;
   };
   if (kv_bytes == 0 || kv_bytes % piece_bytes != 0 || std::any_of(fills, fills + count, is_wrong))

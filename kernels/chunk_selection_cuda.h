@@ -42,7 +42,9 @@ struct ChunkSelection {
                                            // those from lane_count on
   uint32_t* told_ids = nullptr;            // pinned: [rows, heads, k] chunks of the memory, newest first, then no_chunk
   float* told_scores = nullptr;            // pinned: the same as scores
-  uint32_t* told_ready = nullptr;          // pinned: the same as ready
+  uint32_t* told_ready = nullptr;          // pinned: the same as ready. Where that is 0 of a lane that is not idle, its
+                                           // word is the last thing told of it: a host that sees it come need not wait
+                                           // for the kernel
 };
 
 // A dot product that is NaN is of a chunk that cannot be read: it is left out. One kernel. cudaErrorInvalidValue: a
@@ -73,17 +75,24 @@ cudaError_t point_states(const LaneStates& lanes, cudaStream_t stream);
 // pinned memory
 cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, float* y, cudaStream_t stream);
 
+// What the host tells of a record that is still being read when the kernel is enqueued. It says so once, with release
+// order, and leaves the record as it is then.
+inline constexpr uint32_t on_its_way = 0, has_arrived = 1, does_not_come = 2;
+inline constexpr uint64_t arrival_wait_ns_max = 200'000'000;  // a record that has not arrived by then does not come
+
 // A record on its way from pinned memory into a slot, or (without a record) a chunk that leaves the cache. The struct
 // is read on the host, when the call is made.
 struct SlotFill {
   const void* record = nullptr;    // [kv_bytes] in pinned memory, at a multiple of 16 bytes
   uint32_t* page_table = nullptr;  // of the memory
   uint32_t chunk = 0;
-  uint32_t slot = 0;  // no_chunk without a record, and only then
+  uint32_t slot = 0;                  // no_chunk without a record, and only then
+  const uint32_t* arrival = nullptr;  // in pinned memory; the kernel waits while it is on_its_way, and leaves slot and
+                                      // page table as they are where the record does not come. Null: it is there
 };
 // cache: [slots, kv_bytes], kv_bytes a multiple of 16. One kernel for each fills_of_launch_max; no two of a call have
 // the same slot or the same chunk of a memory. cudaErrorInvalidValue, and nothing is enqueued: a shape, a record or a
-// slot out of bounds.
+// slot out of bounds, or the arrival of none.
 cudaError_t fill_slots(const SlotFill* fills, size_t count, uint32_t kv_bytes, void* cache, cudaStream_t stream);
 
 }  // namespace recalld::cuda

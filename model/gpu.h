@@ -3,6 +3,7 @@
 // same daemon starts where there is no driver.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -114,6 +115,7 @@ class Gpu : public Backend {
     bool cached = false;  // all of them; then the group has been computed
     std::vector<uint32_t> chunks;
     std::vector<float> scores;
+    std::chrono::steady_clock::time_point told = {};  // when the host knew of it
   };
   struct LaneResult {
     std::vector<Selection> selections;  // of the groups that were reached in this call
@@ -122,8 +124,23 @@ class Gpu : public Backend {
   };
   // One token of each of several lanes, or up to 64 tokens of a single one, which no other lane may have begun and not
   // ended. A lane whose chunks are all cached is done without a round trip to the host in between (a block of tokens:
-  // with one a group). A lane's bits do not depend on the others, nor on which chunks were cached before.
+  // with one a group). A lane's bits do not depend on the others, nor on which chunks were cached before. One that is
+  // alone and misses chunks is told of as soon as it has chosen, when kernels behind that may still run.
   virtual Expected<std::vector<LaneResult>> step(std::span<const LaneWork> lanes) = 0;
+
+  // ---- A token that waits while nothing else is computed
+  // Enqueues what fill() and then step() do to a lane that waits with a single token, while the records of `fills` are
+  // still being read: so nothing but arrived() has to be said when they are there. It must be followed by go_on(), with
+  // no call but arrived() in between. Fills are of staging(lane), no more than fit there; `fills` and `make_way` are
+  // read at once. Where it fails nothing is under way, but some of `make_way` may have left the cache.
+  virtual Expected<void> prepare(const LaneWork& lane, GpuMemory& memory, std::span<const Fill> fills,
+                                 std::span<const Mapped> make_way) = 0;
+  // The record of fills[i] is whole, and stays as it is until go_on() has returned. Once for each.
+  virtual void arrived(size_t i) = 0;
+  // Waits for what was prepared and returns what step() would. Chunks whose records have not arrived by now do not
+  // come, while others may be in the cache; then the lane still waits, and the first selection is not cached. So it may
+  // be where the reads took so long that the GPU gave up waiting (0.2 s): a fill() of all and a step() are right then.
+  virtual Expected<LaneResult> go_on() = 0;
 };
 
 struct GpuOptions {

@@ -197,6 +197,7 @@ size_t GpuRamba::carve_results(void* base) {
   for (size_t group = 0; group < groups_.size(); ++group)
     talk_of_lanes_.push_back(GroupTalk::carve(config_, lanes, carver));
   told_logits_ = carver.take<float>(lanes * size_t{head_.out});
+  told_arrivals_ = carver.take<uint32_t>(list_places());
   return carver.used();
 }
 

@@ -1,6 +1,8 @@
 // Generating on a GPU: landmarks, the cache of chunks, and the steps of lanes.
 #include <algorithm>
+#include <atomic>
 #include <cassert>
+#include <chrono>
 #include <utility>
 
 #include "kernels/elementwise_cuda.h"
@@ -10,6 +12,11 @@
 #include "model/gpu_ramba_impl.h"
 
 namespace recalld {
+namespace {
+
+constexpr uint32_t not_told = 2;  // of a lane: neither that it is ready nor that it is not
+
+}  // namespace
 
 // ---- Landmarks and the cache
 
@@ -46,12 +53,7 @@ ByteSpan GpuRamba::staging(uint32_t lane) {
 
 Expected<void> GpuRamba::fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) {
   plan_unmapping(make_way);
-  uint32_t* const page_table = static_cast<GpuLandmarks&>(memory).page_table();
-  for (const Fill& each : fills)
-    moves_.push_back({.record = each.record.data(),
-                      .page_table = page_table,
-                      .chunk = static_cast<uint32_t>(each.chunk),
-                      .slot = each.slot});
+  plan_fills(memory, fills, nullptr);
   return gpu_done("copy chunks to the GPU", move_chunks());
 }
 
@@ -67,6 +69,17 @@ void GpuRamba::plan_unmapping(std::span<const Mapped> chunks) {
                       .page_table = static_cast<GpuLandmarks&>(*memory).page_table(),
                       .chunk = static_cast<uint32_t>(chunk),
                       .slot = no_slot});
+}
+
+// arrivals: [fills.size()], or null where all records are there
+void GpuRamba::plan_fills(const GpuMemory& memory, std::span<const Fill> fills, const uint32_t* arrivals) {
+  uint32_t* const page_table = static_cast<const GpuLandmarks&>(memory).page_table();
+  for (size_t i = 0; i < fills.size(); ++i)
+    moves_.push_back({.record = fills[i].record.data(),
+                      .page_table = page_table,
+                      .chunk = static_cast<uint32_t>(fills[i].chunk),
+                      .slot = fills[i].slot,
+                      .arrival = arrivals ? arrivals + i : nullptr});
 }
 
 cudaError_t GpuRamba::move_chunks() const {
@@ -302,11 +315,13 @@ Gpu::Selection GpuRamba::selection(uint32_t group, const GroupTalk& talk, size_t
   return {.group = group,
           .cached = cached,
           .chunks = {talk.ids + first, talk.ids + end},
-          .scores = {talk.scores + first, talk.scores + end}};
+          .scores = {talk.scores + first, talk.scores + end},
+          .told = std::chrono::steady_clock::now()};
 }
 
 Expected<std::vector<Gpu::LaneResult>> GpuRamba::step(std::span<const LaneWork> work) {
   std::vector<LaneResult> results(work.size());
+  assert(!prepared_);
   if (work.empty()) return results;
   const LaneWork& first = work.front();
   const bool of_block = first.tokens.size() > 1 || lanes_[first.lane].tokens > 1;
@@ -317,7 +332,14 @@ Expected<std::vector<Gpu::LaneResult>> GpuRamba::step(std::span<const LaneWork> 
   return results;
 }
 
-cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<LaneResult>& results) {
+cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::span<LaneResult> results) {
+  RECALLD_CUDA(end_looks());
+  RECALLD_CUDA(enqueue_lanes(work));
+  return end_lanes(work, results);
+}
+
+// Nothing that was enqueued before may run: it would find what the host tells this step.
+cudaError_t GpuRamba::enqueue_lanes(std::span<const LaneWork> work) {
   *told_input_ = {};
   bool reads = false;
   uint32_t first_group = static_cast<uint32_t>(groups_.size());
@@ -340,17 +362,30 @@ cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<Lan
       lane.has_found = lane.group == group;
     }
     tell_lanes(group, work);
+    for (const LaneWork& each : work) talk_of_lanes_[group].ready[each.lane] = not_told;
     RECALLD_CUDA(compute_group_[group].launch(stream_.get()));
   }
-  RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
+  return cudaSuccess;
+}
+
+// Waits for what was enqueued, of a lane that is alone only until it is known what becomes of it.
+cudaError_t GpuRamba::end_lanes(std::span<const LaneWork> work, std::span<LaneResult> results) {
+  std::optional<std::chrono::steady_clock::time_point> told;
+  if (work.size() == 1) {
+    RECALLD_CUDA(look_at(work.front().lane));
+    told = looked_;
+  } else {
+    RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
+  }
 
   for (size_t i = 0; i < work.size(); ++i) {
     Lane& lane = lanes_[work[i].lane];
     LaneResult& result = results[i];
     for (bool ready = true; ready && lane.group < groups_.size();) {
       const GroupTalk& talk = talk_of_lanes_[lane.group];
-      ready = talk.ready[work[i].lane] != 0;
+      ready = talk.ready[work[i].lane] == 1;
       result.selections.push_back(selection(lane.group, talk, work[i].lane, 1, ready));
+      if (told) result.selections.back().told = *told;
       lane.has_found = !ready;  // in the group that it stays in
       if (ready) ++lane.group;
     }
@@ -362,6 +397,90 @@ cudaError_t GpuRamba::step_lanes(std::span<const LaneWork> work, std::vector<Lan
   }
   return cudaSuccess;
 }
+
+// One lane waits for nobody: where its chunks are missing the host hears so before the kernels behind that have run.
+cudaError_t GpuRamba::look_at(uint32_t lane) {
+  for (uint32_t group = lanes_[lane].group; group < groups_.size(); ++group) {
+    RECALLD_CUDA(await_told(group, lane));
+    looked_ = std::chrono::steady_clock::now();
+    if (talk_of_lanes_[group].ready[lane] == 0) {
+      may_run_ = true;
+      return cudaSuccess;
+    }
+  }
+  return cudaStreamSynchronize(stream_.get());
+}
+
+// Looks at pinned memory, and now and then whether the device is still at work.
+cudaError_t GpuRamba::await_told(uint32_t group, uint32_t lane) const {
+  constexpr uint32_t looks_between = 1 << 16;
+  const std::atomic_ref<uint32_t> told(talk_of_lanes_[group].ready[lane]);
+  for (uint32_t looks = 1; told.load(std::memory_order_acquire) == not_told; ++looks) {
+    if (looks % looks_between != 0) continue;
+    const cudaError_t status = cudaStreamQuery(stream_.get());
+    if (status == cudaErrorNotReady) {
+      cudaGetLastError();  // that is no error, and must not come from a later call
+      continue;
+    }
+    if (status != cudaSuccess) return status;
+    // All has run.
+    return told.load(std::memory_order_acquire) == not_told ? cudaErrorUnknown : cudaSuccess;
+  }
+  return cudaSuccess;
+}
+
+// Waits for what ran on behind a look.
+cudaError_t GpuRamba::end_looks() {
+  return std::exchange(may_run_, false) ? cudaStreamSynchronize(stream_.get()) : cudaSuccess;
+}
+
+// ---- Chunks that arrive later
+
+Expected<void> GpuRamba::prepare(const LaneWork& work, GpuMemory& memory, std::span<const Fill> fills,
+                                 std::span<const Mapped> make_way) {
+  assert(!prepared_ && work.tokens.empty() && lanes_[work.lane].tokens == 1 && fills.size() <= list_places());
+  const auto enqueue = [&]() -> cudaError_t {
+    RECALLD_CUDA(end_looks());
+    std::fill_n(told_arrivals_, fills.size(), cuda::on_its_way);
+    plan_unmapping(make_way);
+    plan_fills(memory, fills, told_arrivals_);
+    RECALLD_CUDA(move_chunks());
+    return enqueue_lanes(std::span(&work, 1));
+  };
+  const cudaError_t status = enqueue();
+  if (status == cudaSuccess) {
+    prepared_ = {work, fills.size()};
+  } else {
+    abandon(fills.size());
+    static_cast<void>(cudaStreamSynchronize(stream_.get()));
+  }
+  return gpu_done("tell the GPU what follows the reading of chunks", status);
+}
+
+void GpuRamba::arrived(size_t i) {
+  assert(prepared_ && i < prepared_->fills);
+  std::atomic_ref(told_arrivals_[i]).store(cuda::has_arrived, std::memory_order_release);
+}
+
+// Those that have not arrived do not come.
+void GpuRamba::abandon(size_t fills) {
+  for (size_t i = 0; i < fills; ++i)
+    if (told_arrivals_[i] == cuda::on_its_way)
+      std::atomic_ref(told_arrivals_[i]).store(cuda::does_not_come, std::memory_order_release);
+}
+
+Expected<Gpu::LaneResult> GpuRamba::go_on() {
+  assert(prepared_);
+  const Prepared prepared = *std::exchange(prepared_, std::nullopt);
+  abandon(prepared.fills);
+  LaneResult result;
+  const cudaError_t status = end_lanes(std::span(&prepared.work, 1), std::span(&result, 1));
+  if (status != cudaSuccess) static_cast<void>(cudaStreamSynchronize(stream_.get()));
+  RECALLD_CHECK(gpu_done("generate on the GPU", status));
+  return result;
+}
+
+// ---- A block of tokens
 
 cudaError_t GpuRamba::step_block(const LaneWork& work, LaneResult& result) {
   const auto width = static_cast<uint32_t>(config_.hidden_size);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
@@ -62,6 +63,10 @@ class GpuRamba final : public Gpu {
 
   Expected<void> reset(uint32_t lane) override;
   Expected<std::vector<LaneResult>> step(std::span<const LaneWork> work) override;
+  Expected<void> prepare(const LaneWork& work, GpuMemory& memory, std::span<const Fill> fills,
+                         std::span<const Mapped> make_way) override;
+  void arrived(size_t i) override;
+  Expected<LaneResult> go_on() override;
 
  private:
   static constexpr uint32_t lanes = lanes_max, block = block_tokens;
@@ -130,6 +135,12 @@ class GpuRamba final : public Gpu {
     bool has_found = false;  // the best chunks of the group, which did not change since
   };
 
+  // Of prepare(), until go_on().
+  struct Prepared {
+    LaneWork work;
+    size_t fills = 0;  // whose arrivals are told
+  };
+
   // Some tokens of one segment, in one pass of encode().
   struct Piece {
     size_t segment;
@@ -166,6 +177,7 @@ class GpuRamba final : public Gpu {
   std::byte* encoded_half(size_t half) const { return encoded_.data() + half * encoded_.size() / 2; }
 
   void plan_unmapping(std::span<const Mapped> chunks);
+  void plan_fills(const GpuMemory& memory, std::span<const Fill> fills, const uint32_t* arrivals);
   cudaError_t move_chunks() const;
   cudaError_t read_tokens();
   cudaError_t compute_group(uint32_t group);
@@ -176,7 +188,13 @@ class GpuRamba final : public Gpu {
                                      bool enters) const;
   cuda::ChunkSelection selection_of(const GroupBuffers& of, const GroupTalk& talk, uint32_t lane_count) const;
   void tell_lanes(uint32_t group, std::span<const LaneWork> work);
-  cudaError_t step_lanes(std::span<const LaneWork> work, std::vector<LaneResult>& results);
+  cudaError_t step_lanes(std::span<const LaneWork> work, std::span<LaneResult> results);
+  cudaError_t enqueue_lanes(std::span<const LaneWork> work);
+  cudaError_t end_lanes(std::span<const LaneWork> work, std::span<LaneResult> results);
+  cudaError_t look_at(uint32_t lane);
+  cudaError_t await_told(uint32_t group, uint32_t lane) const;
+  cudaError_t end_looks();
+  void abandon(size_t fills);
   cudaError_t step_block(const LaneWork& work, LaneResult& result);
   Selection selection(uint32_t group, const GroupTalk& talk, size_t row, size_t rows, bool cached) const;
 
@@ -247,11 +265,15 @@ class GpuRamba final : public Gpu {
   GroupTalk talk_of_block_{};
   std::vector<GroupTalk> talk_of_lanes_;  // by group
   float* told_logits_ = nullptr;          // [lanes, head_.out]
+  uint32_t* told_arrivals_ = nullptr;     // [list_places()] of prepare()
 
   cuda::Graph read_tokens_;
   std::vector<cuda::Graph> compute_group_;
   std::array<Lane, lanes> lanes_{};
   std::vector<cuda::SlotFill> moves_;  // of one call
+  std::optional<Prepared> prepared_;
+  std::chrono::steady_clock::time_point looked_{};  // when a lane that is alone was seen to be ready or not
+  bool may_run_ = false;  // kernels behind a look, which read and write what the host and they tell each other
 };
 
 }  // namespace recalld

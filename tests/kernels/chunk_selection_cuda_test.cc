@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -14,6 +16,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -421,6 +424,69 @@ TEST_F(ChunkSelectionCuda, RecordsComeIntoTheirSlotsAndChunksLeave) {
     for (const size_t kv_bytes : {16, 4080, 4112, 16384}) expect_fills(count, kv_bytes);
 }
 
+// The host says what becomes of each record after the kernel has begun to wait; what does not come changes nothing.
+TEST_F(ChunkSelectionCuda, RecordsThatArriveLaterAreAwaitedAndThoseThatDoNotComeLeftOut) {
+  cuda::Stream stream;
+  must(cuda::Stream::open(stream));
+  for (const uint32_t count : {1u, 8u, 97u}) {
+    SCOPED_TRACE(std::to_string(count) + " records");
+    constexpr size_t words = 4096;
+    cuda::PinnedBuffer records, words_of_host;
+    must(cuda::PinnedBuffer::allocate(count * words * sizeof(uint32_t), records));
+    must(cuda::PinnedBuffer::allocate(count * sizeof(uint32_t), words_of_host));
+    auto* const of_records = records.as<uint32_t>();
+    auto* const arrivals = words_of_host.as<uint32_t>();
+    std::memset(of_records, 0, records.bytes());
+    const DeviceArray<uint32_t> cache(count * words), pages(count + 1);
+    cache.fill(before_byte);
+    pages.fill(before_byte);
+    must(cudaDeviceSynchronize());  // the stream does not wait for that
+    std::vector<uint32_t> expected_cache(count * words, before_word), expected_pages(count + 1, before_word);
+    std::vector<cuda::SlotFill> fills{
+        {.record = nullptr, .page_table = pages.data(), .chunk = count, .slot = no_chunk}};
+    expected_pages[count] = no_chunk;  // it need not wait
+    for (uint32_t i = 0; i < count; ++i) {
+      arrivals[i] = cuda::on_its_way;
+      fills.push_back({.record = of_records + i * words,
+                       .page_table = pages.data(),
+                       .chunk = i,
+                       .slot = count - 1 - i,
+                       .arrival = arrivals + i});
+    }
+    must(cuda::fill_slots(fills.data(), fills.size(), words * sizeof(uint32_t), cache.data(), stream.get()));
+    for (uint32_t i = count; i-- > 0;) {
+      if (i % 8 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      EXPECT_EQ(cudaStreamQuery(stream.get()), cudaErrorNotReady) << "it waits";
+      cudaGetLastError();
+      const bool comes = i % 5 != 3;
+      for (size_t word = 0; word < words; ++word) of_records[i * words + word] = i * 7919 + static_cast<uint32_t>(word);
+      std::atomic_ref(arrivals[i]).store(comes ? cuda::has_arrived : cuda::does_not_come, std::memory_order_release);
+      if (!comes) continue;
+      std::copy_n(of_records + i * words, words, expected_cache.begin() + (count - 1 - i) * words);
+      expected_pages[i] = count - 1 - i;
+    }
+    must(cudaStreamSynchronize(stream.get()));
+    EXPECT_EQ(pages.host(), expected_pages);
+    EXPECT_TRUE(same_bits<uint32_t>(cache.host(), expected_cache));
+  }
+}
+
+TEST_F(ChunkSelectionCuda, ARecordThatNeverArrivesIsGivenUp) {
+  cuda::PinnedBuffer memory;
+  must(cuda::PinnedBuffer::allocate(32, memory));
+  const DeviceArray<uint32_t> cache(4), pages(1);
+  cache.fill(before_byte);
+  pages.fill(before_byte);
+  auto* const arrival = memory.as<uint32_t>(16);
+  *arrival = cuda::on_its_way;
+  const cuda::SlotFill fill{
+      .record = memory.as<void>(), .page_table = pages.data(), .chunk = 0, .slot = 0, .arrival = arrival};
+  must(cuda::fill_slots(&fill, 1, 16, cache.data(), nullptr));
+  must(cudaStreamSynchronize(nullptr));
+  EXPECT_EQ(cache.host(), std::vector<uint32_t>(4, before_word));
+  EXPECT_EQ(pages.host(), std::vector<uint32_t>(1, before_word));
+}
+
 TEST_F(ChunkSelectionCuda, NoFillsChangeNothing) {
   const DeviceArray<uint32_t> cache(4);
   cache.fill(before_byte);
@@ -466,6 +532,9 @@ TEST_F(ChunkSelectionCuda, FillsThatAreOutOfBoundsAreRefusedTogether) {
   EXPECT_EQ(fill(24, right), cudaErrorInvalidValue);
   EXPECT_EQ(fill(16, changed(record.as<void>(), no_chunk)), cudaErrorInvalidValue);
   EXPECT_EQ(fill(16, changed(nullptr, 0)), cudaErrorInvalidValue);
+  cuda::SlotFill leaves = changed(nullptr, no_chunk);
+  leaves.arrival = record.as<uint32_t>();
+  EXPECT_EQ(fill(16, leaves), cudaErrorInvalidValue);
   EXPECT_EQ(fill(16, changed(record.as<char>(8), 0)), cudaErrorInvalidValue);
   EXPECT_EQ(cache.host(), std::vector<uint32_t>(4, before_word));
   EXPECT_EQ(pages.host(), std::vector<uint32_t>(2, before_word));

@@ -6,11 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "kernels/landmark_topk.h"
 #include "model/ramba.h"
@@ -240,6 +242,58 @@ class Pager {
 
   // Makes the chunks of a selection cached.
   void page(const Gpu::Selection& selection, ByteSpan staging) {
+    auto [fills, evicted] = plan(selection, staging);
+    for (size_t i = 0; i < fills.size(); ++i) copy_record(fills, i, staging);
+    // Both ways, by turns.
+    if (++pagings_ % 2 == 0) {
+      must_have(gpu_.unmap(evicted));
+      evicted.clear();
+    }
+    must_have(gpu_.fill(*memory_, fills, evicted));
+  }
+
+  // The same for a lane that waits alone: the records come when the GPU knows what follows, the first one last, and
+  // where that `is_late` it comes when the lane has been gone on with.
+  Gpu::LaneResult resume(const Gpu::LaneWork& lane, const Gpu::Selection& selection, bool is_late) {
+    const ByteSpan staging = gpu_.staging(lane.lane);
+    const auto [fills, evicted] = plan(selection, staging);
+    must_have(gpu_.prepare(lane, *memory_, fills, evicted));
+    for (size_t i = fills.size(); i-- > (is_late ? 1 : 0);) {
+      if (i % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
+      copy_record(fills, i, staging);
+      gpu_.arrived(i);
+    }
+    Gpu::LaneResult result = must_have(gpu_.go_on());
+    if (!is_late) return result;
+    EXPECT_FALSE(result.done);
+    EXPECT_EQ(result.selections.size(), 1u);
+    EXPECT_FALSE(result.selections.at(0).cached);
+    EXPECT_EQ(result.selections.at(0).chunks, selection.chunks);
+    copy_record(fills, 0, staging);
+    must_have(gpu_.fill(*memory_, fills, evicted));
+    return std::move(must_have(gpu_.step(std::array{lane})).front());
+  }
+
+  // No chunk is cached any more.
+  void drop_all() {
+    std::vector<Gpu::Mapped> all;
+    for (const auto& [chunk, slot] : slot_of_) all.push_back({memory_.get(), chunk});
+    must_have(gpu_.unmap(all));
+    slot_of_.clear();
+    std::ranges::fill(in_slot_, std::nullopt);
+  }
+
+ private:
+  struct Plan {
+    std::vector<Gpu::Fill> fills;
+    std::vector<Gpu::Mapped> evicted;
+  };
+
+  void copy_record(std::span<const Gpu::Fill> fills, size_t i, ByteSpan staging) const {
+    std::memcpy(staging.data() + i * kv_bytes_, from_.kv.data() + fills[i].chunk * kv_bytes_, kv_bytes_);
+  }
+
+  Plan plan(const Gpu::Selection& selection, ByteSpan staging) {
     const std::set<uint64_t> wanted = [&] {
       std::set<uint64_t> chunks(selection.chunks.begin(), selection.chunks.end());
       chunks.erase(Gpu::no_chunk);
@@ -256,21 +310,13 @@ class Pager {
       }
       in_slot_[next_] = chunk;
       slot_of_[chunk] = next_;
-      const ByteSpan record = staging.subspan(fills.size() * kv_bytes_, kv_bytes_);
-      std::memcpy(record.data(), from_.kv.data() + chunk * kv_bytes_, kv_bytes_);
-      fills.push_back({chunk, next_, record});
+      fills.push_back({chunk, next_, staging.subspan(fills.size() * kv_bytes_, kv_bytes_)});
       next_ = (next_ + 1) % gpu_.slots();
     }
     misses_ += fills.size();
-    // Both ways, by turns.
-    if (++pagings_ % 2 == 0) {
-      must_have(gpu_.unmap(evicted));
-      evicted.clear();
-    }
-    must_have(gpu_.fill(*memory_, fills, evicted));
+    return {std::move(fills), std::move(evicted)};
   }
 
- private:
   Gpu& gpu_;
   const Encoding& from_;
   const size_t kv_bytes_;
@@ -407,6 +453,36 @@ TEST_F(GpuGenerateTest, PagedLogitsHaveTheBitsOfResidentOnes) {
   const auto paged = run(*gpu, pager, 3, tokens, 40);
   EXPECT_GT(pager.misses(), gpu->slots());
   EXPECT_TRUE(paged == resident);
+}
+
+TEST_F(GpuGenerateTest, ALaneThatIsPreparedGoesOnWithTheBitsOfOneThatIsNot) {
+  const auto tokens = random_tokens(130, 17);
+  constexpr size_t singles = 60;
+  const auto gpu = open(roomy);
+  Pager resident(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  const auto expected = run(*gpu, resident, 0, tokens, singles);
+
+  Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  constexpr uint32_t lane = 2;
+  must_have(gpu->reset(lane));
+  size_t resumed = 0;
+  for (size_t done = 0, of = 0; done < tokens.size(); ++of) {
+    const size_t left = tokens.size() - done, count = left > singles ? std::min(left - singles, chunk_size) : 1;
+    const auto part = std::span(tokens).subspan(done, count);
+    done += count;
+    if (count > 1) {
+      EXPECT_TRUE(run_one(*gpu, pager, lane, part, chunks) == expected[of]) << "block " << of;
+      continue;
+    }
+    pager.drop_all();
+    Gpu::LaneWork work{.lane = lane, .memory = &pager.memory(), .chunks = chunks, .tokens = part};
+    auto result = std::move(must_have(gpu->step(std::array{work})).front());
+    EXPECT_FALSE(result.done);
+    work.tokens = {};
+    while (!result.done) result = pager.resume(work, result.selections.back(), ++resumed % 5 == 0);
+    EXPECT_TRUE(result.logits == expected[of]) << "token " << of;
+  }
+  EXPECT_GE(resumed, singles);
 }
 
 TEST_F(GpuGenerateTest, AnswersDoNotDependOnWhereTheLandmarksLie) {

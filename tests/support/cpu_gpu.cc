@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -141,6 +142,7 @@ size_t CpuGpu::list_places() const {
 }
 
 Expected<void> CpuGpu::called(Call call) {
+  promise(!is_prepared_ || call == Call::go_on, "what was prepared must be gone on with first");
   const auto index = static_cast<size_t>(call);
   ++calls_[index];
   if (failing_[index] == 0) return {};
@@ -280,6 +282,13 @@ Expected<void> CpuGpu::fill(GpuMemory& memory, std::span<const Fill> fills, std:
     make_way = make_way.first(std::min(half, make_way.size()));
   }
   plan_unmapping(make_way);
+  check(memory, fills, make_way);
+  for (const Fill& each : fills)
+    moves_.push_back({&static_cast<Memory&>(memory), each.chunk, each.slot, each.record.data()});
+  return done;
+}
+
+void CpuGpu::check(const GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) const {
   const ByteView staged = staging_.bytes();
   for (const Fill& each : fills) {
     promise(each.record.size() == model_->kv_bytes() && each.record.data() >= staged.data() &&
@@ -289,9 +298,7 @@ Expected<void> CpuGpu::fill(GpuMemory& memory, std::span<const Fill> fills, std:
     promise(std::ranges::none_of(
                 make_way, [&](const Mapped& other) { return other.memory == &memory && other.chunk == each.chunk; }),
             "a chunk comes and makes way at once");
-    moves_.push_back({&static_cast<Memory&>(memory), each.chunk, each.slot, each.record.data()});
   }
-  return done;
 }
 
 Expected<void> CpuGpu::unmap(std::span<const Mapped> chunks) {
@@ -356,6 +363,56 @@ Expected<std::vector<Gpu::LaneResult>> CpuGpu::step(std::span<const LaneWork> wo
   return results;
 }
 
+// ---- Chunks that arrive later
+
+Expected<void> CpuGpu::prepare(const LaneWork& lane, GpuMemory& memory, std::span<const Fill> fills,
+                               std::span<const Mapped> make_way) {
+  if (auto done = called(Call::prepare); !done) {
+    plan_unmapping(make_way.first(make_way.size() / 2));
+    return done;
+  }
+  promise(lane.tokens.empty() && lanes_[lane.lane].tokens == 1 && lane.memory == &memory,
+          "what is prepared is of a lane that waits with a token");
+  const ByteView staged = staging(lane.lane);
+  for (const Fill& each : fills)
+    promise(each.record.data() >= staged.data() && each.record.data() < staged.data() + staged.size(),
+            "a record that is prepared lies in staging memory of its lane");
+  check(memory, fills, make_way);
+  plan_unmapping(make_way);
+  move_all();
+  prepared_ = lane;
+  awaited_.clear();
+  for (const Fill& each : fills)
+    awaited_.push_back({&static_cast<Memory&>(memory), each.chunk, each.slot, each.record.data()});
+  has_arrived_.assign(fills.size(), false);
+  is_prepared_ = true;
+  return {};
+}
+
+// Copied at once, as the real GPU may.
+void CpuGpu::arrived(size_t i) {
+  promise(is_prepared_ && i < awaited_.size(), "a record arrives that was not prepared");
+  promise(!has_arrived_[i], "a record arrives twice");
+  has_arrived_[i] = true;
+  if (impatient_ > 0) return;
+  moves_ = {awaited_[i]};
+  move_all();
+}
+
+Expected<Gpu::LaneResult> CpuGpu::go_on() {
+  promise(is_prepared_, "nothing was prepared");
+  RECALLD_CHECK([&] {
+    auto done = called(Call::go_on);
+    is_prepared_ = false;
+    return done;
+  }());
+  impatient_ = std::max(0, impatient_ - 1);
+  LaneResult result;
+  check(std::span(&prepared_, 1), false);
+  step_token(prepared_, result);
+  return result;
+}
+
 void CpuGpu::check(std::span<const LaneWork> work, bool of_block) const {
   promise(!of_block || work.size() == 1, "a block of tokens is read alone");
   std::set<uint32_t> lanes;
@@ -381,7 +438,8 @@ Gpu::Selection CpuGpu::select(const LaneWork& work, std::span<const float> hidde
   Selection selection{.group = static_cast<uint32_t>(group),
                       .cached = true,
                       .chunks = std::vector<uint32_t>(lists * k, no_chunk),
-                      .scores = std::vector<float>(lists * k)};
+                      .scores = std::vector<float>(lists * k),
+                      .told = std::chrono::steady_clock::now()};
   attended.assign(lists, {});
   std::vector<float> dots(n);
   std::set<uint64_t> chosen;

@@ -46,12 +46,18 @@ class CpuGpu final : public Gpu {
     erase,
     erase_scratch,
     reset,
+    prepare,
+    go_on,
     step,
   };
   static constexpr size_t calls_count = static_cast<size_t>(Call::step) + 1;
-  // The next n calls fail with ErrorKind::device. They change nothing, but that fill() moves the first half before.
+  // The next n calls fail with ErrorKind::device. They change nothing, but that fill() and prepare() move the first
+  // half before, prepare() of what makes way.
   void fail_next(Call call, int n = 1) { failing_[static_cast<size_t>(call)] = n; }
   uint64_t calls(Call call) const { return calls_[static_cast<size_t>(call)]; }
+  // The next n times that go_on() is called it had no patience: no record has arrived in time.
+  void lose_patience_next(int n = 1) { impatient_ = n; }
+  bool is_prepared() const { return is_prepared_; }  // between prepare() and go_on()
 
   ByteView cache();                                    // all slots, as they are when what is on its way has arrived
   ByteView staging();                                  // of all lanes and of a block
@@ -89,6 +95,10 @@ class CpuGpu final : public Gpu {
 
   Expected<void> reset(uint32_t lane) override;
   Expected<std::vector<LaneResult>> step(std::span<const LaneWork> work) override;
+  Expected<void> prepare(const LaneWork& lane, GpuMemory& memory, std::span<const Fill> fills,
+                         std::span<const Mapped> make_way) override;
+  void arrived(size_t i) override;
+  Expected<LaneResult> go_on() override;
 
  private:
   class State;
@@ -111,6 +121,7 @@ class CpuGpu final : public Gpu {
   CpuGpu(Options options, std::unique_ptr<WorkerPool> pool, std::unique_ptr<Ramba> model);
 
   Expected<void> called(Call call);
+  void check(const GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) const;
   void plan_unmapping(std::span<const Mapped> chunks);
   void move_all();
   Expected<std::shared_ptr<State>> new_state(RecurrentState state);
@@ -128,7 +139,12 @@ class CpuGpu final : public Gpu {
   AlignedBuffer cache_, staging_;
   std::vector<std::byte> encoded_;  // K/V of the last call of encode()
   std::array<Lane, lanes_max> lanes_;
-  std::vector<Move> moves_;                            // in their order
+  std::vector<Move> moves_;        // in their order
+  LaneWork prepared_;              // of prepare()
+  std::vector<Move> awaited_;      // its fills
+  std::vector<bool> has_arrived_;  // of them
+  std::atomic<bool> is_prepared_ = false;
+  int impatient_ = 0;
   std::vector<const Memory*> mapped_;                  // [slots] whose page table has it; null: none
   const std::shared_ptr<std::atomic<size_t>> states_;  // that there are; shared with them, who outlive this
   std::atomic<uint64_t> landmarks_bytes_ = 0, host_landmarks_bytes_ = 0;

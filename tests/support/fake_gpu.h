@@ -57,6 +57,11 @@ class FakeGpu : public Gpu {
   Expected<void> erase_scratch() override { return none(); }
   Expected<void> reset(uint32_t) override { return none(); }
   Expected<std::vector<LaneResult>> step(std::span<const LaneWork>) override { return none(); }
+  Expected<void> prepare(const LaneWork&, GpuMemory&, std::span<const Fill>, std::span<const Mapped>) override {
+    return none();
+  }
+  void arrived(size_t) override {}
+  Expected<LaneResult> go_on() override { return none(); }
 
  private:
   static std::unexpected<Error> none() { return fail(ErrorKind::device, "this GPU is a fake"); }

@@ -129,10 +129,11 @@ struct Kind {
   std::vector<Tokens> prompts;
 };
 
-// One token that was written, with what GpuDecoder::counts() says of it.
+// One token that was written, with what GpuDecoder says of it.
 struct Token {
   double us = 0;
   uint64_t hits = 0, misses = 0, read_bytes = 0;
+  GpuDecoder::Times times = {};  // of one that was written alone
 };
 
 struct Run {
@@ -231,8 +232,8 @@ class Answers {
       while (!reads.front()) reads = decoder.write({&written, 1});
       const double us = us_since(begin);
       const GpuDecoder::Counts after = decoder.counts();
-      run.tokens.push_back(
-          {us, after.hits - before.hits, after.misses - before.misses, after.read_bytes - before.read_bytes});
+      run.tokens.push_back({us, after.hits - before.hits, after.misses - before.misses,
+                            after.read_bytes - before.read_bytes, decoder.times()});
       answer.push_back(best(must(*std::move(reads.front()), "write a token").logits));
     }
     run.answers.push_back(std::move(answer));
@@ -336,6 +337,43 @@ void report_cached_speed(const char* name, const Run& resident, const Run& run, 
               speed, cached_speed_min, goals.fast(speed >= cached_speed_min));
 }
 
+// Where the time of tokens with misses goes, on the host's clock. What a token takes up to its choice and from it to
+// its logits is known from those whose chunks were cached; the rest is what a wait is made of:
+// - decided: the host has seen what is missing, and the reads are on their way
+// - read: the last record has come and is what was stored. Meanwhile the GPU is told what follows (told), which costs
+//   something only where it takes longer than the first read
+// - gone on: the GPU has seen that, has copied what was not copied yet, and has found all chunks
+// - rest: what the parts before and behind take longer than in tokens whose chunks were cached
+void report_timeline(const std::vector<Token>& tokens) {
+  constexpr size_t tokens_min = 20;
+  using Time = GpuDecoder::Times::Time;
+  const auto median_us = [](const std::vector<const Token*>& of, Time GpuDecoder::Times::*from,
+                            Time GpuDecoder::Times::*to) {
+    std::vector<double> us;
+    for (const Token* const token : of)
+      us.push_back(std::chrono::duration<double, std::micro>(token->times.*to - token->times.*from).count());
+    return median(us);
+  };
+  std::map<uint64_t, std::vector<const Token*>> of_misses;
+  for (const Token& token : tokens)
+    if (token.misses == 0 || token.times.resumed != Time{}) of_misses[token.misses].push_back(&token);
+  using Times = GpuDecoder::Times;
+  const double before_us = median_us(of_misses[0], &Times::begun, &Times::chosen);
+  const double behind_us = median_us(of_misses[0], &Times::chosen, &Times::done);
+  std::printf(
+      "  where a wait goes, medians; a token whose chunks are cached chooses after %.1f and is done %.1f later\n",
+      before_us, behind_us);
+  for (const auto& [misses, of] : of_misses) {
+    if (misses == 0 || of.size() < tokens_min) continue;
+    std::printf("  %2llu missed: decided %.1f, read %.1f (told %.1f), gone on %.1f, rest %.1f before and %.1f behind\n",
+                static_cast<unsigned long long>(misses), median_us(of, &Times::chosen, &Times::reading),
+                median_us(of, &Times::reading, &Times::arrived), median_us(of, &Times::reading, &Times::prepared),
+                median_us(of, &Times::arrived, &Times::resumed),
+                median_us(of, &Times::begun, &Times::chosen) - before_us,
+                median_us(of, &Times::resumed, &Times::done) - behind_us);
+  }
+}
+
 // How long tokens with misses waited, against as many reads without recalld. With several groups the chunks of a token
 // are not read in one batch but in one a group: then this is more than what it is compared with.
 void report_waits(const Store& store, const MemoryInfo& memory, const RecordShape& shape,
@@ -357,16 +395,21 @@ void report_waits(const Store& store, const MemoryInfo& memory, const RecordShap
                 *long_look_us, kernels_of_model);
   else
     std::printf("  an empty look at the host was not measured\n");
+  report_timeline(tokens);
   const double cached_us = median(us.at(0));
+  const std::chrono::microseconds rest(static_cast<int64_t>(cached_us));
   std::mt19937 random(3);
   for (const auto& [misses, times] : us) {
     if (misses == 0 || times.size() < tokens_min) continue;
     const double wait_us = median(times) - cached_us, plain_us = reads.plain_us(misses, random);
     std::printf(
-        "  %2llu missed (%5zu tokens): waits %.1f, of which the store's fetch %.1f; plain reads, median %.1f, ratio "
-        "%.2f",
+        "  %2llu missed (%5zu tokens): waits %.1f; the store's fetch %.1f, plain reads, median %.1f (after rests as "
+        "long "
+        "as a token takes %.1f and %.1f), ratio %.2f",
         static_cast<unsigned long long>(misses), times.size(), wait_us,
-        fetch_us(store, memory, shape.kv_bytes, misses, random), plain_us, wait_us / plain_us);
+        fetch_us(store, memory, shape.kv_bytes, misses, random), plain_us,
+        fetch_us(store, memory, shape.kv_bytes, misses, random, rest), reads.plain_us(misses, random, rest),
+        wait_us / plain_us);
     if (look_us) std::printf(", with an empty look %.2f", wait_us / (plain_us + *look_us));
     const auto fio_us = reads.fio_us(misses, fio_s);
     if (fio_us) std::printf("; fio, mean %.1f, ratio %.2f", *fio_us, wait_us / *fio_us);
