@@ -5,11 +5,13 @@
 // - decode: four warps share a chunk, each 16 of its tokens and then 16 columns of o. A cluster of eight blocks has
 //   eight chunks; its blocks push their products into each other's shared memory, and each sums an eighth of o. Of
 //   several clusters, the block that ends last adds the sums of all.
-// - prefill: 16 warps have one or two tiles each, whose o stays in registers. The chunks that any of them selected go
-//   through a ring in shared memory, newest first, each once a block. A warp waits for the chunks of its own tiles
-//   only; the last one that is done with a chunk loads the next one in its place. (A warp for the loads alone would
-//   leave the others 96 registers each instead of 128, which do not hold two tiles.)
+// - prefill: 16 warps have one or two tiles each, whose o stays in registers. K and V of the chunks that any of them
+//   selected go through rings in shared memory, newest first, each once a block, by copies of tensors (TMA). A warp
+//   waits for the chunks of its own tiles only; the last one that is done with K or V has the next one loaded in its
+//   place. (A warp for the loads alone would leave the others 96 registers each instead of 128, which do not hold two
+//   tiles.)
 #include <cooperative_groups.h>
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -80,11 +82,15 @@ __device__ __forceinline__ void raise(Rows& top, const float (&logits)[4]) {
   top.high = fmaxf(top.high, fmaxf(logits[2], logits[3]));
 }
 
-// Sums of p over a chunk, from those of its blocks of tokens in each lane.
-__device__ __forceinline__ Rows sum_of_blocks(const Rows (&blocks)[token_blocks]) {
+// A lane's part of the sums of p over a chunk, from those of its blocks of tokens.
+__device__ __forceinline__ Rows sum_of_lane(const Rows (&blocks)[token_blocks]) {
   Rows sum = blocks[0];
 #pragma unroll
   for (int block = 1; block < token_blocks; ++block) sum.low += blocks[block].low, sum.high += blocks[block].high;
+  return sum;
+}
+
+__device__ __forceinline__ Rows sum_of_quad(Rows sum) {
 #pragma unroll
   for (int width = 1; width < 4; width *= 2) {
     sum.low += __shfl_xor_sync(everyone, sum.low, width);
@@ -171,6 +177,16 @@ constexpr int place_registers = hsa_k_max / warp;
 struct Selection {
   int count = 0;                  // of the selected chunks, in every lane
   float scores[place_registers];  // with their decay
+
+  // Of up to `warp` places, from what has been read of this lane's.
+  __device__ __forceinline__ Selection(const HsaAttention& all, uint32_t chunk, float score, int lane) {
+#pragma unroll
+    for (float& each : scores) each = -INFINITY;
+    const bool there = chunk != hsa_no_chunk;
+    const float decay = __fmul_rn(static_cast<float>(lane), all.pos_decay);
+    if (there) scores[0] = __fadd_rn(score, decay);
+    count = __popc(__ballot_sync(everyone, there));
+  }
 
   __device__ __forceinline__ Selection(const HsaAttention& all, size_t first_place, int lane) {
 #pragma unroll
@@ -342,7 +358,7 @@ __device__ __forceinline__ Rows team_products(const HsaAttention& all, const Til
     shares[block] = memory.shares[block][lane];
     sums[block] = memory.sums[block][lane];
   }
-  const Rows sum = sum_of_blocks(sums);
+  const Rows sum = sum_of_quad(sum_of_lane(sums));
   const float weight = memory.weight;
   asm volatile("cp.async.wait_all;" ::: "memory");
   __syncwarp();
@@ -440,7 +456,6 @@ __global__ void __launch_bounds__(team_threads) decode_kernel(HsaAttention all) 
 // ---- prefill
 
 constexpr int tile_warps = 16, prefill_threads = tile_warps * warp;
-constexpr int ring_chunks = 9;
 
 // A place of a selection, to be sorted: newest chunk first. The upper bits are ~chunk, so that no chunk is last.
 using PlaceKey = uint64_t;
@@ -459,27 +474,6 @@ __device__ __forceinline__ uint32_t tile_and_place_of(PlaceKey key) {
   return static_cast<uint32_t>(key) & ((1u << (tile_bits + place_bits)) - 1);
 }
 
-template <int tiles_of_warp>
-struct Prefill {
-  static constexpr int tiles = tile_warps * tiles_of_warp;
-  // Two tiles leave no registers for sums of groups.
-  static constexpr int places = tiles_of_warp == 1 ? hsa_k_max : group_chunks;
-  static_assert(tiles <= 1 << tile_bits);
-
-  uint4 ring[ring_chunks][2 * chunk_pieces];  // K, then V
-  uint4 query[tiles][4][warp];
-  union {
-    PlaceKey keys[tiles * places];
-    uint64_t loaded[tiles * places];  // then: barriers of the chunks. One for each place of the ring would not do: a
-                                      // warp that skips chunks could take the phase before for its own.
-  };
-  uint32_t slots[tiles * places];                      // of the chunks of the block
-  uint32_t left[tiles * places];                       // tiles that are not yet done with the chunk
-  uint32_t steps[tile_warps][tiles_of_warp * places];  // index of the chunk, tile, place
-  float weights[tiles][places];
-};
-static_assert(sizeof(Prefill<1>) <= 227 * 1024 && sizeof(Prefill<2>) <= 227 * 1024);
-
 // Sorts n keys, a power of two, by all threads of the block.
 __device__ void sort(PlaceKey* keys, int n) {
   for (int size = 2; size <= n; size *= 2) {
@@ -495,13 +489,6 @@ __device__ void sort(PlaceKey* keys, int n) {
   __syncthreads();
 }
 
-__device__ __forceinline__ void start_barrier(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "n"(warp) : "memory");
-}
-// When all that this lane copies has come.
-__device__ __forceinline__ void arrive_after_copies(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
 __device__ __forceinline__ void wait_for(uint64_t* barrier) {
   asm volatile(
       "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n@!done bra again;\n}" ::"r"(
@@ -510,49 +497,14 @@ __device__ __forceinline__ void wait_for(uint64_t* barrier) {
   __syncwarp();
 }
 
-// The count before. Who takes the last one may overwrite what the others have read.
-__device__ __forceinline__ uint32_t take_one(uint32_t* count) {
-  uint32_t before;
-  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], -1;" : "=r"(before) : "r"(shared_address(count)) : "memory");
-  return before;
-}
-
-// Begins to load a chunk, by a warp.
-__device__ __forceinline__ void load_chunk(const Record& record, uint4* to, uint64_t* loaded, int lane) {
-  constexpr int rows_at_once = warp / row_pieces;
-  static_assert(rows_at_once == 4);
-  const int row = lane / row_pieces, piece = lane % row_pieces;
-  const int even = place_of(row, piece), odd = place_of(row + rows_at_once, piece);  // by the rows' multiple of four
-  const size_t first = row * record.stride + piece, step = 2 * rows_at_once * record.stride;
-#pragma unroll
-  for (int part = 0; part < 2; ++part) {
-    const uint4* from = (part == 0 ? record.k : record.v) + first;
-    uint4* const to_part = to + part * chunk_pieces;
-#pragma unroll
-    for (int i = 0; i < chunk_tokens; i += 2 * rows_at_once, from += step) {
-      copy_piece(to_part + even + i * row_pieces, from);
-      copy_piece(to_part + odd + i * row_pieces, from + step / 2);
-    }
-  }
-  arrive_after_copies(loaded);
-}
-
-// sum = factor · product + sum if wanted. A branch would keep the products of neighbouring tiles apart.
-__device__ __forceinline__ void add_product(float& sum, float product, float factor, bool wanted) {
-  asm("{\n.reg .pred wanted;\nsetp.ne.s32 wanted, %3, 0;\n@wanted fma.rn.f32 %0, %1, %2, %0;\n}"
-      : "+f"(sum)
-      : "f"(factor), "f"(product), "r"(static_cast<int>(wanted)));
-}
-
 // Adds a chunk's products to the sums of one tile.
-__device__ __forceinline__ void add_products(float (&sums)[2][4], const float (&products)[2][4], const Rows& factor,
-                                             bool wanted) {
+__device__ __forceinline__ void add_products(float (&sums)[2][4], const float (&products)[2][4], const Rows& factor) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    add_product(sums[i][0], products[i][0], factor.low, wanted);
-    add_product(sums[i][1], products[i][1], factor.low, wanted);
-    add_product(sums[i][2], products[i][2], factor.high, wanted);
-    add_product(sums[i][3], products[i][3], factor.high, wanted);
+    sums[i][0] = __fmaf_rn(factor.low, products[i][0], sums[i][0]);
+    sums[i][1] = __fmaf_rn(factor.low, products[i][1], sums[i][1]);
+    sums[i][2] = __fmaf_rn(factor.high, products[i][2], sums[i][2]);
+    sums[i][3] = __fmaf_rn(factor.high, products[i][3], sums[i][3]);
   }
 }
 
@@ -566,85 +518,286 @@ __device__ __forceinline__ void add_and_clear(float (&total)[column_tiles / 2][2
       for (int j = 0; j < 4; ++j) total[t][i][j] += sums[t][i][j], sums[t][i][j] = 0;
 }
 
+// The places of a block with two tiles a warp.
+struct Ranked {
+  static constexpr int count = 2 * tile_warps * group_chunks;
+  alignas(16) uint32_t chunks[count];  // + 1, by tile and place; 0 where there is none
+  uint32_t slots[count];               // likewise
+  uint32_t order[count];               // indices of both, newest chunk first
+};
+
+// A block's shared memory. Warp w has tiles w and, where it has two, w + tile_warps: neighbours, which select much of
+// the same, are of different warps. K and V lie in rings of their own: the place of a chunk's K is free for another one
+// as soon as the logits are there.
+template <int tiles_of_warp>
+struct Prefill {
+  static constexpr int tiles = tile_warps * tiles_of_warp;
+  // Two tiles leave no registers for sums of groups.
+  static constexpr int places = tiles_of_warp == 1 ? hsa_k_max : group_chunks, all_places = tiles * places;
+  static constexpr int k_chunks = tiles_of_warp == 1 ? 8 : 9, v_chunks = tiles_of_warp == 1 ? 8 : 10;
+  static_assert(tiles <= 1 << tile_bits);
+  uint4 k[k_chunks][chunk_pieces];
+  uint4 v[v_chunks][chunk_pieces];
+  uint4 query[tiles][4][warp];
+  union {
+    PlaceKey keys[all_places];       // first, of one tile a warp
+    Ranked ranked;                   // first, of two
+    uint64_t loaded[2][all_places];  // then: barriers of the chunks' K and V. One for each place of a ring would not
+                                     // do: a warp that skips chunks could take the phase before for its own.
+  };
+  uint32_t slots[all_places];                          // of the chunks of the block
+  uint32_t left[all_places];                           // tiles that are not yet done with V; with K in the upper half
+  uint32_t steps[tile_warps][tiles_of_warp * places];  // index of the chunk, tile, place
+  float weights[tiles][places];
+};
+constexpr size_t ring_alignment = 1024;  // as copies of tensors turn pieces by their address
+static_assert(sizeof(Prefill<1>) + ring_alignment <= 227 * 1024 && sizeof(Prefill<2>) + ring_alignment <= 227 * 1024);
+
+// place_of() for a copy of a tensor, which puts row 2 a + b of eight to 4 b + a and turns pieces by that.
+__device__ __forceinline__ int ring_place_of(int row, int piece) {
+  const int turn = (row & 1) << 2 | (row >> 1 & 3);
+  return ((row & ~7) | turn) * row_pieces + (piece ^ turn);
+}
+
+__device__ __forceinline__ void start_barrier(uint64_t* barrier) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// The value before. Orders what came before it alone, so that nobody waits for the value until it is looked at: who
+// took the last one calls after_taking() before what the others have read is overwritten.
+__device__ __forceinline__ uint32_t take(uint32_t* count, uint32_t amount) {
+  uint32_t before;
+  asm volatile("atom.release.cta.shared.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "r"(shared_address(count)), "r"(0 - amount)
+               : "memory");
+  return before;
+}
+__device__ __forceinline__ void after_taking() {
+  asm volatile("fence.acq_rel.cta;" ::: "memory");
+}
+
+// A read of 16 bytes that is not divided, which would make banks conflict.
+__device__ __forceinline__ uint4 read_piece(const uint4* from) {
+  uint4 piece;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
+               : "r"(shared_address(from))
+               : "memory");
+  return piece;
+}
+
+constexpr int rank_lanes = prefill_threads / Ranked::count;  // that rank one place together
+static_assert(rank_lanes == 2);
+
+// Orders the places of a block with two tiles a warp, by all its threads. chunk: at the place threadIdx.x / rank_lanes.
+// A place's rank is the number of those with a newer chunk, or with the same one and before it.
+__device__ __forceinline__ void rank(Ranked& places, uint32_t chunk, const uint32_t* page_table) {
+  const int place = static_cast<int>(threadIdx.x) / rank_lanes, half = static_cast<int>(threadIdx.x) % rank_lanes;
+  const uint32_t own = chunk + 1;
+  if (half == 0) places.chunks[place] = own;
+  __syncthreads();
+  const uint32_t slot = own == 0 ? 0 : __ldg(page_table + chunk);
+  const uint4* const fours = reinterpret_cast<const uint4*>(places.chunks);
+  const int own_four = place / 4;
+  uint32_t rank = 0;
+#pragma unroll 8
+  for (int four = half; four < Ranked::count / 4; four += rank_lanes) {
+    const uint4 others = fours[four];
+    const uint32_t least = own + (four >= own_four ? 1 : 0);
+    rank += others.x >= least ? 1 : 0;
+    rank += others.y >= least ? 1 : 0;
+    rank += others.z >= least ? 1 : 0;
+    rank += others.w >= least ? 1 : 0;
+  }
+  if (half == 0)
+    for (int i = own_four * 4; i < place; ++i) rank += places.chunks[i] == own ? 1 : 0;
+  rank += __shfl_xor_sync(everyone, rank, 1);
+  if (half == 0) {
+    places.order[rank] = static_cast<uint32_t>(place);
+    places.slots[place] = slot;
+  }
+  __syncthreads();
+}
+
+enum class Part : uint8_t { k, v };
+
+// Begins to load a chunk's K or V, by one lane.
+__device__ __forceinline__ void load_part(const CUtensorMap& records, uint32_t slot, Part part, uint32_t kv_head,
+                                          uint4* to, uint64_t* loaded) {
+  // What others have read of the place before comes before its bytes are written.
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(loaded)),
+               "n"(chunk_pieces * static_cast<int>(sizeof(uint4)))
+               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %2, %2, %3, "
+      "%4}], [%5];" ::"r"(shared_address(to)),
+      "l"(&records), "r"(0), "r"(slot * (2 * chunk_tokens / 8) + (part == Part::k ? 0 : chunk_tokens / 8)),
+      "r"(kv_head), "r"(shared_address(loaded))
+      : "memory");
+}
+
+// 32 columns of p · V, from column tile `tile` on, which is 0 or 4. As make_products().
+__device__ __forceinline__ void make_half_products(float (&products)[2][2][4], const uint4 (&shares)[token_blocks],
+                                                   const uint4* v, int first_place, int tile) {
+#pragma unroll
+  for (auto& of_pair : products)
+#pragma unroll
+    for (auto& of_tile : of_pair)
+#pragma unroll
+      for (float& product : of_tile) product = 0;
+  const uint32_t from[2] = {shared_address(v + (first_place ^ tile)), shared_address(v + (first_place ^ (tile + 2)))};
+#pragma unroll
+  for (int block = 0; block < token_blocks; ++block) {
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      uint4 b;
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(b.x), "=r"(b.y), "=r"(b.z), "=r"(b.w)
+                   : "r"(from[pair] + block * 16 * row_pieces * static_cast<uint32_t>(sizeof(uint4)))
+                   : "memory");
+      multiply(products[pair][0], shares[block], b.x, b.y);
+      multiply(products[pair][1], shares[block], b.z, b.w);
+    }
+  }
+}
+
 // Grid: tokens x row tiles by blocks, KV heads.
 template <int tiles_of_warp>
-__global__ void __launch_bounds__(prefill_threads, 1) prefill_kernel(HsaAttention all, uint32_t row_tiles) {
+__global__ void __launch_bounds__(prefill_threads, 1)
+    prefill_kernel(HsaAttention all, uint32_t row_tiles, const __grid_constant__ CUtensorMap records) {
   using Memory = Prefill<tiles_of_warp>;
+  constexpr int places = Memory::places;
   extern __shared__ __align__(16) unsigned char shared[];
-  Memory& memory = *reinterpret_cast<Memory*>(shared);
+  Memory& memory = *reinterpret_cast<Memory*>(shared + -shared_address(shared) % ring_alignment);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % warp, in_block = thread / warp;
+  const int selected = static_cast<int>(all.k);
   const uint32_t kv_head = blockIdx.y, tiles = all.tokens * row_tiles, first_tile = blockIdx.x * Memory::tiles;
   const auto tile_at = [&](int i) {
     return Tile(all, (first_tile + i) / row_tiles, kv_head, (first_tile + i) % row_tiles);
   };
   const auto is_there = [&](int i) { return first_tile + i < tiles; };
 
-  int n = warp;
-  while (n < Memory::tiles * static_cast<int>(all.k)) n *= 2;
-  for (int i = thread; i < n; i += prefill_threads) {
-    const int tile = i / static_cast<int>(all.k), place = i % static_cast<int>(all.k);
-    const bool there = tile < Memory::tiles && is_there(tile);
-    memory.keys[i] = there ? key_of(__ldg(all.chunks + tile_at(tile).first_place + place), tile, place) : no_place;
+  // Reads are under way before the first one is waited for.
+  const int ranked = tiles_of_warp == 1 ? 0 : thread / rank_lanes;
+  uint32_t chunk_of_place = hsa_no_chunk, chunks_of_lane[tiles_of_warp];
+  float scores_of_lane[tiles_of_warp];
+  if constexpr (tiles_of_warp == 2) {
+    if (is_there(ranked / places) && ranked % places < selected)
+      chunk_of_place = __ldg(all.chunks + tile_at(ranked / places).first_place + ranked % places);
+#pragma unroll
+    for (int i = 0; i < tiles_of_warp; ++i) {
+      chunks_of_lane[i] = hsa_no_chunk;
+      scores_of_lane[i] = 0;
+      const int tile = in_block + i * tile_warps;
+      if (!is_there(tile) || lane >= selected) continue;
+      chunks_of_lane[i] = __ldg(all.chunks + tile_at(tile).first_place + lane);
+      scores_of_lane[i] = __ldg(all.scores + tile_at(tile).first_place + lane);
+    }
   }
-  for (int i = thread; i < Memory::tiles * Memory::places; i += prefill_threads) memory.left[i] = 0;
-    // Without branches between them, so that both tiles' loads are under way at once. Tiles beyond the last are its
-    // copies.
+  uint4 queries[tiles_of_warp][4];  // of tiles beyond the last: its copies
 #pragma unroll
-  for (int of_warp = 0; of_warp < tiles_of_warp; ++of_warp) {
-    const int i = in_block * tiles_of_warp + of_warp;
-    const Tile tile = tile_at(min(i, static_cast<int>(tiles - 1 - first_tile)));
-    uint4 query[4];
-    load_query(all.q + tile.first_element, tile.heads, lane, query);
-#pragma unroll
-    for (int step = 0; step < 4; ++step) memory.query[i][step][lane] = query[step];
+  for (int i = 0; i < tiles_of_warp; ++i) {
+    const Tile tile = tile_at(min(in_block + i * tile_warps, static_cast<int>(tiles - 1 - first_tile)));
+    load_query(all.q + tile.first_element, tile.heads, lane, queries[i]);
   }
-#pragma unroll
-  for (int of_warp = 0; of_warp < tiles_of_warp; ++of_warp) {
-    const int i = in_block * tiles_of_warp + of_warp;
-    if (!is_there(i)) break;
-    const Selection selection(all, tile_at(i).first_place, lane);
-    float weights[place_registers];
-    make_weights(all.softmax, selection, lane, weights);
-#pragma unroll
-    for (int r = 0; r < place_registers; ++r)
-      if (r * warp + lane < selection.count) memory.weights[i][r * warp + lane] = weights[r];
+
+  for (int i = thread; i < Memory::all_places; i += prefill_threads) memory.left[i] = 0;
+  int n = Memory::all_places;  // places to go through
+  if constexpr (tiles_of_warp == 1) {
+    n = warp;
+    while (n < Memory::tiles * selected) n *= 2;
+    for (int i = thread; i < n; i += prefill_threads) {
+      const int tile = i / selected, place = i % selected;
+      const bool there = tile < Memory::tiles && is_there(tile);
+      memory.keys[i] = there ? key_of(__ldg(all.chunks + tile_at(tile).first_place + place), tile, place) : no_place;
+    }
+    sort(memory.keys, n);
+  } else {
+    rank(memory.ranked, chunk_of_place, all.page_table);
   }
-  sort(memory.keys, n);
 
   // The chunks of the block, and this warp's part of the places.
   uint32_t* const steps = memory.steps[in_block];
   int step_count = 0, chunks = 0;
   for (int first = 0; first < n; first += warp) {
-    const PlaceKey key = memory.keys[first + lane];
-    const bool there = key != no_place;
-    const bool starts = first + lane == 0 || chunk_of(memory.keys[first + lane - 1]) != chunk_of(key);
+    const int at = first + lane;
+    uint32_t tile_and_place, slot;  // slot: the chunk's number if there is one tile a warp
+    bool there, starts;
+    if constexpr (tiles_of_warp == 1) {
+      const PlaceKey key = memory.keys[at];
+      there = key != no_place;
+      starts = at == 0 || chunk_of(memory.keys[at - 1]) != chunk_of(key);
+      tile_and_place = tile_and_place_of(key);
+      slot = chunk_of(key);
+    } else {
+      const uint32_t index = memory.ranked.order[at], chunk = memory.ranked.chunks[index];
+      there = chunk != 0;
+      starts = at == 0 || memory.ranked.chunks[memory.ranked.order[at - 1]] != chunk;
+      tile_and_place = index / places << place_bits | index % places;
+      slot = memory.ranked.slots[index];
+    }
     const unsigned all_starts = __ballot_sync(everyone, there && starts);
     const int chunk = chunks + __popc(all_starts << (warp - 1 - lane)) - 1;
-    const uint32_t tile_and_place = tile_and_place_of(key);
-    const bool own = there && (tile_and_place >> place_bits) / tiles_of_warp == static_cast<uint32_t>(in_block);
+    const bool own = there && (tile_and_place >> place_bits) % tile_warps == static_cast<uint32_t>(in_block);
     const unsigned all_own = __ballot_sync(everyone, own);
     if (own) {
       steps[step_count + __popc(all_own & ((1u << lane) - 1))] =
           static_cast<uint32_t>(chunk) << (tile_bits + place_bits) | tile_and_place;
-      atomicAdd(&memory.left[chunk], 1);
-      if (starts) memory.slots[chunk] = chunk_of(key);
+      atomicAdd(&memory.left[chunk], 0x10001u);
+      if (starts) memory.slots[chunk] = slot;
     }
     step_count += __popc(all_own);
     chunks += __popc(all_starts);
   }
   __syncthreads();
   for (int i = thread; i < chunks; i += prefill_threads) {
-    start_barrier(&memory.loaded[i]);
-    memory.slots[i] = __ldg(all.page_table + memory.slots[i]);
+    for (auto& barriers : memory.loaded) start_barrier(&barriers[i]);
+    if constexpr (tiles_of_warp == 1) memory.slots[i] = __ldg(all.page_table + memory.slots[i]);
   }
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
-  const auto load = [&](int chunk) {
-    load_chunk(Record(all, memory.slots[chunk], kv_head), memory.ring[chunk % ring_chunks], &memory.loaded[chunk],
-               lane);
-  };
-  if (in_block < min(chunks, ring_chunks)) load(in_block);
 
-  const int key_place = place_of(lane / 4, lane % 4), value_place = first_value_place(lane);
+  const auto load = [&](int chunk, Part part) {
+    uint4* const to = part == Part::k ? memory.k[chunk % Memory::k_chunks] : memory.v[chunk % Memory::v_chunks];
+    uint64_t* const loaded = &memory.loaded[part == Part::k ? 0 : 1][chunk];
+    if (lane == 0) load_part(records, memory.slots[chunk], part, kv_head, to, loaded);
+  };
+  const int first_k = min(chunks, Memory::k_chunks), first_v = min(chunks, Memory::v_chunks);
+  for (int i = in_block; i < first_k + first_v; i += tile_warps) {
+    if (i < first_k)
+      load(i, Part::k);
+    else
+      load(i - first_k, Part::v);
+  }
+
+  // While the first chunks come.
+#pragma unroll
+  for (int i = 0; i < tiles_of_warp; ++i) {
+    const int tile = in_block + i * tile_warps;
+#pragma unroll
+    for (int step = 0; step < 4; ++step) memory.query[tile][step][lane] = queries[i][step];
+    if (!is_there(tile)) continue;
+    float weights[place_registers];
+    int count;
+    if constexpr (tiles_of_warp == 1) {
+      const Selection selection(all, tile_at(tile).first_place, lane);
+      count = selection.count;
+      make_weights(all.softmax, selection, lane, weights);
+    } else {
+      const Selection selection(all, chunks_of_lane[i], scores_of_lane[i], lane);
+      count = selection.count;
+      make_weights(all.softmax, selection, lane, weights);
+    }
+#pragma unroll
+    for (int r = 0; r < (tiles_of_warp == 1 ? place_registers : 1); ++r)
+      if (r * warp + lane < count) memory.weights[tile][r * warp + lane] = weights[r];
+  }
+  __syncwarp();
+
+  const int key_place = ring_place_of(lane / 4, lane % 4);
+  const int value_place = ring_place_of(lane % 16, lane / 16);
   // Of two tiles, or of one tile's group and of its groups before.
   float sums[2][column_tiles / 2][2][4] = {};
   int group = 0;
@@ -653,8 +806,8 @@ __global__ void __launch_bounds__(prefill_threads, 1) prefill_kernel(HsaAttentio
     const int chunk = static_cast<int>(packed >> (tile_bits + place_bits));
     const int tile = static_cast<int>(packed >> place_bits) & ((1 << tile_bits) - 1);
     const int place = static_cast<int>(packed) & ((1 << place_bits) - 1);
-    const int at = chunk % ring_chunks;
-    const uint4 *const k = memory.ring[at], *const v = k + chunk_pieces;
+    const uint4* const k = memory.k[chunk % Memory::k_chunks];
+    const uint4* const v = memory.v[chunk % Memory::v_chunks];
     if (tiles_of_warp == 1 && place / group_chunks != group) {
       add_and_clear(sums[1], sums[0]);
       group = place / group_chunks;
@@ -662,50 +815,68 @@ __global__ void __launch_bounds__(prefill_threads, 1) prefill_kernel(HsaAttentio
     uint4 query[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) query[i] = memory.query[tile][i][lane];
-    wait_for(&memory.loaded[chunk]);
+    wait_for(&memory.loaded[0][chunk]);
 
     float logits[chunk_tokens / 8][4];
     Rows top = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int i = 0; i < chunk_tokens / 8; ++i) {
       const int rows_before = 8 * i * row_pieces;  // which leave the order of a row's pieces as it is
-      make_logits(logits[i], query, k[key_place + rows_before], k[(key_place ^ 4) + rows_before]);
+      make_logits(logits[i], query, read_piece(k + key_place + rows_before),
+                  read_piece(k + (key_place ^ 4) + rows_before));
       raise(top, logits[i]);
     }
+    __syncwarp();
+    uint32_t k_left = 0;
+    if (lane == 0) k_left = take(&memory.left[chunk], 0x10000);
     top = max_of_quad(top);
     uint4 shares[token_blocks];
     Rows block_sums[token_blocks];
 #pragma unroll
     for (int block = 0; block < token_blocks; ++block)
       shares[block] = make_shares(logits[2 * block], logits[2 * block + 1], top, block_sums[block]);
-    const Rows sum = sum_of_blocks(block_sums);
-    const float weight = memory.weights[tile][place];
-    const Rows factor = {__fdiv_rn(weight, sum.low), __fdiv_rn(weight, sum.high)};
-#pragma unroll
-    for (int t = 0; t < column_tiles / 2; ++t) {
-      float products[2][4];
-      make_products(products, shares, v, value_place, 2 * t);
-      if constexpr (tiles_of_warp == 1) {
-        add_products(sums[0][t], products, factor, true);
-      } else {
-        add_products(sums[0][t], products, factor, tile % 2 == 0);
-        add_products(sums[1][t], products, factor, tile % 2 != 0);
-      }
+    const Rows own_sum = sum_of_lane(block_sums);
+    if (k_left >> 16 == 1 && chunk + Memory::k_chunks < chunks) {
+      after_taking();
+      load(chunk + Memory::k_chunks, Part::k);
     }
     __syncwarp();
-    uint32_t left = 0;
-    if (lane == 0) left = take_one(&memory.left[chunk]);
-    left = __shfl_sync(everyone, left, 0);
-    if (left == 1 && chunk + ring_chunks < chunks) load(chunk + ring_chunks);
+    wait_for(&memory.loaded[1][chunk]);
+
+    // The division comes when products are on their way, and the sums of a warp's two tiles are different code.
+    const auto add = [&](float(&to)[column_tiles / 2][2][4]) {
+      Rows factor;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float products[2][2][4];
+        make_half_products(products, shares, v, value_place, 4 * half);
+        if (half == 0) {
+          const Rows sum = sum_of_quad(own_sum);
+          const float weight = memory.weights[tile][place];
+          factor = {__fdiv_rn(weight, sum.low), __fdiv_rn(weight, sum.high)};
+        }
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) add_products(to[2 * half + pair], products[pair], factor);
+      }
+    };
+    if (tiles_of_warp == 1 || tile < tile_warps)
+      add(sums[0]);
+    else
+      add(sums[1]);
+    __syncwarp();
+    if (lane == 0 && (take(&memory.left[chunk], 1) & 0xffff) == 1 && chunk + Memory::v_chunks < chunks) {
+      after_taking();
+      load(chunk + Memory::v_chunks, Part::v);
+    }
+    __syncwarp();
   }
-  // Copies of a warp that has ended do not arrive.
-  asm volatile("cp.async.wait_all;" ::: "memory");
   if (tiles_of_warp == 1) add_and_clear(sums[1], sums[0]);
 
 #pragma unroll
   for (int i = 0; i < tiles_of_warp; ++i) {
-    if (!is_there(in_block * tiles_of_warp + i)) break;
-    const Tile tile = tile_at(in_block * tiles_of_warp + i);
+    const int of_block = in_block + i * tile_warps;
+    if (!is_there(of_block)) break;
+    const Tile tile = tile_at(of_block);
     const auto& o = sums[tiles_of_warp == 1 ? 1 : i];
     const size_t element = tile.first_element + lane / 4 * dim + lane % 4 * 2;
 #pragma unroll
@@ -756,12 +927,37 @@ cudaError_t decode(const HsaAttention& all, uint32_t row_tiles, cudaStream_t str
   return launch(decode_kernel, grid, team_threads, 0, column_tiles, stream, all);
 }
 
+// The cache, so that one copy brings K or V of a chunk as ring_place_of() has it: columns, every second of eight
+// tokens, which of two, eights of tokens, KV heads.
+cudaError_t describe(const HsaAttention& all, CUtensorMap& records) {
+  static const auto encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result) !=
+            cudaSuccess ||
+        result != cudaDriverEntryPointSuccess)
+      found = nullptr;
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+  }();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  constexpr cuuint64_t eights_max = 1 << 28;  // no card's memory has as many
+  const cuuint64_t head = dim * sizeof(Bf16), row = all.kv_heads * head;
+  const cuuint64_t sizes[] = {dim, 4, 2, eights_max, all.kv_heads}, strides[] = {2 * row, row, 8 * row, head};
+  const cuuint32_t box[] = {dim, 4, 2, chunk_tokens / 8, 1}, steps[] = {1, 1, 1, 1, 1};
+  const CUresult status = encode(&records, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5, const_cast<Bf16*>(all.cache), sizes,
+                                 strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return status == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 template <int tiles_of_warp>
 cudaError_t prefill(const HsaAttention& all, uint32_t row_tiles, cudaStream_t stream) {
-  constexpr uint32_t tiles = Prefill<tiles_of_warp>::tiles;
-  const dim3 grid((all.tokens * row_tiles + tiles - 1) / tiles, all.kv_heads);
-  return launch(prefill_kernel<tiles_of_warp>, grid, prefill_threads, sizeof(Prefill<tiles_of_warp>), 1, stream, all,
-                row_tiles);
+  using Memory = Prefill<tiles_of_warp>;
+  CUtensorMap records{};
+  if (const cudaError_t status = describe(all, records); status != cudaSuccess) return status;
+  const dim3 grid((all.tokens * row_tiles + Memory::tiles - 1) / Memory::tiles, all.kv_heads);
+  return launch(prefill_kernel<tiles_of_warp>, grid, prefill_threads, sizeof(Memory) + ring_alignment, 1, stream, all,
+                row_tiles, records);
 }
 
 }  // namespace

@@ -53,7 +53,8 @@ size_t hsa_attention_workspace(uint32_t tokens, uint32_t heads, uint32_t kv_head
 // twin's by at most 2^-8 · Σ_i weight_i · softmax(q · K_iᵀ / √head_dim) · |V_i| where the logits are exact. A token's
 // bits depend on its own query, selection and the chunks' contents alone: both paths sum in the order of the selection,
 // eight chunks at a time and then those sums, whatever the slots, the other tokens and the card. Returns
-// cudaErrorInvalidValue for a shape that is out of bounds.
+// cudaErrorInvalidValue for a shape that is out of bounds, cudaErrorNotSupported where the driver knows no copies of
+// tensors (prefill).
 cudaError_t hsa_attention(const HsaAttention& attention, cudaStream_t stream);
 
 }  // namespace recalld::cuda
