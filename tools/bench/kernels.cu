@@ -1,6 +1,6 @@
 // What the CUDA kernels take, beside what the card could do at best in the same run.
 //
-// Usage: kernels [landmarks | hsa | mamba2 | encoder | small | matmul | selection]
+// Usage: kernels [landmarks | hsa | mamba2 | encoder | small | late | matmul | selection]
 // Checks every kernel against its CPU twin, or the loops that define it (landmark_topk_batch and landmark_topk_int8
 // against landmark_topk), then times it in CUDA graphs: medians over several replays of a graph of many calls. "cold"
 // finds none of its inputs in the card's L2 cache, "warm" takes the same ones again and again. Floors: the bytes that a
@@ -25,8 +25,8 @@ struct Part {
 };
 constexpr Part parts[] = {{"landmarks", bench_landmarks}, {"hsa", [](double) { return bench_hsa(); }},
                           {"mamba2", bench_mamba2},       {"encoder", bench_encoder},
-                          {"small", bench_small},         {"matmul", bench_matmul},
-                          {"selection", bench_selection}};
+                          {"small", bench_small},         {"late", bench_late},
+                          {"matmul", bench_matmul},       {"selection", bench_selection}};
 
 }  // namespace
 

@@ -11,6 +11,7 @@ bool bench_hsa();                           // kernels_hsa.cu: attention to the 
 bool bench_mamba2(double bytes_per_us);     // kernels_mamba2.cu: scan, single token, convolution
 bool bench_encoder(double bytes_per_us);    // kernels_encoder.cu: between the chunk encoder's products
 bool bench_small(double bytes_per_us);      // kernels_small.cu: norms, gates and the like between all products
+bool bench_late(double bytes_per_us);       // kernels_late.cu: a question's tokens and the keys of chunks
 bool bench_matmul(double bytes_per_us);     // kernels_matmul.cu: the products
 bool bench_selection(double bytes_per_us);  // kernels_selection.cu: slots of the chosen chunks, and what fills them
 
