@@ -29,12 +29,13 @@ bool has_part(SearchMode mode, const RankedPart& part) {
 
 }  // namespace
 
-// The tokens between the newline before a query and the token that asks.
-void Engine::Impl::explain_query(std::span<const uint32_t> tokens, Asked& asked) {
-  if (tokens.size() < 3 || asked.query.heads.empty()) return;
+// The first tokens between the newline before a query and the token that asks.
+void Engine::Impl::explain_query(std::span<const uint32_t> tokens, Asked& asked) const {
+  if (asked.query.tokens.empty()) return;
   const size_t count = std::min(tokens.size() - 2, search_explained_max);
-  asked.heads = model_->token_heads(tokens.first(count + 1));
-  asked.heads.erase(asked.heads.begin(), asked.heads.begin() + static_cast<ptrdiff_t>(asked.query.heads.size()));
+  const std::span<const float> heads = asked.query.tokens;
+  const auto explained = heads.first(count * asked.query.heads.size());
+  asked.heads.assign(explained.begin(), explained.end());
   for (const uint32_t token : tokens.subspan(1, count)) asked.texts.push_back(tokenizer_->decode({token}));
 }
 

@@ -111,7 +111,7 @@ class Engine::Impl {
   };
   // What the model makes of a query.
   struct Asked {
-    SearchQuery query;
+    SearchQuery query;  // its tokens: those that chunks are compared with
     // To explain the results: the first tokens of its text, and the queries of the first HSA layer for each of them.
     std::vector<std::string> texts{};
     std::vector<float> heads{};  // [texts, heads, head_dim]
@@ -164,13 +164,15 @@ class Engine::Impl {
   void collect(Query query, Expected<Ranking> ranking);
   static size_t ranked(const Query& query);
   Expected<Asked> ask(const Query& query);
-  void explain_query(std::span<const uint32_t> tokens, Asked& asked);
+  void explain_query(std::span<const uint32_t> tokens, Asked& asked) const;
+  void keep_compared(std::span<const uint32_t> tokens, std::vector<float>& heads) const;
   Expected<Ranking> rank(const Query& query);
   Expected<Ranking> rank(const Query& query, const Asked& asked);
   Expected<Ranking> cover_by_words(const Query& query) const;
   Expected<void> add_words(const SearchRequest& request, Ranking& ranking) const;
   Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
   Expected<void> add_token_scores(Ranking& ranking) const;
+  Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) const;
   void order(const SearchRequest& request, std::vector<Candidate>& best) const;
   bool still_holds(const Ranking& ranking) const;
   void search_together(SearchRequest request, Done<SearchReply> done);

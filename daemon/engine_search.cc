@@ -99,10 +99,8 @@ Expected<Engine::Impl::Asked> Engine::Impl::ask(const Query& query) {
   const Clock::time_point begun = Clock::now();
   Asked asked;
   RECALLD_TRY(asked.query, backend_->query(query.tokens));
-  // No GPU computes the queries of all tokens: the CPU's copy of the model does.
-  if (query.request.mode == SearchMode::hybrid && asked.query.tokens.empty() && !asked.query.heads.empty())
-    asked.query.tokens = model_->query(query.tokens).tokens;
   if (query.request.explain) explain_query(query.tokens, asked);
+  keep_compared(query.tokens, asked.query.tokens);
   asked.took_ms = milliseconds_since(begun);
   return asked;
 }

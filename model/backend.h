@@ -33,10 +33,11 @@ struct SearchQuery {
   std::vector<Bf16> landmark;
   // [heads, head_dim] Queries of the first HSA layer; empty without upper layers.
   std::vector<float> heads;
-  // [n, heads, head_dim] The same of each token of the question itself, the last question_tokens_max of them, for
-  // Ramba::late_score(); empty without upper layers, and from a GPU.
+  // [n, heads, head_dim] The same of each token between the first and the last: those of the question itself. Empty
+  // without upper layers.
   std::vector<float> tokens;
 };
+// Of a question that chunks are compared with, the last ones.
 inline constexpr size_t question_tokens_max = 128;
 
 // One thread at a time calls these functions. `device`: the GPU failed or is full (of its share); nothing has changed

@@ -44,14 +44,22 @@ class GpuMemory {
   virtual Placement placement() const = 0;
 };
 
-// One thread at a time calls its functions, but usage(), name() and describe() any. `device`: the GPU failed. States
-// may outlive it, memories may not.
+// One thread at a time calls its functions, but usage(), name(), describe() and late_scores() any. `device`: the GPU
+// failed. States may outlive it, memories may not.
 class Gpu : public Backend {
  public:
   virtual std::string name() const = 0;  // "NVIDIA H100 80GB HBM3"
   virtual GpuUsage usage() const = 0;
   // Recurrent states of the lower half that there is room for, those of the segments being encoded among them.
   virtual size_t states_max() const = 0;
+
+  // ---- Searching
+  // What Ramba::late_score() gives for each of some chunks, bit for bit where the CPU has fused multiply-add
+  // (kernels/late_interaction_cuda.h). On return nothing of the question and of the chunks is left on the GPU or in
+  // pinned memory; erase_scratch() waits for a call under way.
+  // tokens: [n, heads, head_dim] some of SearchQuery's, 1 to question_tokens_max · records: [kv_bytes] each, as stored
+  virtual Expected<std::vector<float>> late_scores(std::span<const float> tokens,
+                                                   std::span<const ByteView> records) = 0;
 
   // ---- Landmarks
   virtual Expected<std::unique_ptr<GpuMemory>> open_memory() = 0;

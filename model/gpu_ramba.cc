@@ -211,7 +211,7 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
   const size_t records_of_block = block * list_places(), records_of_lane = list_places();
   const size_t slots_min = records_of_block + lanes * records_of_lane;
   const uint64_t half_min = slots_min * (record + sizeof(uint32_t));
-  const size_t generating = carve_generating(nullptr);
+  const size_t generating = carve_generating(nullptr), late = groups_.empty() ? 0 : GpuLate::device_bytes(config_);
 
   // As many tokens in a pass and as many states as a part of the budget allows, and less where it must be.
   constexpr uint32_t tokens_best = 16 << 10, tokens_min = 1 << 10;
@@ -219,7 +219,7 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
   size_t states = std::clamp<size_t>(budget_bytes_ / 8 / std::max<size_t>(1, state_bytes()), states_min,
                                      std::max(states_min, options.encode_states));
   const auto fixed_bytes = [&] {
-    workspace_bytes_ = generating + carve_encoding(encode_tokens_, nullptr);
+    workspace_bytes_ = generating + late + carve_encoding(encode_tokens_, nullptr);
     states_bytes_ = states * state_bytes() + lanes * lane_bytes;
     return weights_bytes_ + workspace_bytes_ + states_bytes_;
   };
@@ -245,7 +245,8 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
   host_share_.allow(UINT64_MAX);
 
   const auto allocate = [&]() -> cudaError_t {
-    RECALLD_CUDA(cuda::DeviceBuffer::allocate(workspace_bytes_, workspace_));
+    RECALLD_CUDA(cuda::DeviceBuffer::allocate(workspace_bytes_ - late, workspace_));
+    if (!groups_.empty()) RECALLD_CUDA(late_.open(config_));
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(lanes * lane_bytes, lane_states_));
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(uint64_t{slots_} * (record + sizeof(uint32_t)), cache_));
     RECALLD_CUDA(pinned_.allocate((records_of_block + lanes * records_of_lane) * record, staging_));
@@ -256,7 +257,7 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
     for (cuda::Event& event : pass_is_done_) RECALLD_CUDA(cuda::Event::open(event));
     pinned_.overwrite();  // tokens are read from it when steps are captured
     carve_results(results_.data());
-    RECALLD_CUDA(cudaMemsetAsync(workspace_.data(), 0, workspace_bytes_, stream_.get()));
+    RECALLD_CUDA(cudaMemsetAsync(workspace_.data(), 0, workspace_.bytes(), stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(lane_states_.data(), 0, lane_states_.bytes(), stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(cache_.data(), 0, cache_.bytes(), stream_.get()));
     carve_generating(workspace_.data());

@@ -146,7 +146,15 @@ Expected<SearchQuery> GpuRamba::query(std::span<const uint32_t> tokens) {
   RECALLD_TRY(const auto state, states_->take());
   SearchQuery query;
   query.landmark.resize(config_.retrieval_dim * config_.retrieval_heads());
-  if (!groups_.empty()) query.heads.resize(config_.num_attention_heads * config_.attention_head_dim);
+  const size_t heads_floats = groups_.empty() ? 0 : config_.num_attention_heads * config_.attention_head_dim;
+  query.heads.resize(heads_floats);
+  if (tokens.size() > 2) query.tokens.resize((tokens.size() - 2) * heads_floats);
+  // What rows of encode_hidden_ ask the first HSA layer with.
+  const auto ask = [&](size_t row, size_t rows, float* into) -> cudaError_t {
+    RECALLD_CUDA(groups_[0].stages[0].hsa.query(gpu_, hsa_, static_cast<uint32_t>(rows),
+                                                encode_hidden_ + row * config_.hidden_size));
+    return cudaMemcpyAsync(into, hsa_.q, rows * heads_floats * sizeof(float), cudaMemcpyDeviceToHost, stream_.get());
+  };
   const auto read = [&]() -> cudaError_t {
     RECALLD_CUDA(cudaMemsetAsync(state->data(), 0, state_bytes(), stream_.get()));
     uint32_t last = 0;
@@ -162,6 +170,11 @@ Expected<SearchQuery> GpuRamba::query(std::span<const uint32_t> tokens) {
         const GpuStreamRows all{.state = state->data() + layer * layer_floats(), .first = 0, .tokens = rows};
         RECALLD_CUDA(lower_[layer].run(gpu_, encode_scratch_, std::span(&all, 1), rows, encode_hidden_));
       }
+      // Of the question itself: all but the first token and the last, as many at once as the layer's scratch takes.
+      const size_t end = std::min(done + rows, tokens.size() - 1);
+      for (size_t token = std::max<size_t>(done, 1); heads_floats > 0 && token < end; token += block)
+        RECALLD_CUDA(
+            ask(token - done, std::min<size_t>(block, end - token), query.tokens.data() + (token - 1) * heads_floats));
       RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
       last = rows - 1;
     }
@@ -169,11 +182,7 @@ Expected<SearchQuery> GpuRamba::query(std::span<const uint32_t> tokens) {
     RECALLD_CUDA(retrieval.run(gpu_, retrieval_, 1, hidden, of_block_.queries));
     RECALLD_CUDA(cudaMemcpyAsync(query.landmark.data(), of_block_.queries, query.landmark.size() * sizeof(Bf16),
                                  cudaMemcpyDeviceToHost, stream_.get()));
-    if (!groups_.empty()) {
-      RECALLD_CUDA(groups_[0].stages[0].hsa.query(gpu_, hsa_, 1, hidden));
-      RECALLD_CUDA(cudaMemcpyAsync(query.heads.data(), hsa_.q, query.heads.size() * sizeof(float),
-                                   cudaMemcpyDeviceToHost, stream_.get()));
-    }
+    if (heads_floats > 0) RECALLD_CUDA(ask(last, 1, query.heads.data()));
     return cudaStreamSynchronize(stream_.get());
   };
   RECALLD_CHECK(gpu_done("read a query on the GPU", read()));
@@ -183,6 +192,12 @@ Expected<SearchQuery> GpuRamba::query(std::span<const uint32_t> tokens) {
       if (const Bf16 part = query.landmark[head * config_.retrieval_dim + i]; part.bits != 0) query.landmark[i] = part;
   query.landmark.resize(config_.retrieval_dim);
   return query;
+}
+
+Expected<std::vector<float>> GpuRamba::late_scores(std::span<const float> tokens, std::span<const ByteView> records) {
+  std::vector<float> scores(records.size());
+  RECALLD_CHECK(gpu_done("compare a question with chunks on the GPU", late_.score(tokens, records, scores)));
+  return scores;
 }
 
 }  // namespace recalld

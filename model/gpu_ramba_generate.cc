@@ -106,7 +106,8 @@ Expected<void> GpuRamba::erase_scratch() {
   };
   RECALLD_CHECK(gpu_done("overwrite what is left of chunks on the GPU", overwrite()));
   pinned_.overwrite();
-  return {};
+  if (groups_.empty()) return {};
+  return gpu_done("overwrite what is left of a search on the GPU", late_.erase());
 }
 
 // ---- Generating

@@ -19,6 +19,7 @@
 #include "model/gpu_block.h"
 #include "model/gpu_chunk_encoder.h"
 #include "model/gpu_landmarks.h"
+#include "model/gpu_late.h"
 #include "model/gpu_layers.h"
 #include "model/gpu_retrieval.h"
 #include "model/gpu_states.h"
@@ -46,6 +47,7 @@ class GpuRamba final : public Gpu {
   size_t segments_max() const override { return segments_max_; }
   Expected<void> encode(std::span<const Segment> segments) override;
   Expected<SearchQuery> query(std::span<const uint32_t> tokens) override;
+  Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) override;
 
   Expected<std::unique_ptr<GpuMemory>> open_memory() override;
   bool has_room(const GpuMemory& memory, uint64_t chunks) const override;
@@ -218,6 +220,7 @@ class GpuRamba final : public Gpu {
   cuda::Event pass_is_done_[2];
   std::shared_ptr<GpuStatePool> states_;
   GpuContext gpu_;
+  GpuLate late_;  // opened with upper layers alone: without them no token asks
 
   // The model.
   const Bf16* embeddings_ = nullptr;  // [vocab_size, hidden_size]

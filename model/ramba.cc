@@ -244,21 +244,10 @@ SearchQuery Ramba::query(std::span<const uint32_t> tokens) {
   if (impl_->first_query) {
     query.heads = impl_->first_query->run(last);
     // All but the newline before the question and <|recall|> behind it.
-    const size_t count = std::min(std::max<size_t>(tokens.size(), 2) - 2, question_tokens_max);
-    std::vector<float> question;
-    for (size_t token = tokens.size() - 1 - count; token + 1 < tokens.size(); ++token) {
-      if (tokens[token] == impl_->config.newline_token_id) continue;
-      const auto row = std::span(hidden).subspan(token * width, width);
-      question.insert(question.end(), row.begin(), row.end());
-    }
-    if (!question.empty()) query.tokens = impl_->first_query->run(question);
+    if (tokens.size() > 2)
+      query.tokens = impl_->first_query->run(std::span(hidden).subspan(width, (tokens.size() - 2) * width));
   }
   return query;
-}
-
-std::vector<float> Ramba::token_heads(std::span<const uint32_t> tokens) {
-  if (!impl_->first_query) return {};
-  return impl_->first_query->run(lower_from_zero(tokens));
 }
 
 size_t Ramba::first_hsa_layer() const {

@@ -81,14 +81,11 @@ class Ramba {
   // heads: of SearchQuery · kv: as packed · returns [heads, 64]
   std::vector<float> head_shares(std::span<const float> heads, ByteView kv) const;
 
-  // The queries of the first HSA layer that each of `tokens` would ask with, read from a zero state: what
-  // SearchQuery::heads is for the last one. Empty without upper layers. tokens: [n] · returns [n, heads, head_dim]
-  std::vector<float> token_heads(std::span<const uint32_t> tokens);
   size_t first_hsa_layer() const;  // its number among all layers of the checkpoint
 
   // How well a chunk's tokens answer to the question's, by late interaction on the logits of the first HSA layer
   // (kernels/late_interaction.h). Any thread may call.
-  // tokens: of SearchQuery, not empty · kv: as packed
+  // tokens: [n, heads, head_dim] some of SearchQuery's, not empty · kv: as packed
   float late_score(std::span<const float> tokens, ByteView kv) const;
 
   // ---- The model's own attention (Parts::all)

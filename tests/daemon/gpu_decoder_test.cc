@@ -1001,12 +1001,25 @@ TEST(EngineOnAGpu, AnswersAsOnTheCpu) {
   compare("n", "What did the boats bring?", 1.5);
   compare("m", "Tell me of the sea.", 2);
   const SearchReply found = must(gpu.try_search("m", question)), expected = must(cpu.try_search("m", question));
+  EXPECT_EQ(device->calls(Call::late_scores), 1u) << "all chunks in one call";
   ASSERT_EQ(found.results.size(), expected.results.size());
   for (size_t i = 0; i < found.results.size(); ++i) {
     EXPECT_EQ(found.results[i].chunk, expected.results[i].chunk);
     EXPECT_EQ(found.results[i].score, expected.results[i].score);
     EXPECT_EQ(found.results[i].passage.text, expected.results[i].passage.text);
+    ASSERT_TRUE(found.results[i].why->token_score);
+    EXPECT_EQ(found.results[i].why->token_score, expected.results[i].why->token_score);
+    EXPECT_EQ(found.results[i].why->matches.size(), expected.results[i].why->matches.size());
+    ASSERT_EQ(found.results[i].why->pairs.size(), expected.results[i].why->pairs.size());
+    for (size_t p = 0; p < found.results[i].why->pairs.size(); ++p)
+      EXPECT_EQ(found.results[i].why->pairs[p].weight, expected.results[i].why->pairs[p].weight);
   }
+  device->fail_next(Call::late_scores);
+  const auto failed = gpu.try_search("m", question);
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.error().kind, ErrorKind::device);
+  must(gpu.try_search("m", question, 16, SearchMode::landmark));
+  EXPECT_EQ(device->calls(Call::late_scores), 2u) << "landmarks alone compare no tokens";
 
   // Many at once, more than there are lanes.
   std::vector<std::pair<std::future<Expected<GenerateReply>>, std::string>> together;

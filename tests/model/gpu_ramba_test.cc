@@ -12,8 +12,10 @@
 #include <map>
 #include <random>
 #include <set>
+#include <string_view>
 #include <thread>
 
+#include "kernels/cpu_isa.h"
 #include "kernels/landmark_topk.h"
 #include "model/ramba.h"
 #include "model/swa.h"
@@ -219,7 +221,61 @@ TEST_F(GpuRambaTest, ReadsQueriesAsTheCpuDoes) {
     // One row alone: its root mean square is not evened out over many.
     expect_near(floats(found.landmark), floats(expected.landmark), 2 * tolerance);
     expect_near(found.heads, expected.heads, 2 * tolerance);
+    expect_near(found.tokens, expected.tokens, 2 * tolerance);
   }
+}
+
+// In little memory, so that a long question goes through in parts.
+TEST_F(GpuRambaTest, TheTokensOfALongQuestionAskAsThoseOfAShortOne) {
+  const auto gpu = open(uint64_t{128} << 20);
+  const auto tokens = text_tokens(5'000, 100);
+  const auto whole = must_have(gpu->query(tokens)).tokens;
+  const size_t width = cpu_->config().num_attention_heads * cpu_->config().attention_head_dim;
+  ASSERT_EQ(whole.size(), (tokens.size() - 2) * width);
+  for (const size_t count : {3, 66, 67, 300, 1'025, 4'999}) {
+    const auto part = must_have(gpu->query(std::span(tokens).first(count))).tokens;
+    expect_near(part, std::span(whole).first((count - 2) * width), tolerance);
+  }
+}
+
+TEST_F(GpuRambaTest, ScoresChunksByTheTokensOfAQuestionWithTheBitsOfTheCpu) {
+  const auto gpu = open(roomy);
+  constexpr size_t chunks = 300;  // more than go through at once
+  const Encoding memory = encode(*gpu, text_tokens(chunks * chunk_size, 0), {64});
+  std::vector<ByteView> records;
+  for (size_t i = 0; i < chunks; ++i)
+    records.push_back(ByteView(memory.kv).subspan(i * cpu_->kv_bytes(), cpu_->kv_bytes()));
+  const bool is_fused = std::string_view(cpu_isa_name()) != "SSE4";
+  const auto compare = [&](std::span<const float> tokens, std::span<const ByteView> of) {
+    const auto found = must_have(gpu->late_scores(tokens, of));
+    ASSERT_EQ(found.size(), of.size());
+    for (size_t i = 0; i < of.size(); ++i) {
+      const float expected = cpu_->late_score(tokens, of[i]);
+      if (is_fused)
+        ASSERT_EQ(found[i], expected) << "chunk " << i << " of " << of.size();
+      else
+        ASSERT_NEAR(found[i], expected, 1e-4f * std::abs(expected));
+    }
+  };
+  for (const size_t n : {1, 9, 128}) {
+    const auto tokens = must_have(gpu->query(text_tokens(n + 2, 40))).tokens;
+    for (const size_t count : {1, 2, 127, 128, 129, 300}) compare(tokens, std::span(records).first(count));
+  }
+  EXPECT_TRUE(must_have(gpu->late_scores(must_have(gpu->query(text_tokens(9, 0))).tokens, {})).empty());
+
+  // From several threads at once, beside encoding and erasing.
+  const auto tokens = must_have(gpu->query(text_tokens(30, 40))).tokens;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i)
+    threads.emplace_back([&] {
+      for (int call = 0; call < 20; ++call) compare(tokens, std::span(records).first(100));
+    });
+  for (int call = 0; call < 10; ++call) {
+    EXPECT_TRUE(encode(*gpu, text_tokens(64 * chunk_size, 0), {64}).kv ==
+                std::vector(memory.kv.begin(), memory.kv.begin() + static_cast<ptrdiff_t>(64 * cpu_->kv_bytes())));
+    must_have(gpu->erase_scratch());
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 // ---- Generating
@@ -649,6 +705,7 @@ TEST_F(GpuSwaTest, ReadsQueriesAsTheCpuDoes) {
     const SearchQuery found = must_have(gpu->query(tokens)), expected = cpu_->query(tokens);
     expect_near(floats(found.landmark), floats(expected.landmark), tolerance_random);
     expect_near(found.heads, expected.heads, tolerance_random);
+    expect_near(found.tokens, expected.tokens, tolerance_random);
   }
 }
 

@@ -132,12 +132,15 @@ TEST_P(RambaTest, EachTokenAsksAsTheQueryThatEndsWithIt) {
   ASSERT_TRUE(model.has_value());
   Ramba& ramba = **model;
   const size_t width = ramba.config().num_attention_heads * ramba.config().attention_head_dim;
-  const std::vector<float> each = ramba.token_heads(std::span(tokens_).first(9));
-  ASSERT_EQ(each.size(), 9 * width);
-  for (const size_t count : {3, 9}) {
+  const std::vector<float> each = ramba.query(std::span(tokens_).first(150)).tokens;  // without the first and the last
+  ASSERT_EQ(each.size(), 148 * width);
+  for (const size_t count : {2, 3, 9, 66, 149}) {
     const std::vector<float> last = ramba.query(std::span(tokens_).first(count)).heads;
-    for (size_t i = 0; i < width; ++i) EXPECT_NEAR(each[(count - 1) * width + i], last[i], 1e-3f);
+    for (size_t i = 0; i < width; ++i) EXPECT_NEAR(each[(count - 2) * width + i], last[i], 1e-3f);
   }
+  const std::vector<float> fewer = ramba.query(std::span(tokens_).first(9)).tokens;
+  EXPECT_TRUE(std::ranges::equal(fewer, std::span(each).first(7 * width)));
+  for (const size_t count : {1, 2}) EXPECT_TRUE(ramba.query(std::span(tokens_).first(count)).tokens.empty());
   EXPECT_EQ(ramba.first_hsa_layer(), ramba.config().num_lower_layers + 2);
 }
 

@@ -218,6 +218,17 @@ Expected<SearchQuery> CpuGpu::query(std::span<const uint32_t> tokens) {
   return model_->query(tokens);
 }
 
+Expected<std::vector<float>> CpuGpu::late_scores(std::span<const float> tokens, std::span<const ByteView> records) {
+  RECALLD_CHECK(called(Call::late_scores));
+  promise(!tokens.empty(), "no question token is compared with chunks");
+  std::vector<float> scores;
+  for (const ByteView record : records) {
+    promise(record.size() == model_->kv_bytes(), "a record has another size");
+    scores.push_back(model_->late_score(tokens, record));
+  }
+  return scores;
+}
+
 // ---- Landmarks
 
 Expected<std::unique_ptr<GpuMemory>> CpuGpu::open_memory() {

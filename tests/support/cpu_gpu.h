@@ -37,6 +37,7 @@ class CpuGpu final : public Gpu {
   enum class Call : uint8_t {
     encode,
     query,
+    late_scores,
     open_memory,
     reserve,
     write_landmarks,
@@ -74,6 +75,7 @@ class CpuGpu final : public Gpu {
   size_t segments_max() const override { return 4; }
   Expected<void> encode(std::span<const Segment> segments) override;
   Expected<SearchQuery> query(std::span<const uint32_t> tokens) override;
+  Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) override;
 
   std::string name() const override { return "CPU in place of a GPU"; }
   GpuUsage usage() const override;

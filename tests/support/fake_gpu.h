@@ -32,6 +32,10 @@ class FakeGpu : public Gpu {
   Expected<void> encode(std::span<const Segment>) override { return none(); }
   Expected<SearchQuery> query(std::span<const uint32_t>) override { return none(); }
 
+  Expected<std::vector<float>> late_scores(std::span<const float>, std::span<const ByteView>) override {
+    return none();
+  }
+
   std::string name() const override { return name_; }
   GpuUsage usage() const override {
     return {.budget_bytes = 1000,
