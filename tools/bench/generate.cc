@@ -402,15 +402,14 @@ void report_waits(const Store& store, const MemoryInfo& memory, const RecordShap
   for (const auto& [misses, times] : us) {
     if (misses == 0 || times.size() < tokens_min) continue;
     const double wait_us = median(times) - cached_us, plain_us = reads.plain_us(misses, random);
+    const double rested_us = reads.plain_us(misses, random, rest);
     std::printf(
-        "  %2llu missed (%5zu tokens): waits %.1f; the store's fetch %.1f, plain reads, median %.1f (after rests as "
-        "long "
-        "as a token takes %.1f and %.1f), ratio %.2f",
-        static_cast<unsigned long long>(misses), times.size(), wait_us,
-        fetch_us(store, memory, shape.kv_bytes, misses, random), plain_us,
-        fetch_us(store, memory, shape.kv_bytes, misses, random, rest), reads.plain_us(misses, random, rest),
-        wait_us / plain_us);
-    if (look_us) std::printf(", with an empty look %.2f", wait_us / (plain_us + *look_us));
+        "  %2llu missed (%5zu tokens): waits %.1f; plain reads, median %.1f, ratio %.2f; after rests as long as a "
+        "token takes %.1f, ratio %.2f; the store's fetch %.1f and %.1f",
+        static_cast<unsigned long long>(misses), times.size(), wait_us, plain_us, wait_us / plain_us, rested_us,
+        wait_us / rested_us, fetch_us(store, memory, shape.kv_bytes, misses, random),
+        fetch_us(store, memory, shape.kv_bytes, misses, random, rest));
+    if (look_us) std::printf("; ratio with an empty look %.2f", wait_us / (plain_us + *look_us));
     const auto fio_us = reads.fio_us(misses, fio_s);
     if (fio_us) std::printf("; fio, mean %.1f, ratio %.2f", *fio_us, wait_us / *fio_us);
     std::printf(" (goal: %.1f) %s\n", wait_max, goals.fast(wait_us <= wait_max * fio_us.value_or(plain_us)));
