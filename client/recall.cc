@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -40,6 +41,7 @@ Examples:
   recall search notes where did we leave the boat key
   recall search notes "boat key" --limit 3 --json
   recall search 'user/alice/*' where is the key --expand turns
+  recall search notes --also diary where is the key
   recall ask notes what is the code of the boathouse --sources
   recall chunks notes 12                     everything about one chunk
   recall forget notes 4 10-20                these turns, for good
@@ -325,6 +327,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   struct Arguments {
     SearchRequest request;
     std::vector<std::string> words;
+    std::vector<std::string> also;
     FilterOptions which;
   };
   auto arguments = std::make_shared<Arguments>();
@@ -334,6 +337,8 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
                    "The name of the memory; 'BEGINNING*' in quotes: all that begin so")
       ->required();
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
+  command->add_option("--also", arguments->also, "Search this memory together with MEMORY; once for each of several")
+      ->allow_extra_args(false);
   command->add_option("--limit", arguments->request.limit, "At most so many chunks")
       ->check(count_check)
       ->default_str(std::to_string(search_limit_default));
@@ -357,6 +362,10 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       arguments->request.query = joined(arguments->words);
+      if (!arguments->also.empty()) {
+        arguments->request.memories = {arguments->request.memory};
+        std::ranges::copy(arguments->also, std::back_inserter(arguments->request.memories));
+      }
       auto filter = arguments->which.read();
       if (!filter) return fail_with(filter.error(), exit_usage);
       arguments->request.filter = *std::move(filter);

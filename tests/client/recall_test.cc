@@ -175,6 +175,16 @@ TEST(Recall, SearchTakesTheBeginningOfNamesAndWhatToShow) {
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
 }
 
+TEST(Recall, SearchTakesSeveralMemoriesByName) {
+  const Json result{{"results", Json::array()}, {"searchable_through", {{"a", 3}, {"b", 4}}}, {"took_ms", 0.5}};
+  const FakeDaemon daemon([&](const std::string& line) { return answer(line, result); });
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "search a --also b where is --also user/c it");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(outcome.output, "Nothing found in 2 memories, in 0.5 ms\n");
+  const Json expected{{"memory", {"a", "b", "user/c"}}, {"query", "where is it"}};
+  EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
+}
+
 // The reply to a generation, after what was told before it.
 FakeDaemon::Answer told(const std::string& line, const std::vector<std::string>& pieces, const Json& result) {
   const Json id = Json::parse(line)["id"];
