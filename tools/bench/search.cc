@@ -1,5 +1,5 @@
-// How long a search takes in a memory of 16 Ki chunks, how fast the landmarks are scanned, and how soon an existing
-// store answers.
+// How long a search takes in a memory of 16 Ki chunks, and where its time goes, how fast the landmarks are scanned, and
+// how soon an existing store answers.
 //
 // Usage: search [chunks=16384] [data directory]
 // A directory that holds a store already is used as it is (memory "bench/search"), so that a second run is quick;
@@ -12,6 +12,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels/landmark_topk.h"
@@ -40,19 +41,52 @@ double seconds(Body body) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// What of a search's time is whose: of searches that explain one result, since these tell, beside the time inside the
+// daemon of those that do not.
+void measure_parts(client::Client& client, double inside_ms) {
+  Prose prose(98);
+  std::vector<std::pair<std::string, double>> parts;
+  constexpr int queries = 100;
+  for (int i = 0; i < queries; ++i) {
+    client::SearchRequest request;
+    request.memory = memory_name;
+    request.query = prose.sentence();
+    request.limit = 1;
+    request.explain = true;
+    const client::Json reply = must(client.call("search", params(request)), "search");
+    for (const auto& [name, ms] : reply.at("results").at(0).at("why").at("took").items()) {
+      auto part = std::ranges::find(parts, name, &std::pair<std::string, double>::first);
+      if (part == parts.end()) part = parts.insert(part, {name, 0.0});
+      part->second += ms.get<double>() / queries;
+    }
+  }
+  double rest = inside_ms;
+  std::printf("inside the daemon %.2f ms in the mean:", inside_ms);
+  for (const auto& [name, ms] : parts) {
+    std::printf(" %s %.2f (%.0f%%),", name.c_str(), ms, 100 * ms / inside_ms);
+    rest -= ms;
+  }
+  std::printf(" the rest %.2f (%.0f%%): waiting, ranking and text\n", rest, 100 * rest / inside_ms);
+}
+
 void measure_latency(DaemonProcess& daemon) {
   client::Client client = daemon.connect();
   Prose prose(99);
   std::vector<double> latency_ms;
+  double inside_ms = 0;
   for (int i = 0; i < 320; ++i) {
     client::SearchRequest request;
     request.memory = memory_name;
     request.query = prose.sentence();
-    const double ms = 1e3 * seconds([&] { must(client.search(request), "search"); });
-    if (i >= 20) latency_ms.push_back(ms);  // the first ones warm up
+    double inside = 0;
+    const double ms = 1e3 * seconds([&] { inside = must(client.search(request), "search").took_ms; });
+    if (i < 20) continue;  // the first ones warm up
+    latency_ms.push_back(ms);
+    inside_ms += inside;
   }
   std::printf("search through the socket, limit 8, %zu queries: p50 %.2f ms, p99 %.2f ms\n", latency_ms.size(),
               percentile(latency_ms, 0.5), percentile(latency_ms, 0.99));
+  measure_parts(client, inside_ms / static_cast<double>(latency_ms.size()));
 }
 
 // The scan as a search does it, and a plain loop that sums the words of an equal buffer with as many threads, in turn.

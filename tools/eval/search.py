@@ -2,12 +2,13 @@
 """How well recalld finds what answers a question, beside BM25 and a dense ranker over the same chunks.
 
 Usage: search.py --data FILE... [--modes landmark,lexical,hybrid] [--dense] [--limit N] [--seed 1] [--brief]
-                 [--save FILE] [--each FILE] [--socket PATH | --recalld BINARY [--store DIR]] [-- FLAG OF RECALLD...]
+                 [--parts] [--save FILE] [--each FILE] [--socket PATH | --recalld BINARY [--store DIR]] [-- FLAG OF RECALLD...]
 
 Each FILE is a data set in the shape that docs/search-quality.md describes; convert.py makes them. Every memory of it is
 appended, every question asked once in each mode. A mode that the daemon does not have is reported and left out. Prints
 tables in Markdown: by chunk and by turn the share of questions with some (any@k) and with all (all@k) of their evidence in
-the first k results and the mean reciprocal rank, 95% bootstrap intervals, paired differences, categories, latency.
+the first k results and the mean reciprocal rank, 95% bootstrap intervals, paired differences, categories, latency. With
+--parts each question is asked once more in mode hybrid, for one explained result, to tell where a search's time goes.
 
 Without --socket it starts a recalld with an empty store under --store and ends it. The memories that it makes begin with
 --memory, and are deleted once they were asked. Needs numpy and snowballstemmer; --dense needs wordllama.
@@ -82,6 +83,12 @@ class Memory:
             shown.append(set(range(begin // self.chunk_tokens, -(-end // self.chunk_tokens))))
         return shown, took, reply["took_ms"]
 
+    def parts_of_search(self, question: str, arguments: dict) -> dict[str, float]:
+        """Milliseconds of each part of a hybrid search, before its results are made; empty when it finds nothing."""
+        asked = arguments | {"query": question, "limit": 1, "mode": "hybrid", "explain": True}
+        results = self.rpc.request("search", memory=self.name, **asked)["results"]
+        return results[0]["why"]["took"] if results else {}
+
 
 def memory_name(*parts: str) -> str:
     name = "/".join(re.sub(r"[^A-Za-z0-9._/-]", "-", part) for part in parts)
@@ -99,6 +106,7 @@ class Answers:
     by_turn: list[list[float]] = field(default_factory=list)
     took_ms: list[float] = field(default_factory=list)
     inside_ms: list[float] = field(default_factory=list)
+    parts_ms: list[dict[str, float]] = field(default_factory=list)   # of questions that found something
 
     def add(self, shown: list[set[int]], memory: Memory, question: dataset.Question) -> None:
         """`shown`: the chunks of each result."""
@@ -159,6 +167,9 @@ class Evaluation:
                     answers[mode].add(shown, memory, question)
                     answers[mode].took_ms.append(took)
                     answers[mode].inside_ms.append(inside)
+                if self.args.parts and mode == "hybrid":
+                    parts = (memory.parts_of_search(question.text, self.args.arguments) for question in questions)
+                    answers[mode].parts_ms += [one for one in parts if one]
             except RpcError as error:
                 if error.code != INVALID_PARAMS or not error.message.startswith("mode:") or answers[mode].by_chunk:
                     sys.exit(str(error))
@@ -183,6 +194,14 @@ def share(value: float) -> str:
 
 def with_interval(one: metrics.Interval) -> str:
     return f"{share(one.mean)} [{share(one.low)}, {share(one.high)}]"
+
+
+def mean_parts(answers: Answers) -> dict[str, float]:
+    """Milliseconds of each part of a search; the rest is that of the searches that explained nothing: waiting, ranking and
+    text."""
+    parts = {name.removesuffix("_ms"): float(np.mean([one[name] for one in answers.parts_ms]))
+             for name in answers.parts_ms[0]}
+    return parts | {"rest": max(0.0, float(np.mean(answers.inside_ms)) - sum(parts.values()))}
 
 
 class Report:
@@ -215,6 +234,7 @@ class Report:
         self._print_differences(brief)
         self._print_categories()
         self._print_latency()
+        self._print_parts()
 
     def _print_systems(self, by: str, columns) -> None:
         rows = []
@@ -247,6 +267,18 @@ class Report:
         if rows:
             print("Milliseconds of a search, through the socket and inside the daemon:\n")
             print(table(["set", "mode", "chunks a memory", "p50", "p95", "p99", "inside p50", "p95", "p99"], rows))
+
+    def _print_parts(self) -> None:
+        rows, names = [], []
+        for outcome in self.outcomes:
+            for answers in (one for one in outcome.answers if one.parts_ms):
+                parts = mean_parts(answers)
+                names, inside = list(parts), sum(parts.values())
+                rows.append([outcome.data.name, f"{inside:.1f}",
+                             *(f"{value:.2f} ({value / inside:.0%})" for value in parts.values())])
+        if rows:
+            print("Milliseconds of a hybrid search inside the daemon and of its parts, means:\n")
+            print(table(["set", "inside", *names], rows))
 
     def _categories(self, outcome: Outcome) -> dict[str, np.ndarray]:
         """Which questions are of each."""
@@ -288,6 +320,8 @@ class Report:
                 if answers.of_daemon:
                     line |= {"minus": differences[answers.system], "took_ms": metrics.percentiles(answers.took_ms),
                              "inside_ms": metrics.percentiles(answers.inside_ms)}
+                if answers.parts_ms:
+                    line["parts_ms"] = mean_parts(answers)
                 out.write(json.dumps(line) + "\n")
 
     def save_each(self, out) -> None:
@@ -327,6 +361,7 @@ def arguments():
     parser.add_argument("--limit", type=int, help="at most so many questions of a set, evenly spaced")
     parser.add_argument("--seed", type=int, default=1, help="of the resamples")
     parser.add_argument("--brief", action="store_true", help="prints less; --save keeps all")
+    parser.add_argument("--parts", action="store_true", help="also the parts of a hybrid search's time")
     parser.add_argument("--save", type=Path, help="writes JSON lines, one a set and system")
     parser.add_argument("--each", type=Path, help="writes JSON lines, one a question, with its rank in each system")
     parser.add_argument("--memory", default="eval", help="what the names of the memories begin with")
