@@ -12,7 +12,7 @@
 #include "memstore/catalog.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
-#include "tests/support/fake_model.h"
+#include "tests/memstore/many_pages_fixture.h"
 #include "tests/support/files_with.h"
 #include "tests/support/temp_dir.h"
 
@@ -23,27 +23,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-// Two landmarks fit on a page of 128 KiB, so that few chunks make many pages.
-using Model = FakeModelOf<32768>;
-
-class StoreForgetTest : public ::testing::Test {
+class StoreForgetTest : public ManyPagesTest {
  protected:
-  void SetUp() override { open(); }
-
-  void open() {
-    store_.reset();
-    store_ = Model::open(directory_.path() / "data");
-  }
-
-  MemoryId append(const std::string& memory, const std::vector<std::string>& contents, std::string operation_id = {}) {
-    return Model::append(*store_, memory, contents, std::move(operation_id));
-  }
-
-  void settle(MemoryId id) {
-    const auto settled = Model::settle(*store_, id);
-    ASSERT_TRUE(settled) << settled.error().message;
-  }
-
   Forgotten forget(MemoryId id, std::vector<TurnRange> turns) {
     const auto forgotten = store_->forget(id, turns);
     if (!forgotten) throw std::runtime_error(forgotten.error().message);
@@ -134,9 +115,6 @@ class StoreForgetTest : public ::testing::Test {
     for (uint64_t i = 0; text.size() < bytes; ++i) text += " swell " + std::to_string(number * 31 + i * 7 % 101);
     return text;
   }
-
-  const TempDir directory_;
-  std::unique_ptr<Store> store_;
 };
 
 TEST_F(StoreForgetTest, ForgottenTurnsVanishAtOnceAndTheirNumbersStay) {
@@ -283,7 +261,7 @@ TEST_F(StoreForgetTest, AMissingTurnIsDamageAndNotTakenForForgotten) {
   settle(id);
   store_.reset();
   {
-    auto catalog = Catalog::open({directory_.path() / "data" / "catalog", 4 << 20, 1 << 20});
+    auto catalog = Catalog::open({catalog_data(), 4 << 20, 1 << 20});
     ASSERT_TRUE(catalog);
     Catalog::Batch rows(**catalog);
     rows.remove(Family::turns, row_key(id, 2));

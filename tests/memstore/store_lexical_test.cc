@@ -14,7 +14,7 @@
 #include "memstore/lexical_rows.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
-#include "tests/support/fake_model.h"
+#include "tests/memstore/many_pages_fixture.h"
 #include "tests/support/files_with.h"
 #include "tests/support/temp_dir.h"
 
@@ -25,9 +25,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-// Two landmarks fit on a page of 128 KiB, so that few chunks make many pages, and 512 a span of pages.
-using Model = FakeModelOf<32768>;
-constexpr uint64_t page_chunks = 2;
+constexpr uint64_t page_chunks = 2;  // and 512 make a span of pages
 
 // The words of chunks as they follow from the turns, without a journal.
 std::vector<ChunkWords> words_of(const std::vector<std::string>& contents, uint64_t end_token) {
@@ -35,7 +33,7 @@ std::vector<ChunkWords> words_of(const std::vector<std::string>& contents, uint6
   WordReader reader;
   uint64_t token = 0;
   for (const std::string& content : contents) {
-    const NewTurn turn = Model::user_turn(content);
+    const NewTurn turn = ManyPagesModel::user_turn(content);
     const std::string text = stream_text(turn.turn);
     std::vector<Word> words;
     reader.read(text, 0, text.size(), words);
@@ -116,19 +114,8 @@ class Talk {
   std::mt19937_64 random_;
 };
 
-class StoreLexicalTest : public ::testing::Test {
+class StoreLexicalTest : public ManyPagesTest {
  protected:
-  void SetUp() override { store_ = Model::open(data()); }
-  std::filesystem::path data() const { return directory_.path() / "data"; }
-  void reopen() {
-    store_.reset();
-    store_ = Model::open(data());
-  }
-  void settle(MemoryId id) {
-    const auto settled = Model::settle(*store_, id);
-    ASSERT_TRUE(settled) << settled.error().message;
-  }
-
   LexicalRanking rank(MemoryId id, const std::string& query, size_t k, float weight = 1,
                       std::span<const uint64_t> also = {}) {
     const auto memory = store_->memory(id);
@@ -168,22 +155,22 @@ class StoreLexicalTest : public ::testing::Test {
     store_.reset();
     std::map<std::string, std::string> out;
     {
-      const auto catalog = Catalog::open({data() / "catalog", 4 << 20, 1 << 20});
+      const auto catalog = Catalog::open({catalog_data(), 4 << 20, 1 << 20});
       Catalog::Cursor all = (*catalog)->cursor(Family::postings, "");
       for (auto found = all.first(); found && *found; found = all.next()) out.emplace(all.key(), all.value());
     }
-    store_ = Model::open(data());
+    open();
     return out;
   }
   void change_rows(const std::function<void(Catalog::Batch&)>& change) {
     store_.reset();
     {
-      const auto catalog = Catalog::open({data() / "catalog", 4 << 20, 1 << 20});
+      const auto catalog = Catalog::open({catalog_data(), 4 << 20, 1 << 20});
       Catalog::Batch batch(**catalog);
       change(batch);
       ASSERT_TRUE((*catalog)->write(batch));
     }
-    store_ = Model::open(data());
+    open();
   }
   // Indexes what is not; returns how many pages that was.
   size_t index(MemoryId id) {
@@ -196,9 +183,6 @@ class StoreLexicalTest : public ::testing::Test {
     }
     return pages - 1;
   }
-
-  const TempDir directory_;
-  std::unique_ptr<Store> store_;
 };
 
 TEST_F(StoreLexicalTest, RanksAsTheFormulaSays) {
@@ -210,9 +194,8 @@ TEST_F(StoreLexicalTest, RanksAsTheFormulaSays) {
     const size_t turns = seed * seed * 12 + (seed == 6 ? 300 : 0);  // the last one has more than a span of pages
     for (size_t i = 0; i < turns; ++i) contents.push_back(talk.turn(1 + talk.random_() % 60));
     for (size_t i = 0; i < turns; i += 7) {
-      id = Model::append(*store_, name,
-                         {contents.begin() + static_cast<ptrdiff_t>(i),
-                          contents.begin() + static_cast<ptrdiff_t>(std::min(turns, i + 7))});
+      id = append(name, {contents.begin() + static_cast<ptrdiff_t>(i),
+                         contents.begin() + static_cast<ptrdiff_t>(std::min(turns, i + 7))});
       if (talk.random_() % 2 == 0) settle(id);
     }
     // What waits is scored by its text.
@@ -232,11 +215,11 @@ TEST_F(StoreLexicalTest, RanksTheSameWhateverItKeepsInRam) {
   Talk talk(9);
   std::vector<std::string> contents;
   for (int i = 0; i < 300; ++i) contents.push_back(talk.turn(30));
-  const MemoryId id = Model::append(*store_, "m", contents);
+  const MemoryId id = append("m", contents);
   settle(id);
   const uint64_t chunks = store_->memory(id)->encoded_chunks;
   store_.reset();
-  const auto catalog = Catalog::open({data() / "catalog", 4 << 20, 1 << 20});
+  const auto catalog = Catalog::open({catalog_data(), 4 << 20, 1 << 20});
   const std::vector<Extent> extents{{0, id}};
   const std::vector<uint64_t> also{0, 5, chunks - 1};
   for (int i = 0; i < 20; ++i) {
@@ -294,7 +277,7 @@ TEST_F(StoreLexicalTest, GivesAWordToTheChunkInWhichItBegins) {
   // 64 tokens of 3 bytes are 192 bytes; "User: " are the first 6.
   std::string content(183, '.');
   content += " lighthouse beacon" + std::string(300, '.');
-  const MemoryId id = Model::append(*store_, "m", {content});
+  const MemoryId id = append("m", {content});
   settle(id);
   const auto passage = store_->passage(id, 0, 64);
   ASSERT_TRUE(passage->text.ends_with(" li")) << passage->text;
@@ -315,12 +298,11 @@ TEST_F(StoreLexicalTest, MakesTheSameRowsHoweverItWasAppended) {
   for (const size_t at_once : {1, 10, 1000}) {
     store_.reset();
     std::filesystem::remove_all(data());
-    store_ = Model::open(data());
+    open();
     MemoryId id = 0;
     for (size_t i = 0; i < contents.size(); i += at_once) {
-      id = Model::append(*store_, "m",
-                         {contents.begin() + static_cast<ptrdiff_t>(i),
-                          contents.begin() + static_cast<ptrdiff_t>(std::min(contents.size(), i + at_once))});
+      id = append("m", {contents.begin() + static_cast<ptrdiff_t>(i),
+                        contents.begin() + static_cast<ptrdiff_t>(std::min(contents.size(), i + at_once))});
       if (at_once == 1) {
         ASSERT_TRUE(Model::encode(*store_, store_->memory(id)->serving, 1));
       }
@@ -344,7 +326,7 @@ TEST_F(StoreLexicalTest, FindsForgottenTurnsNeverAgain) {
   for (int i = 0; i < 200; ++i) contents.push_back(talk.turn(20));
   contents[90] = "the secret word is xylophone47 " + talk.turn(5);
   contents[150] = "another is marmalade " + talk.turn(5);
-  const MemoryId id = Model::append(*store_, "m", contents);
+  const MemoryId id = append("m", contents);
   settle(id);
   ASSERT_FALSE(rank(id, "xylophone47", 3).best.empty());
   const uint64_t chunk = rank(id, "xylophone47", 3).best[0].chunk;
@@ -375,8 +357,8 @@ TEST_F(StoreLexicalTest, FindsForgottenTurnsNeverAgain) {
 
 TEST_F(StoreLexicalTest, RemovesTheWordsOfAMemoryWithIt) {
   Talk talk(6);
-  const MemoryId kept = Model::append(*store_, "kept", {talk.turn(2'000)});
-  const MemoryId gone = Model::append(*store_, "gone", {talk.turn(9'000)});
+  const MemoryId kept = append("kept", {talk.turn(2'000)});
+  const MemoryId gone = append("gone", {talk.turn(9'000)});
   settle(kept);
   settle(gone);
   ASSERT_TRUE(store_->erase("gone"));
@@ -388,7 +370,7 @@ TEST_F(StoreLexicalTest, IndexesWhatAnEarlierVersionEncoded) {
   Talk talk(7);
   std::vector<std::string> contents;
   for (int i = 0; i < 150; ++i) contents.push_back(talk.turn(40));
-  const MemoryId id = Model::append(*store_, "m", contents);
+  const MemoryId id = append("m", contents);
   settle(id);
   const auto before = rows();
   const uint64_t chunks = store_->memory(id)->encoded_chunks;
@@ -400,7 +382,7 @@ TEST_F(StoreLexicalTest, IndexesWhatAnEarlierVersionEncoded) {
   EXPECT_EQ(rank(id, query, 5).unindexed_chunks, chunks);
   // What is appended meanwhile is found, and the page that it fills is made whole.
   contents.push_back("lanterns everywhere " + talk.turn(200));
-  Model::append(*store_, "m", {contents.back()});
+  append("m", {contents.back()});
   settle(id);
   EXPECT_EQ(rank(id, query, 5).unindexed_chunks, chunks / page_chunks * page_chunks);
   ASSERT_FALSE(rank(id, "lantern", 5).best.empty());
@@ -417,7 +399,7 @@ TEST_F(StoreLexicalTest, TellsDamageAndMakesRowsAgain) {
   Talk talk(8);
   std::vector<std::string> contents;
   for (int i = 0; i < 150; ++i) contents.push_back(talk.turn(40));
-  const MemoryId id = Model::append(*store_, "m", contents);
+  const MemoryId id = append("m", contents);
   settle(id);
   const auto before = rows();
   const std::string query = Talk::word(0);
