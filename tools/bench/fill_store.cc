@@ -12,6 +12,13 @@
 
 namespace recalld::bench {
 
+std::unique_ptr<Store> open_made_up(const std::filesystem::path& directory, uint64_t memory_budget_bytes) {
+  StoreOptions options;
+  options.shape = made_up_shape;
+  options.memory_budget_bytes = memory_budget_bytes;
+  return must(Store::open(directory, options), "open store");
+}
+
 void fill_made_up(Store& store, const std::string& memory_name, const RecordShape& shape, uint64_t chunks) {
   constexpr uint64_t chunks_at_once = 16, chunks_per_state = 64;
   Prose prose(chunks);

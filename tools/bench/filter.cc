@@ -4,13 +4,10 @@
 // A store is filled without a model, with turns of random words and random landmarks. A directory that holds such a
 // store already is used as it is. Filters mean every turn, one in ten, one in a thousand, one in a hundred thousand,
 // and none; each is told with its first search, which reads the rows of all turns, and with those after it.
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <random>
 #include <string>
 #include <thread>
@@ -18,6 +15,7 @@
 
 #include "memstore/store.h"
 #include "memstore/turn_selection.h"
+#include "tools/bench/bench_data.h"
 #include "tools/bench/daemon_process.h"
 #include "tools/bench/fill_store.h"
 
@@ -27,15 +25,9 @@ using namespace recalld::bench;
 namespace {
 
 constexpr char memory_name[] = "bench/filter";
-constexpr RecordShape shape{.kv_bytes = 64, .landmark_dim = 256, .state_bytes = 64, .model = {}};
 
 double ms_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-}
-
-double percentile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())))];
 }
 
 struct Times {
@@ -46,7 +38,7 @@ struct Times {
 void search(const Store& store, const MemoryInfo& memory, const TurnQuery* filter, WorkerPool& pool, int number,
             const std::string& words, Times& times) {
   std::mt19937_64 random(static_cast<uint64_t>(number));
-  std::vector<Bf16> query(shape.landmark_dim);
+  std::vector<Bf16> query(made_up_shape.landmark_dim);
   for (Bf16& x : query) x = to_bf16(static_cast<float>(random() % 2001) / 1000.0f - 1);
   const auto start = std::chrono::steady_clock::now();
   SelectedChunks selected;
@@ -70,16 +62,10 @@ void search(const Store& store, const MemoryInfo& memory, const TurnQuery* filte
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const uint64_t chunks = argc > 1 ? std::stoull(argv[1]) : 64 << 10;
-  const bool keep = argc > 2;
-  const std::filesystem::path data =
-      keep ? std::filesystem::path(argv[2])
-           : std::filesystem::temp_directory_path() / ("recalld-bench-filter-" + std::to_string(getpid()));
-  StoreOptions options;
-  options.shape = shape;
-  options.memory_budget_bytes = uint64_t{2} << 30;  // so that the landmarks of 1 Mi chunks are in RAM
-  const auto store = must(Store::open(data, options), "open store");
-  fill_made_up(*store, memory_name, shape, chunks);
+  const BenchData data(argc, argv, 64 << 10);
+  // So much that the landmarks of 1 Mi chunks are in RAM.
+  const auto store = open_made_up(data.directory(), uint64_t{2} << 30);
+  fill_made_up(*store, memory_name, made_up_shape, data.chunks());
   const MemoryInfo memory = must(store->memory(memory_name), "find memory");
   WorkerPool pool(std::max(1u, std::thread::hardware_concurrency()));
   std::printf("%llu chunks, %llu turns\n", static_cast<unsigned long long>(memory.encoded_chunks),
@@ -115,7 +101,6 @@ int main(int argc, char** argv) try {
         percentile(times.landmark, 0.5), percentile(times.lexical, 0.5), first.all[0]);
     std::fflush(stdout);
   }
-  if (!keep) std::filesystem::remove_all(data);
   return 0;
 } catch (const GaveUp& reason) {
   std::fprintf(stderr, "filter: %s\n", reason.what());

@@ -17,7 +17,9 @@
 #include "memstore/catalog.h"
 #include "memstore/store.h"
 #include "memstore/words.h"
+#include "tools/bench/bench_data.h"
 #include "tools/bench/daemon_process.h"
+#include "tools/bench/fill_store.h"
 
 using namespace recalld;
 using namespace recalld::bench;
@@ -26,7 +28,6 @@ namespace {
 
 constexpr char memory_name[] = "bench/lexical";
 constexpr size_t vocabulary = 200'000, frequent = 100;
-constexpr RecordShape shape{.kv_bytes = 64, .landmark_dim = 256, .state_bytes = 64, .model = {}};
 
 constexpr const char* english[frequent] = {
     "the",    "of",   "and",  "to",    "a",     "in",   "is",    "it",   "you",   "that",  "he",    "was",   "for",
@@ -78,16 +79,11 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-double percentile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())))];
-}
-
 void fill(Store& store, uint64_t chunks) {
   constexpr uint64_t at_once = 256;
   Words words(1);
-  std::vector<std::byte> kv(shape.kv_bytes);
-  const std::vector<Bf16> landmark(shape.landmark_dim);
+  std::vector<std::byte> kv(made_up_shape.kv_bytes);
+  const std::vector<Bf16> landmark(made_up_shape.landmark_dim);
   const std::vector<EncodedChunkView> views(at_once, EncodedChunkView{landmark, kv});
   double put_s = 0, put_cpu_s = 0;
   const auto known = store.memory(memory_name);
@@ -185,27 +181,15 @@ void count_rows(const std::filesystem::path& catalog_directory, const StoreStats
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const uint64_t chunks = argc > 1 ? std::stoull(argv[1]) : 64 << 10;
-  const bool keep = argc > 2;
-  const std::filesystem::path data =
-      keep ? std::filesystem::path(argv[2])
-           : std::filesystem::temp_directory_path() / ("recalld-bench-lexical-" + std::to_string(getpid()));
+  const BenchData data(argc, argv, 64 << 10);
   measure_words();
-  {
-    StoreOptions options;
-    options.shape = shape;
-    const auto store = must(Store::open(data, options), "open store");
-    fill(*store, chunks);
-  }
-  StoreOptions options;
-  options.shape = shape;
-  auto store = must(Store::open(data, options), "open store");
+  fill(*open_made_up(data.directory()), data.chunks());
+  auto store = open_made_up(data.directory());
   measure(*store, 0, "five words as drawn");
   measure(*store, frequent, "five words without frequent ones");
   const StoreStats stats = must(store->stats(), "stats");
   store.reset();
-  count_rows(data / "catalog", stats);
-  if (!keep) std::filesystem::remove_all(data);
+  count_rows(data.directory() / "catalog", stats);
   return 0;
 } catch (const GaveUp& reason) {
   std::fprintf(stderr, "lexical: %s\n", reason.what());

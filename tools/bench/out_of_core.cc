@@ -26,6 +26,7 @@
 
 #include "memstore/store.h"
 #include "model/ramba.h"
+#include "tools/bench/bench_data.h"
 #include "tools/bench/daemon_process.h"
 #include "tools/bench/fill.h"
 #include "tools/bench/fill_store.h"
@@ -52,11 +53,6 @@ struct Verdict {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double percentile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())))];
 }
 
 // ---- The store

@@ -18,6 +18,7 @@
 #include "kernels/landmark_topk.h"
 #include "memstore/store.h"
 #include "model/ramba.h"
+#include "tools/bench/bench_data.h"
 #include "tools/bench/daemon_process.h"
 #include "tools/bench/fill.h"
 #include "tools/bench/prose.h"
@@ -28,11 +29,6 @@ using namespace recalld::bench;
 namespace {
 
 constexpr char memory_name[] = "bench/search";
-
-double percentile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())))];
-}
 
 template <class Body>
 double seconds(Body body) {
@@ -141,24 +137,20 @@ void measure_scan(const std::filesystem::path& data, const std::filesystem::path
 }  // namespace
 
 int main(int argc, char** argv) try {
-  const uint64_t chunks = argc > 1 ? std::stoull(argv[1]) : 16 << 10;
-  const bool keep = argc > 2;
-  const std::filesystem::path data =
-      keep ? std::filesystem::path(argv[2])
-           : std::filesystem::temp_directory_path() / ("recalld-bench-search-" + std::to_string(getpid()));
+  const BenchData data(argc, argv, 16 << 10);
   std::filesystem::path model_directory;
   {
-    DaemonProcess daemon(built_recalld(), data, {});
+    DaemonProcess daemon(built_recalld(), data.directory(), {});
     client::Client client = daemon.connect();
     model_directory = must(client.stats(), "stats").at("model_directory").get<std::string>();
     if (!client.memory(memory_name)) {
-      const FillReport report = fill(client, memory_name, chunks * chunk_tokens, 3);
+      const FillReport report = fill(client, memory_name, data.chunks() * chunk_tokens, 3);
       std::printf("filled: %llu tokens in %.1f s\n", static_cast<unsigned long long>(report.tokens),
                   report.searchable_s);
     }
   }
   {
-    DaemonProcess daemon(built_recalld(), data, {});
+    DaemonProcess daemon(built_recalld(), data.directory(), {});
     client::Client client = daemon.connect();
     client::SearchRequest request;
     request.memory = memory_name;
@@ -168,8 +160,7 @@ int main(int argc, char** argv) try {
                 daemon.seconds_to_first_answer(), search_s);
     measure_latency(daemon);
   }
-  measure_scan(data, model_directory);
-  if (!keep) std::filesystem::remove_all(data);
+  measure_scan(data.directory(), model_directory);
   return 0;
 } catch (const GaveUp& reason) {
   std::fprintf(stderr, "search: %s\n", reason.what());
