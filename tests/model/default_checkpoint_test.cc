@@ -21,8 +21,8 @@ TEST(DefaultCheckpoint, IsACheckpointAndItsCardAndOfAtMost24Megabytes) {
     names.push_back(file.path().filename());
     bytes += file.file_size();
   }
-  EXPECT_THAT(names, ::testing::UnorderedElementsAre("MODEL_CARD.md", "config.json", "fusion.json", "model.safetensors",
-                                                     "tokenizer.model"));
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("MODEL_CARD.md", "config.json", "fusion.json",
+                                                     "meaning.safetensors", "model.safetensors", "tokenizer.model"));
   EXPECT_LE(bytes, checkpoint_bytes_max);
 }
 

@@ -5,7 +5,7 @@ Usage: export.py RUN OUT [--golden DIRECTORY] [--int8] [--cost TEXT] [--figures 
 
 RUN holds config.json, model.safetensors and tokenizer.model, and perhaps run.json and figures.json (what evaluate.py
 --save wrote; --figures names another), whose figures go into the model card. OUT gets model.safetensors, config.json,
-tokenizer.model and MODEL_CARD.md, and RUN's fusion.json where it has one; one in OUT stays otherwise, and is told. For the
+tokenizer.model and MODEL_CARD.md, and RUN's fusion.json and meaning.safetensors where it has them; those in OUT stay otherwise, and a fusion.json is told. For the
 tests of the daemon DIRECTORY, or OUT where none is named, gets golden.safetensors, golden.txt and tokenizer_golden.json:
 what the exported weights give in fp32 on the CPU.
 
@@ -250,6 +250,8 @@ def export(run: Path, out: Path, int8: bool, cost: str | None = None, found: Pat
     save_file(stored(weights, int8), out / "model.safetensors", metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config.to_reference(), indent=1) + "\n")
     shutil.copyfile(run / "tokenizer.model", out / "tokenizer.model")
+    if (run / "meaning.safetensors").exists():
+        shutil.copyfile(run / "meaning.safetensors", out / "meaning.safetensors")
     if (run / "fusion.json").exists():
         shutil.copyfile(run / "fusion.json", out / "fusion.json")
     elif (out / "fusion.json").exists():
