@@ -42,6 +42,7 @@ Expected<void> Engine::Impl::open() {
   model_ = std::move(loaded.model);
   tokenizer_ = std::move(loaded.tokenizer);
   RECALLD_TRY(fusion_, Fusion::of_checkpoint(options_.model));
+  RECALLD_TRY(meaning_, Meaning::of_checkpoint(options_.model, tokenizer_->vocab_size()));
   // As much as the catalog writes out when it goes on after it found no room.
   Reserve reserve(options_.data / "reserve", std::max(options_.memory_budget_bytes / 8, uint64_t{4} << 20));
   reserve.give_up_when_short();

@@ -16,11 +16,13 @@ struct RankedPart {
   std::optional<double> (*score)(const Candidate&);  // none: the chunk has none
   bool by_landmark, by_words;                        // the modes beside hybrid that have it
 };
-constexpr std::array<RankedPart, 4> ranked_parts{{
+constexpr std::array<RankedPart, 6> ranked_parts{{
     {"landmark", [](const Candidate& each) { return std::optional(each.landmark); }, true, false},
     {"bm25", [](const Candidate& each) { return std::optional(each.bm25); }, false, true},
     {"context", [](const Candidate& each) { return std::optional(each.context); }, false, true},
     {"tokens", [](const Candidate& each) { return each.tokens; }, false, false},
+    {"meaning", [](const Candidate& each) { return each.meaning; }, false, false},
+    {"topic", [](const Candidate& each) { return each.topic; }, false, false},
 }};
 
 bool has_part(SearchMode mode, const RankedPart& part) {

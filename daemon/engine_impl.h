@@ -36,6 +36,7 @@
 #include "daemon/upkeep.h"
 #include "daemon/word_indexer.h"
 #include "model/backend.h"
+#include "model/meaning.h"
 
 namespace recalld {
 
@@ -131,7 +132,8 @@ class Engine::Impl {
     const ChunkSet* only() const { return selected ? &selected->chunks : nullptr; }
     // To score chunks by their landmarks that were found by words:
     std::vector<Bf16> query;
-    std::vector<float> tail_dots;  // of the chunks that are not stored
+    std::vector<float> tail_dots;        // of the chunks that are not stored
+    std::vector<uint32_t> query_tokens;  // to score chunks by their meaning
     // To score chunks by their tokens, and to explain the results:
     Asked asked;
     std::unordered_map<uint64_t, std::vector<std::byte>> tail_kv;  // of the chunks that are not stored
@@ -173,6 +175,7 @@ class Engine::Impl {
   Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
   Expected<void> add_token_scores(Ranking& ranking) const;
   Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) const;
+  Expected<void> add_meaning(Ranking& ranking) const;
   void order(const SearchRequest& request, std::vector<Candidate>& best) const;
   bool still_holds(const Ranking& ranking) const;
   void search_together(SearchRequest request, Done<SearchReply> done);
@@ -211,6 +214,7 @@ class Engine::Impl {
   Backend* backend_ = nullptr;            // the one or the other; computes on the model thread alone
   std::optional<Tokenizer> tokenizer_;
   Fusion fusion_;
+  std::optional<Meaning> meaning_;  // unset: the checkpoint has none
   std::unique_ptr<Store> store_;
   std::unique_ptr<Encoder> encoder_;         // used by the model thread alone
   std::unique_ptr<Decoder> decoder_;         // likewise

@@ -1,5 +1,7 @@
-// What a hybrid search asks of the store beyond both rankings: the keys of their best chunks.
+// What a hybrid search asks of the store beyond both rankings: the tokens and the keys of their best chunks.
 #include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "daemon/engine_impl.h"
@@ -70,6 +72,49 @@ Expected<std::vector<float>> Engine::Impl::late_scores(std::span<const float> to
   std::vector<float> scores;
   for (const ByteView record : records) scores.push_back(model_->late_score(tokens, record));
   return scores;
+}
+
+// On a read worker. Scores the best of each ranking by the meaning of their tokens; one whose tokens cannot be read, or
+// are being forgotten, stays without: its text cannot be shown either.
+Expected<void> Engine::Impl::add_meaning(Ranking& ranking) const {
+  if (!meaning_) return {};
+  const Clock::time_point begun = Clock::now();
+  Meaning::Question question(*meaning_, ranking.query_tokens);
+  if (question.empty()) return {};
+  std::set<uint64_t> wanted;  // and those beside them
+  for (const Candidate& candidate : ranking.best) {
+    if (!Fusion::is_deep(candidate)) continue;
+    for (const uint64_t chunk : {candidate.chunk - 1, candidate.chunk, candidate.chunk + 1})
+      if (chunk < UINT64_MAX / chunk_tokens && chunk * chunk_tokens < ranking.end_token) wanted.insert(chunk);
+  }
+  std::map<uint64_t, Meaning::Chunk> chunks;
+  for (auto next = wanted.begin(); next != wanted.end();) {
+    const uint64_t first = *next;  // of a run of chunks that are read at once
+    uint64_t end = first;
+    for (; next != wanted.end() && *next == end; ++next) ++end;
+    const uint64_t end_token = std::min(end * chunk_tokens, ranking.end_token);
+    const auto read =
+        store_->tokens(ranking.memory.id, first * chunk_tokens, static_cast<size_t>(end_token - first * chunk_tokens));
+    if (!read) {
+      if (read.error().kind == ErrorKind::busy || read.error().kind == ErrorKind::corrupt) continue;
+      return std::unexpected(read.error());
+    }
+    for (size_t at = 0; at < read->size(); at += chunk_tokens)
+      chunks.emplace(first + at / chunk_tokens,
+                     question.look(std::span(*read).subspan(at, std::min<size_t>(chunk_tokens, read->size() - at))));
+  }
+  const auto found = [&](uint64_t chunk) {
+    const auto place = chunks.find(chunk);
+    return place == chunks.end() ? nullptr : &place->second;
+  };
+  for (Candidate& candidate : ranking.best) {
+    const Meaning::Chunk* own = Fusion::is_deep(candidate) ? found(candidate.chunk) : nullptr;
+    if (own == nullptr) continue;
+    candidate.meaning = question.share(*own, found(candidate.chunk - 1), found(candidate.chunk + 1));
+    candidate.topic = own->topic;
+  }
+  ranking.took.meaning_ms = milliseconds_since(begun);
+  return {};
 }
 
 }  // namespace recalld

@@ -149,6 +149,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   }
   if (query.request.mode == SearchMode::hybrid || query.request.explain) {
     ranking.asked = asked;
+    ranking.query_tokens = query.tokens;
     for (size_t i = 0; i < dots.size(); ++i) {
       const auto kv = std::span(tail->kv).subspan(i * model_->kv_bytes(), model_->kv_bytes());
       ranking.tail_kv.emplace(tail->first_chunk + i, std::vector(kv.begin(), kv.end()));
@@ -216,7 +217,9 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
     ranking.best[found->second].lexical_rank = i + 1;
   }
   ranking.took.words_ms = milliseconds_since(begun);
-  return request.mode == SearchMode::hybrid ? add_token_scores(ranking) : Expected<void>();
+  if (request.mode != SearchMode::hybrid) return {};
+  RECALLD_CHECK(add_meaning(ranking));
+  return add_token_scores(ranking);
 }
 
 // Puts the candidates of a hybrid search, of one memory or of several, into one order.

@@ -16,7 +16,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr double common_words = 10;  // BM25 that a chunk has by a few of them
+constexpr double common_words = 10;   // BM25 that a chunk has by a few of them
+constexpr double telling_words = 15;  // BM25 from which on what a text is about adds little
 
 size_t at(Feature feature) {
   return static_cast<size_t>(feature);
@@ -46,20 +47,31 @@ class Standing {
   double mean_ = 0, deviation_ = 0, best_ = -std::numeric_limits<double>::infinity();
 };
 
+// Of a part that not every candidate has the lowest that one has; 0 where nobody has it.
+double lowest_of(const std::vector<Candidate>& candidates, std::optional<double> Candidate::*part) {
+  double lowest = std::numeric_limits<double>::infinity();
+  for (const Candidate& each : candidates) lowest = std::min(lowest, (each.*part).value_or(lowest));
+  return std::isinf(lowest) ? 0 : lowest;
+}
+
 void set_features(std::vector<Candidate>& candidates) {
-  double lowest_tokens = std::numeric_limits<double>::infinity();
-  for (const Candidate& each : candidates) lowest_tokens = std::min(lowest_tokens, each.tokens.value_or(lowest_tokens));
-  if (std::isinf(lowest_tokens)) lowest_tokens = 0;  // nobody has one
+  const double lowest_tokens = lowest_of(candidates, &Candidate::tokens);
+  const double lowest_meaning = lowest_of(candidates, &Candidate::meaning);
+  const double lowest_topic = lowest_of(candidates, &Candidate::topic);
   const auto bm25 = [](const Candidate& each) { return each.bm25; };
   const auto words = [](const Candidate& each) { return each.bm25 + each.context; };
   const auto landmark = [](const Candidate& each) { return each.landmark; };
   const auto tokens = [&](const Candidate& each) { return each.tokens.value_or(lowest_tokens); };
+  const auto meaning = [&](const Candidate& each) { return each.meaning.value_or(lowest_meaning); };
+  const auto topic = [&](const Candidate& each) { return each.topic.value_or(lowest_topic); };
   const Standing of_bm25(candidates, bm25), of_words(candidates, words), of_landmark(candidates, landmark),
-      of_tokens(candidates, tokens);
+      of_tokens(candidates, tokens), of_meaning(candidates, meaning), of_topic(candidates, topic);
 
   // Where even the best match has only common words, these tell next to nothing.
   const double share = of_bm25.best() / common_words;
   const double tells = 1 - std::exp(-share * share);
+  const double of_telling = of_bm25.best() / telling_words;
+  const double untold = std::exp(-of_telling * of_telling);
 
   std::map<std::pair<size_t, uint64_t>, const Candidate*> place;  // by memory and chunk
   double lowest_landmark = std::numeric_limits<double>::infinity();
@@ -85,6 +97,8 @@ void set_features(std::vector<Candidate>& candidates) {
     f[at(Feature::near_tokens)] = of_tokens.of(near_tokens);
     f[at(Feature::landmark_top)] = of_landmark.top(each.landmark);
     f[at(Feature::lexical_top)] = of_words.top(words(each));
+    f[at(Feature::meaning)] = of_meaning.of(meaning(each));
+    f[at(Feature::topic)] = untold * of_topic.of(topic(each));
     f[at(Feature::best_bm25)] = of_bm25.best();
     f[at(Feature::best_tokens)] = of_tokens.best();
     f[at(Feature::best_landmark)] = of_landmark.of(of_landmark.best());
@@ -96,8 +110,10 @@ class Numbers {
  public:
   explicit Numbers(std::string path) : path_(std::move(path)) {}
 
-  void take(const Json& object, std::string_view member, double& value, double least) {
+  // A member that is `optional` may be missing: `value` stays then.
+  void take(const Json& object, std::string_view member, double& value, double least, bool optional = false) {
     const auto found = object.find(member);
+    if (found == object.end() && optional) return;
     if (found == object.end()) return wrong(member, "the member is missing");
     if (!found->is_number() || !std::isfinite(found->get<double>())) return wrong(member, "expected a number");
     value = found->get<double>();
@@ -151,7 +167,8 @@ Expected<Fusion> Fusion::parse(std::string_view text) {
   Fusion fusion;
   Numbers order("order"), score("score");
   constexpr double any = -std::numeric_limits<double>::infinity();
-  for (size_t i = 0; i < order_features; ++i) order.take(json["order"], feature_names[i], fusion.order_[i], 0);
+  for (size_t i = 0; i < order_features; ++i)
+    order.take(json["order"], feature_names[i], fusion.order_[i], 0, i >= at(Feature::meaning));
   score.take(json["score"], "slope", fusion.slope_, 0);
   score.take(json["score"], "rivals", fusion.rivals_, any);
   score.take(json["score"], "bias", fusion.bias_, any);

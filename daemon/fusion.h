@@ -28,27 +28,30 @@ enum class Feature : size_t {
   near_tokens,    // likewise of the token score
   landmark_top,   // 1 / (1 + how far the landmark stands below the best)
   lexical_top,    // likewise of bm25 + context
+  meaning,        // standing of the share of the question that the chunk and those beside it have by meaning
+  topic,          // standing of how near both texts' vectors are, times e^-(best_bm25 / 15)^2: where words tell little
   // Of the search, the same for all its chunks:
   best_bm25,      // the highest BM25
   best_tokens,    // the highest token score
   best_landmark,  // the highest landmark standing
 };
-inline constexpr size_t feature_count = 11;
-inline constexpr size_t order_features = 8;  // so many of the first are of a chunk
+inline constexpr size_t feature_count = 13;
+inline constexpr size_t order_features = 10;  // so many of the first are of a chunk
 inline constexpr std::array<std::string_view, feature_count> feature_names{
-    "bm25",         "context_bm25", "landmark",  "tokens",      "near_landmark", "near_tokens",
-    "landmark_top", "lexical_top",  "best_bm25", "best_tokens", "best_landmark"};
+    "bm25",        "context_bm25", "landmark", "tokens",    "near_landmark", "near_tokens",  "landmark_top",
+    "lexical_top", "meaning",      "topic",    "best_bm25", "best_tokens",   "best_landmark"};
 using Features = std::array<double, feature_count>;
 
 // A chunk that may answer a search.
 struct Candidate {
   uint64_t chunk = 0;
-  double landmark = 0;                  // its landmark score
-  double bm25 = 0;                      // of its words
-  double context = 0;                   // of its words and its neighbours'
-  std::optional<double> tokens;         // its token score; none: its K/V cannot be read, or it is not deep
-  std::optional<size_t> landmark_rank;  // from 1; none: it was not among the first by its landmark
-  std::optional<size_t> lexical_rank;   // likewise, by words
+  double landmark = 0;                   // its landmark score
+  double bm25 = 0;                       // of its words
+  double context = 0;                    // of its words and its neighbours'
+  std::optional<double> tokens;          // its token score; none: its K/V cannot be read, or it is not deep
+  std::optional<double> meaning, topic;  // Meaning's share and topic; none: likewise, or the checkpoint has no Meaning
+  std::optional<size_t> landmark_rank;   // from 1; none: it was not among the first by its landmark
+  std::optional<size_t> lexical_rank;    // likewise, by words
   Features features{};
   double score = 0;
   size_t memory = 0;  // which of those that are searched together

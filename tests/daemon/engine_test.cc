@@ -271,6 +271,41 @@ TEST_F(EngineTest, AHybridSearchScoresTheBestChunksByTheirTokensToo) {
   EXPECT_FALSE(must(search("harbour", question, 1, SearchMode::landmark)).results[0].why->token_score);
 }
 
+TEST_F(EngineTest, AHybridSearchComparesMeaningWhereTheCheckpointHasIt) {
+  auto log = harbour_log(0, 200);
+  log[70] = fact;
+  engine_.append("harbour", log, true);
+  for (const auto& result : must(search("harbour", question, 4)).results) EXPECT_EQ(result.why->parts.size(), 4u);
+
+  TempDir with;
+  std::filesystem::copy(starter_checkpoint(), with.path(), std::filesystem::copy_options::recursive);
+  std::filesystem::copy(default_checkpoint() / "meaning.safetensors", with.path());  // of the same tokenizer
+  engine_.close();
+  engine_.use_model(with.path());
+  engine_.open();
+  engine_.append("harbour", {"The ketch Walrus needs a new jib."});  // in the open chunk
+  const auto part = [](const SearchReply::Result& result, std::string_view name) {
+    const auto& parts = result.why->parts;
+    const auto found = std::ranges::find(parts, name, &SearchReply::Why::Part::name);
+    return found == parts.end() ? -2 : found->score;
+  };
+  const auto found = must(search("harbour", "Which number opens the lamp room?", 128));
+  size_t deep = 0;
+  for (const auto& result : found.results) {
+    const auto& why = *result.why;
+    const bool scored = part(result, "meaning") >= 0;
+    EXPECT_EQ(scored, why.token_score.has_value()) << result.chunk;
+    EXPECT_LE(part(result, "meaning"), 1.0001);
+    deep += scored;
+  }
+  EXPECT_GT(deep, 1u);
+  const auto newest = must(search("harbour", "ketch Walrus jib", 8));
+  EXPECT_FALSE(newest.results[0].why->stored);
+  EXPECT_GT(part(newest.results[0], "meaning"), 0.9);  // all pieces of the question stand there
+  EXPECT_GT(part(newest.results[0], "topic"), part(newest.results[1], "topic"));
+  EXPECT_GT((*newest.results[0].why->features)[static_cast<size_t>(Feature::meaning)], 1);
+}
+
 TEST_F(EngineTest, ResultsBelowMinScoreAreLeftOut) {
   auto log = harbour_log(0, 200);
   log[70] = fact;

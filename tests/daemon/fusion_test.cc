@@ -117,6 +117,27 @@ TEST(Fusion, ChunksBesideAGoodOneAreToldSo) {
   EXPECT_EQ(feature(found[2], Feature::near_landmark), feature(found[2], Feature::landmark));
 }
 
+TEST(Fusion, MeaningAndTopicOrderWhereTheWeightsSaySoAndTopicOnlyWhereWordsTellLittle) {
+  const auto fusion = Fusion::parse(weights(R"("tokens": 0, "meaning": 2, "topic": 1)"));
+  ASSERT_TRUE(fusion) << fusion.error().message;
+  for (std::optional<double> Candidate::*part : {&Candidate::meaning, &Candidate::topic}) {
+    std::vector<Candidate> found{candidate(10, 1, 1, 1), candidate(20, 1, 1, 1), candidate(30, 1, 1, 1)};
+    found[1].*part = 0.25;
+    found[2].*part = 0.5;
+    fusion->rank(found);
+    EXPECT_THAT(order(found), ElementsAre(30, 10, 20));  // without one as with the lowest
+    learned().rank(found);                               // its weights have neither
+    EXPECT_THAT(order(found), ElementsAre(10, 20, 30));
+  }
+  std::vector<Candidate> found{candidate(10, 1, 30, 30), candidate(20, 1, 30, 30)};
+  found[0].topic = found[0].meaning = 0.25;
+  found[1].topic = found[1].meaning = 0.5;
+  fusion->rank(found);
+  EXPECT_NEAR(feature(found[0], Feature::topic), std::exp(-4.0), 1e-12);  // (30 / 15) squared
+  EXPECT_NEAR(feature(found[0], Feature::meaning), 1, 1e-12);
+  EXPECT_THAT(Fusion::parse(weights(R"("tokens": 0, "topic": -1)")).error().message, HasSubstr("order.topic"));
+}
+
 TEST(Fusion, ScoresAreProbabilitiesInTheOrderOfTheChunksWhateverTheirPlace) {
   std::vector<Candidate> found;
   for (uint64_t i = 0; i < 200; ++i) {

@@ -2,7 +2,7 @@
 """Learns what a hybrid search makes of its features: the file fusion.json of a checkpoint (docs/search-quality.md).
 
 Usage: fusion.py dump --socket PATH --data FILE... --out FEATURES    asks a running recalld the questions of data sets
-       fusion.py fit FEATURES... --out fusion.json [--sets NAME...] [--half SET:0|1]
+       fusion.py fit FEATURES... --out fusion.json [--sets NAME...] [--half SET:0|1] [--known SET...]
        fusion.py test FEATURES... --weights fusion.json [--sets NAME...] [--half SET:0|1]
 
 `dump` appends memories `fusion/SPLIT/SET/...` that are not there yet, asks each question with `explain`, and writes a line
@@ -11,7 +11,9 @@ a question with the features of its candidates. To each set come questions of th
 
 `fit` takes FEATURES of sets that the checkpoint was not trained on. Weights of the order: softmax over the candidates of a
 question, all evidence the right answer, no weight below 0, every set as heavy as any other. Then the score: a logistic
-regression over the first 10 of every question, strangers too. `test` prints any@1, any@10 and all@10 of the fused order
+regression over the first 10 of every question, strangers too. Sets that the checkpoint was trained to answer go with --known:
+landmarks and tokens, which find too much there, count as nothing in them, so that they teach how words and meaning go
+together; and they teach no score. `test` prints any@1, any@10 and all@10 of the fused order
 beside those of the single rankings, with 95% bootstrap intervals of the differences, and the expected calibration error.
 --half takes of one set the questions of which the first evidence lies in the first (0) or the second half of its memory, so
 that weights learned on the one can be tested on the other. Needs numpy; `dump` what tools/eval/search.py needs.
@@ -26,7 +28,10 @@ from pathlib import Path
 import numpy as np
 
 DEPTH = 64      # of each ranking; daemon/fusion.h
-ORDER = ("bm25", "context_bm25", "landmark", "tokens", "near_landmark", "near_tokens", "landmark_top", "lexical_top")
+ORDER = ("bm25", "context_bm25", "landmark", "tokens", "near_landmark", "near_tokens", "landmark_top", "lexical_top",
+         "meaning", "topic")
+# What a checkpoint was trained for, by its place in ORDER.
+OF_MODEL = [i for i, name in enumerate(ORDER) if "landmark" in name or "tokens" in name]
 SEARCH = ("best_bm25", "best_tokens", "best_landmark")
 SHOWN = 10      # results of a question that the score is learned from
 RIDGE = 1e-3
@@ -39,7 +44,7 @@ class Asked:
     set: str
     split: str
     half: int               # of its memory, in which its first evidence lies; -1: a stranger
-    order: np.ndarray       # [n, 8]
+    order: np.ndarray       # [n, 10]
     search: np.ndarray      # [3]
     evidence: np.ndarray    # [n] bool
     wanted: int             # chunks of evidence, those beyond the candidates too
@@ -132,7 +137,7 @@ def logsumexp(values: np.ndarray) -> float:
 
 
 def fit_order(asked: list[Asked], steps: int = 400, rate: float = 0.05) -> np.ndarray:
-    """[8], none below 0: Adam on the whole set, projected."""
+    """[10], none below 0: Adam on the whole set, projected."""
     usable = [one for one in asked if one.evidence.any()]
     if not usable:
         sys.exit("fit: no question has evidence among its candidates; are these the features of the right sets?")
@@ -186,8 +191,17 @@ def fit_score(asked: list[Asked], order: np.ndarray) -> np.ndarray:
 
 def fit(args) -> None:
     asked = chosen(args)
+    known = set(args.known or ())
+    if missing := known - {one.set for one in asked}:
+        sys.exit(f"--known: there are no features of {', '.join(sorted(missing))}")
+    for one in asked:
+        if one.set in known:
+            one.order[:, OF_MODEL] = 0
     order = fit_order(asked)
-    score = fit_score(asked, order)
+    unknown = [one for one in asked if one.set not in known]
+    if not unknown:
+        sys.exit("--known: the score needs a set that the checkpoint was not trained to answer")
+    score = fit_score(unknown, order)
     weights = {"format": 1, "depth": DEPTH,
                "learned_from": sorted({f"{one.set} ({one.split})" for one in asked}),
                "order": dict(zip(ORDER, order.round(5).tolist())),
@@ -230,8 +244,9 @@ def test(args) -> None:
     weights = json.loads(args.weights.read_text())
     order = np.array([weights["order"][name] for name in ORDER])
     score = np.array([weights["score"][name] for name in ("slope", "rivals", *SEARCH, "bias")])
-    alone = {"hybrid": order, "bm25": np.eye(8)[0], "context": np.eye(8)[1], "bm25 + context": np.eye(8)[7],
-             "landmark": np.eye(8)[6], "tokens": np.eye(8)[3]}
+    parts = dict(zip(ORDER, np.eye(len(ORDER))))
+    alone = {"hybrid": order, "bm25": parts["bm25"], "context": parts["context_bm25"], "bm25 + context": parts["lexical_top"],
+             "landmark": parts["landmark_top"], "tokens": parts["tokens"], "meaning": parts["meaning"]}
     print("| set | split | questions | ranking | any@1 | any@10 | all@10 | hybrid - it, any@1 | any@10 |")
     print("|---|---|---|---|---|---|---|---|---|")
     everything = chosen(args)
@@ -282,6 +297,7 @@ def main():
         command.add_argument("--half", type=half_of, metavar="SET:0|1")
         if name == "fit":
             command.add_argument("--out", type=Path, required=True)
+            command.add_argument("--known", nargs="+", metavar="SET", help="sets that the checkpoint was trained to answer")
         else:
             command.add_argument("--weights", type=Path, required=True)
     args = parser.parse_args()

@@ -19,7 +19,7 @@ def made(count, seed=0, strangers=0.3, split="train"):
             evidence[rng.integers(size)] = 1
         features = []
         for is_evidence in evidence:
-            each = dict(zip(fusion.ORDER + fusion.SEARCH, rng.normal(size=11)))
+            each = dict(zip(fusion.ORDER + fusion.SEARCH, rng.normal(size=len(fusion.ORDER + fusion.SEARCH))))
             each["tokens"] += 3 * is_evidence
             each["bm25"] += is_evidence
             each["landmark"] -= is_evidence
@@ -56,6 +56,26 @@ def test_fit_finds_what_tells_and_scores_are_calibrated_on_other_questions(tmp_p
     assert float(hybrid[4]) > 0.7 > 0.4 > float(landmark[4])
     errors = [float(line.split(" | ")[1]) for line in out.split("ECE")[1].splitlines() if line.startswith("| set")]
     assert len(errors) == 2 and max(errors) < 0.05
+
+
+def test_what_the_checkpoint_was_trained_to_answer_teaches_no_weight_of_it(tmp_path, monkeypatch):
+    def lines(much):
+        for line in made(300):
+            if line["set"] == "set 0":
+                for each, is_evidence in zip(line["features"], line["evidence"]):
+                    each["landmark"] += much * is_evidence
+            yield line
+    weights = {}
+    for much in (0, 5):
+        for known in ((), ("--known", "set 0")):
+            write(tmp_path / "train", lines(much))
+            run(monkeypatch, "fit", tmp_path / "train", "--out", tmp_path / "fusion.json", *known)
+            weights[much, bool(known)] = json.loads((tmp_path / "fusion.json").read_text())
+    assert weights[5, False]["order"]["landmark"] > 0
+    assert weights[5, True] == weights[0, True] and weights[5, True]["order"]["landmark"] == 0
+    for known, message in ((("set 0", "set 1"), "the score needs"), (("set 7",), "no features of set 7")):
+        with pytest.raises(SystemExit, match=message):
+            run(monkeypatch, "fit", tmp_path / "train", "--out", tmp_path / "fusion.json", "--known", *known)
 
 
 def test_calibration_error_is_the_mean_distance_of_bins():
