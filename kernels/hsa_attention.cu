@@ -183,7 +183,7 @@ struct Selection {
 #pragma unroll
     for (float& each : scores) each = -INFINITY;
     const bool there = chunk != hsa_no_chunk;
-    const float decay = __fmul_rn(static_cast<float>(lane), all.pos_decay);
+    const float decay = __fmul_rn(static_cast<float>(lane), all.weighting.pos_decay);
     if (there) scores[0] = __fadd_rn(score, decay);
     count = __popc(__ballot_sync(everyone, there));
   }
@@ -197,7 +197,7 @@ struct Selection {
       uint32_t chunk = hsa_no_chunk;
       if (place < all.k) {
         chunk = __ldg(all.chunks + first_place + place);
-        const float decay = __fmul_rn(static_cast<float>(place), all.pos_decay);
+        const float decay = __fmul_rn(static_cast<float>(place), all.weighting.pos_decay);
         scores[r] = __fadd_rn(__ldg(all.scores + first_place + place), decay);
       }
       const bool there = chunk != hsa_no_chunk;
@@ -207,28 +207,39 @@ struct Selection {
   }
 };
 
+__device__ __forceinline__ float best_of(const float (&scores)[place_registers]) {
+  float top = -INFINITY;
+#pragma unroll
+  for (int r = 0; r < place_registers; ++r) top = fmaxf(top, scores[r]);
+#pragma unroll
+  for (int width = warp / 2; width > 0; width /= 2) top = fmaxf(top, __shfl_xor_sync(everyone, top, width));
+  return top;
+}
+
+__device__ __forceinline__ void divide_by_sum(int count, float (&weights)[place_registers]) {
+  float sum = 0;
+#pragma unroll
+  for (int r = 0; r < place_registers; ++r)
+    if (r * warp < count) sum = __fadd_rn(sum, weights[r]);
+#pragma unroll
+  for (int width = warp / 2; width > 0; width /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(everyone, sum, width));
+#pragma unroll
+  for (int r = 0; r < place_registers; ++r) weights[r] = __fdiv_rn(weights[r], sum);
+}
+
 // As chunk_weights_cpu(), but for the order of the sums.
-__device__ __forceinline__ void make_weights(bool softmax, const Selection& selection, int lane,
+__device__ __forceinline__ void make_weights(const ChunkWeighting& how, const Selection& selection, int lane,
                                              float (&weights)[place_registers]) {
   const auto& [count, scores] = selection;
+  const bool relative = how.stick_slope > 0;
+  const float top = how.softmax || relative ? best_of(scores) : 0;
 #pragma unroll
   for (int r = 0; r < place_registers; ++r) weights[r] = 0;
-  if (softmax) {
-    float top = -INFINITY, sum = 0;
+  if (how.softmax) {
 #pragma unroll
-    for (int r = 0; r < place_registers; ++r) top = fmaxf(top, scores[r]);
-#pragma unroll
-    for (int width = warp / 2; width > 0; width /= 2) top = fmaxf(top, __shfl_xor_sync(everyone, top, width));
-#pragma unroll
-    for (int r = 0; r < place_registers; ++r) {
-      if (r * warp >= count) continue;
+    for (int r = 0; r < place_registers; ++r)
       if (r * warp + lane < count) weights[r] = expf(scores[r] - top);
-      sum = __fadd_rn(sum, weights[r]);
-    }
-#pragma unroll
-    for (int width = warp / 2; width > 0; width /= 2) sum = __fadd_rn(sum, __shfl_xor_sync(everyone, sum, width));
-#pragma unroll
-    for (int r = 0; r < place_registers; ++r) weights[r] = __fdiv_rn(weights[r], sum);
+    divide_by_sum(count, weights);
     return;
   }
   float newer = 0;  // Σ softplus in the registers before
@@ -236,16 +247,19 @@ __device__ __forceinline__ void make_weights(bool softmax, const Selection& sele
   for (int r = 0; r < place_registers; ++r) {
     if (r * warp >= count) continue;
     const bool there = r * warp + lane < count;
-    float broken = there ? __fadd_rn(fmaxf(scores[r], 0.0f), log1pf(expf(-fabsf(scores[r])))) : 0.0f;
+    float score = scores[r];
+    if (relative) score = __fmul_rn(how.stick_slope, __fadd_rn(__fsub_rn(score, top), how.stick_margin));
+    float broken = there ? __fadd_rn(fmaxf(score, 0.0f), log1pf(expf(-fabsf(score)))) : 0.0f;
 #pragma unroll
     for (int width = 1; width < warp; width *= 2) {
       const float before = __shfl_up_sync(everyone, broken, width);
       if (lane >= width) broken = __fadd_rn(before, broken);
     }
     broken = __fadd_rn(newer, broken);
-    if (there) weights[r] = expf(__fsub_rn(scores[r], broken));
+    if (there) weights[r] = expf(__fsub_rn(score, broken));
     newer = __shfl_sync(everyone, broken, warp - 1);
   }
+  if (relative) divide_by_sum(count, weights);
 }
 
 // One token, one KV head and some of its query heads.
@@ -326,7 +340,7 @@ __device__ __forceinline__ Rows team_products(const HsaAttention& all, const Til
   }
   if (part == 0) {
     float weights[place_registers];
-    make_weights(all.softmax, selection, lane, weights);
+    make_weights(all.weighting, selection, lane, weights);
 #pragma unroll
     for (int r = 0; r < place_registers; ++r)
       if (r * warp + lane == place) memory.weight = weights[r];
@@ -784,11 +798,11 @@ __global__ void __launch_bounds__(prefill_threads, 1)
     if constexpr (tiles_of_warp == 1) {
       const Selection selection(all, tile_at(tile).first_place, lane);
       count = selection.count;
-      make_weights(all.softmax, selection, lane, weights);
+      make_weights(all.weighting, selection, lane, weights);
     } else {
       const Selection selection(all, chunks_of_lane[i], scores_of_lane[i], lane);
       count = selection.count;
-      make_weights(all.softmax, selection, lane, weights);
+      make_weights(all.weighting, selection, lane, weights);
     }
 #pragma unroll
     for (int r = 0; r < (tiles_of_warp == 1 ? place_registers : 1); ++r)

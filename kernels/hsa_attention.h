@@ -36,9 +36,16 @@ void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const Hs
 // The same as plain loops in f32: the definition that the fast path is tested against.
 void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const HsaChunk> chunks, float* o);
 
-// Weights of the selected chunks from their scores, newest first: softmax, or stick-breaking
-// w_i = exp(s_i - Σ_{j<=i} softplus(s_j)) (HSA, arXiv 2504.16795, section 3.1). Before that, i · pos_decay is added to
-// s_i.
-void chunk_weights_cpu(bool softmax, std::span<const float> scores, std::span<float> weights, float pos_decay = 0);
+// How the selected chunks share the weight, from their scores s_i, newest first.
+struct ChunkWeighting {
+  bool softmax = false;   // otherwise stick-breaking: w_i = exp(s_i - Σ_{j<=i} softplus(s_j)) (HSA, arXiv 2504.16795,
+                          // section 3.1)
+  float pos_decay = 0;    // before that, i · pos_decay is added to s_i
+  float stick_slope = 0;  // above 0: stick-breaking of stick_slope · (s_i - max s + stick_margin), and the weights are
+  float stick_margin = 0;  // divided by their sum. The newest of those that lie within the margin of the best has most
+};
+
+// scores, weights out: [chunks]
+void chunk_weights_cpu(const ChunkWeighting& how, std::span<const float> scores, std::span<float> weights);
 
 }  // namespace recalld

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "kernels/cpu_isa.h"
@@ -112,17 +113,25 @@ void hsa_attention_cpu(const HsaShape& shape, const float* q, std::span<const Hs
     HWY_DYNAMIC_DISPATCH(attend)(shape, q, chunk, row.data(), shares.data(), o);
 }
 
-void chunk_weights_cpu(bool use_softmax, std::span<const float> scores, std::span<float> weights, float pos_decay) {
+void chunk_weights_cpu(const ChunkWeighting& how, std::span<const float> scores, std::span<float> weights) {
   if (scores.empty()) return;
   weights = weights.first(scores.size());
-  for (size_t i = 0; i < scores.size(); ++i) weights[i] = scores[i] + static_cast<float>(i) * pos_decay;
-  if (use_softmax) return softmax(weights);
+  for (size_t i = 0; i < scores.size(); ++i) weights[i] = scores[i] + static_cast<float>(i) * how.pos_decay;
+  if (how.softmax) return softmax(weights);
+  const bool relative = how.stick_slope > 0;
+  if (relative) {
+    const float best = *std::ranges::max_element(weights);
+    for (float& weight : weights) weight = how.stick_slope * (weight - best + how.stick_margin);
+  }
   float broken = 0;  // Σ softplus of the newer chunks' scores and this one's
   for (float& weight : weights) {
     const float score = weight;
     broken += std::max(score, 0.0f) + std::log1p(std::exp(-std::abs(score)));
     weight = std::exp(score - broken);
   }
+  if (!relative) return;
+  const float sum = std::accumulate(weights.begin(), weights.end(), 0.0f);
+  for (float& weight : weights) weight /= sum;
 }
 
 }  // namespace recalld

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/bf16.h"
+#include "kernels/hsa_attention.h"
 
 namespace recalld::cuda {
 
@@ -39,8 +40,7 @@ struct HsaAttention {
   uint32_t retrieval_heads = 0;          // 1, or kv_heads: each KV head has its own selection
   uint32_t head_dim = 0;                 // hsa_head_dim
   uint32_t k = 0;                        // 1 to hsa_k_max
-  bool softmax = false;                  // chunk weights: softmax, or stick-breaking
-  float pos_decay = 0;                   // before that, i times this is added to the score at place i
+  ChunkWeighting weighting = {};         // of the chunks of a token
   HsaPath path = HsaPath::automatic;
   void* workspace = nullptr;  // of hsa_attention_workspace() bytes, zeroed before its first use; null if that is 0
 };

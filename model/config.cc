@@ -131,6 +131,8 @@ Expected<Config> Config::parse(std::string_view text) {
   in.real("layer_norm_epsilon", c.layer_norm_epsilon, true);
   in.real("rms_norm_eps", c.rms_norm_eps, false);
   in.real("rope_theta", c.rope_theta, false);
+  in.real("stick_slope", c.stick_slope, false);
+  in.real("stick_margin", c.stick_margin, false);
 
   c.has_tokenizer = in.text("tokenizer") == "sentencepiece";
   if (c.has_tokenizer) {
@@ -150,6 +152,10 @@ Expected<Config> Config::parse(std::string_view text) {
     in.expect(width % 16 == 0, key, "expected a multiple of 16");
   in.expect(c.retrieval_dim % (32 * c.retrieval_heads()) == 0, "retrieval_dim",
             "expected a multiple of 32 for each retrieval head");
+  in.expect((c.stick_slope > 0) == (c.stick_margin > 0), c.stick_slope > 0 ? "stick_margin" : "stick_slope",
+            "expected where the other one of stick_slope and stick_margin is given");
+  in.expect(!c.enable_softmax || c.stick_slope == 0, "stick_slope",
+            "enable_softmax must be false: it is of stick-breaking");
   if (windowed) {
     in.expect(c.sliding_window % 64 == 0, "sliding_window", "expected a multiple of 64");
     in.expect(c.num_attention_heads % c.swa_kv_heads == 0, "swa_kv_heads",

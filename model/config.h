@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "kernels/hsa_attention.h"
 
 namespace recalld {
 
@@ -47,6 +48,8 @@ struct Config {
 
   bool tie_word_embeddings = true;
   bool enable_softmax = false;    // chunk weights: softmax, otherwise stick-breaking
+  float stick_slope = 0;          // above 0: of stick-breaking over scores counted from the best one (ChunkWeighting)
+  float stick_margin = 0;         // likewise: chunks whose scores are less than this below the best compete by age
   bool enable_softmax1 = false;   // one extra zero logit in each chunk's softmax
   bool enable_pos_decay = false;  // a learned step is added to the scores, from the newest chunk to older ones
   bool enable_qk_norm = false;    // RMSNorm a head on HSA's q and k
@@ -68,6 +71,11 @@ struct Config {
 
   // Inner width of every SwiGLU: 8/3 of hidden_size, down to a multiple of 64.
   size_t mlp_size() const { return hidden_size * 8 / 3 / 64 * 64; }
+  // pos_decay: of the group's retrieval
+  ChunkWeighting weighting(float pos_decay) const {
+    return {
+        .softmax = enable_softmax, .pos_decay = pos_decay, .stick_slope = stick_slope, .stick_margin = stick_margin};
+  }
   size_t retrieval_heads() const { return singlehead_retrieval ? 1 : num_kv_heads; }
   size_t hsa_layers() const { return num_upper_layers / num_mamba_per_gca; }
 

@@ -194,10 +194,9 @@ Expected<GpuHsa> GpuHsa::load(GpuWeights& weights, const std::string& prefix, co
   hsa.retrieval_heads_ = narrow(config.retrieval_heads());
   hsa.head_dim_ = narrow(config.attention_head_dim);
   hsa.k_ = narrow(config.chunk_topk);
-  hsa.softmax_ = config.enable_softmax;
   hsa.reset_residual_ = config.reset_hsa_residual;
   hsa.eps_ = config.rms_norm_eps;
-  hsa.pos_decay_ = pos_decay;
+  hsa.weighting_ = config.weighting(pos_decay);
   const size_t width = config.num_attention_heads * config.attention_head_dim;
   RECALLD_TRY(hsa.q_proj_, weights.linear({{prefix + ".q_proj.weight", width}}, config.hidden_size));
   RECALLD_TRY(hsa.o_proj_, weights.linear({{prefix + ".o_proj.weight", config.hidden_size}}, width));
@@ -256,8 +255,7 @@ cudaError_t GpuHsa::run(const GpuContext& gpu, const Scratch& scratch, const Gpu
                                     .retrieval_heads = retrieval_heads_,
                                     .head_dim = head_dim_,
                                     .k = k_,
-                                    .softmax = softmax_,
-                                    .pos_decay = pos_decay_,
+                                    .weighting = weighting_,
                                     .path = cuda::HsaPath::decode,
                                     .workspace = scratch.attention_bytes > 0 ? scratch.attention : nullptr},
                                    gpu.stream));

@@ -160,8 +160,9 @@ class GpuHsa {
 
  private:
   uint32_t hidden_size_ = 0, heads_ = 0, kv_heads_ = 0, retrieval_heads_ = 0, head_dim_ = 0, k_ = 0;
-  bool softmax_ = false, reset_residual_ = false;
-  float eps_ = 0, pos_decay_ = 0;
+  bool reset_residual_ = false;
+  float eps_ = 0;
+  ChunkWeighting weighting_;
   const float *pre_norm_ = nullptr, *q_norm_ = nullptr, *mlp_norm_ = nullptr;  // q_norm_ null without enable_qk_norm
   GpuLinear q_proj_, o_proj_;
   std::optional<GpuMlp> mlp_;

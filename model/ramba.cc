@@ -314,7 +314,7 @@ std::vector<Bf16> Ramba::landmark_queries(std::span<const float> hidden, size_t 
 
 std::vector<float> Ramba::chunk_weights(std::span<const float> scores, size_t group) const {
   std::vector<float> weights(scores.size());
-  chunk_weights_cpu(impl_->config.enable_softmax, scores, weights, impl_->pos_decays[group]);
+  chunk_weights_cpu(impl_->config.weighting(impl_->pos_decays[group]), scores, weights);
   return weights;
 }
 

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "kernels/cpu_isa.h"
 #include "kernels/encoder_attention.h"
@@ -123,11 +125,11 @@ TEST(HsaAttention, OfStoredChunksEqualsPlainLoops) {
 TEST(ChunkWeights, SoftmaxAddsUpToOneAndStickBreakingToLess) {
   const float scores[] = {2.0f, -1.0f, 90.0f};
   float weights[3];
-  chunk_weights_cpu(true, scores, weights);
+  chunk_weights_cpu({.softmax = true}, scores, weights);
   EXPECT_NEAR(weights[2], 1.0f, 1e-6f);
 
   const float mild[] = {0.5f, -0.25f, 1.0f};
-  chunk_weights_cpu(false, mild, weights);
+  chunk_weights_cpu({}, mild, weights);
   // The stick: each takes sigmoid(score) of what the newer ones left.
   float left = 1;
   for (size_t i = 0; i < 3; ++i) {
@@ -139,15 +141,42 @@ TEST(ChunkWeights, SoftmaxAddsUpToOneAndStickBreakingToLess) {
   const float decayed[] = {0.5f, -0.25f - 0.125f, 1.0f - 2 * 0.125f};
   for (const bool softmax : {false, true}) {
     float expected[3];
-    chunk_weights_cpu(softmax, decayed, expected);
-    chunk_weights_cpu(softmax, mild, weights, -0.125f);
+    chunk_weights_cpu({.softmax = softmax}, decayed, expected);
+    chunk_weights_cpu({.softmax = softmax, .pos_decay = -0.125f}, mild, weights);
     for (size_t i = 0; i < 3; ++i) EXPECT_EQ(weights[i], expected[i]);
   }
 
   const float extreme[] = {-200.0f, 200.0f};
-  chunk_weights_cpu(false, extreme, weights);
+  chunk_weights_cpu({}, extreme, weights);
   EXPECT_NEAR(weights[0], 0.0f, 1e-6f);
   EXPECT_NEAR(weights[1], 1.0f, 1e-6f);
+}
+
+TEST(ChunkWeights, TheNewestOfThoseNearTheBestHasMostWhereScoresAreRelative) {
+  constexpr ChunkWeighting how{.stick_slope = 2, .stick_margin = 4};
+  const auto of = [&](std::vector<float> scores) {
+    std::vector<float> weights(scores.size());
+    chunk_weights_cpu(how, scores, weights);
+    EXPECT_NEAR(std::accumulate(weights.begin(), weights.end(), 0.0f), 1.0f, 1e-6f);
+    return weights;
+  };
+  // By the definition in doubles.
+  const std::vector<float> scores{3.5f, 5.0f, -2.0f, 4.0f};
+  std::vector<double> expected;
+  double left = 1, sum = 0;
+  for (const float score : scores) {
+    const double taken = 1 / (1 + std::exp(-2 * (double{score} - 5 + 4)));
+    expected.push_back(left * taken);
+    sum += expected.back();
+    left *= 1 - taken;
+  }
+  const std::vector<float> weights = of(scores);
+  for (size_t i = 0; i < scores.size(); ++i) EXPECT_NEAR(weights[i], expected[i] / sum, 1e-6) << i;
+
+  EXPECT_GT(of({299.0f, 300.0f, 285.0f})[0], 0.99f);                    // told twice: the newer one
+  EXPECT_GT(of({290.0f, 300.0f, 285.0f})[1], 0.99f);                    // newer, and about something else
+  EXPECT_EQ(of({290.0f, 300.0f, 285.0f}), of({-10.0f, 0.0f, -15.0f}));  // wherever all of them lie
+  EXPECT_EQ(of({-500.0f}), std::vector<float>{1.0f});
 }
 
 }  // namespace

@@ -31,15 +31,15 @@ std::vector<uint32_t> bits_of(const std::vector<float>& values) {
 
 struct Shape {
   uint32_t tokens = 1, group_heads = 16, kv_heads = 1, retrieval_heads = 1, k = 8, chunks = 20;
-  bool softmax = true;
-  float pos_decay = 0;
+  ChunkWeighting weighting = {.softmax = true};
 
   uint32_t heads() const { return kv_heads * group_heads; }
   std::string name() const {
     return "tokens " + std::to_string(tokens) + " heads " + std::to_string(kv_heads) + " x " +
            std::to_string(group_heads) + " retrieval " + std::to_string(retrieval_heads) + " k " + std::to_string(k) +
-           " chunks " + std::to_string(chunks) + (softmax ? " softmax" : " stick-breaking") + " decay " +
-           std::to_string(pos_decay);
+           " chunks " + std::to_string(chunks) + (weighting.softmax ? " softmax" : " stick-breaking") + " decay " +
+           std::to_string(weighting.pos_decay) + " slope " + std::to_string(weighting.stick_slope) + " margin " +
+           std::to_string(weighting.stick_margin);
   }
 };
 
@@ -103,8 +103,7 @@ struct Problem {
                                 .retrieval_heads = shape.retrieval_heads,
                                 .head_dim = dim,
                                 .k = shape.k,
-                                .softmax = shape.softmax,
-                                .pos_decay = shape.pos_decay,
+                                .weighting = shape.weighting,
                                 .path = path,
                                 .workspace = workspace.data()},
                                nullptr));
@@ -131,7 +130,7 @@ struct Problem {
         size_t count = 0;
         while (count < shape.k && selection[place + count] != cuda::hsa_no_chunk) ++count;
         std::vector<float> weights(count);
-        chunk_weights_cpu(shape.softmax, {scores.data() + place, count}, weights, shape.pos_decay);
+        chunk_weights_cpu(shape.weighting, {scores.data() + place, count}, weights);
         std::vector<HsaChunk> chunks, chunks_abs;
         for (size_t i = 0; i < count; ++i) {
           const size_t at = selection[place + i] * chunk_tokens * stride + kv_head * dim;
@@ -167,7 +166,8 @@ TEST_F(HsaAttentionCuda, AgreesWithTheCpuForAnyNumberOfChunks) {
   for (const bool softmax : {false, true})
     for (const uint32_t chunks : {1, 7, 8, 9, 40, 140})
       for (const uint32_t k : {1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128})
-        Problem({.tokens = 9, .group_heads = 2, .k = k, .chunks = chunks, .softmax = softmax}, k).expect_parity();
+        Problem({.tokens = 9, .group_heads = 2, .k = k, .chunks = chunks, .weighting = {.softmax = softmax}}, k)
+            .expect_parity();
 }
 
 TEST_F(HsaAttentionCuda, AgreesWithTheCpuForAnyHeads) {
@@ -180,7 +180,7 @@ TEST_F(HsaAttentionCuda, AgreesWithTheCpuForAnyHeads) {
                    .kv_heads = kv_heads,
                    .retrieval_heads = retrieval_heads,
                    .k = k,
-                   .softmax = k == 20})
+                   .weighting = {.softmax = k == 20}})
               .expect_parity();
 }
 
@@ -188,14 +188,24 @@ TEST_F(HsaAttentionCuda, AgreesWithTheCpuForAnyNumberOfTokens) {
   for (const bool softmax : {false, true})
     for (const uint32_t tokens : {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 200})
       for (const uint32_t k : {8, 12})
-        Problem({.tokens = tokens, .group_heads = 3, .k = k, .chunks = 50, .softmax = softmax}, tokens).expect_parity();
+        Problem({.tokens = tokens, .group_heads = 3, .k = k, .chunks = 50, .weighting = {.softmax = softmax}}, tokens)
+            .expect_parity();
 }
 
 TEST_F(HsaAttentionCuda, AgreesWithTheCpuWhereScoresDecayByPlace) {
   for (const bool softmax : {false, true})
     for (const float pos_decay : {-2.0f, -0.1f, 0.03f})
       for (const uint32_t k : {1, 8, 33, 128})
-        Problem({.tokens = 9, .k = k, .chunks = 140, .softmax = softmax, .pos_decay = pos_decay}, k).expect_parity();
+        Problem({.tokens = 9, .k = k, .chunks = 140, .weighting = {.softmax = softmax, .pos_decay = pos_decay}}, k)
+            .expect_parity();
+}
+
+TEST_F(HsaAttentionCuda, AgreesWithTheCpuWhereScoresCountFromTheBest) {
+  for (const float margin : {0.0f, 1.0f, 4.0f})
+    for (const uint32_t k : {1, 8, 33, 128}) {
+      const ChunkWeighting weighting{.pos_decay = -0.1f, .stick_slope = 2, .stick_margin = margin};
+      Problem({.tokens = 9, .k = k, .chunks = 140, .weighting = weighting}, k).expect_parity();
+    }
 }
 
 // Many more chunks in a block than the ring holds, most of them for one token; and all tokens with the same ones.
@@ -209,7 +219,7 @@ TEST_F(HsaAttentionCuda, ReadsChunksThatFewOrAllTokensSelect) {
 TEST_F(HsaAttentionCuda, ExtremeLogitsAndScoresKeepTheirShares) {
   for (const bool softmax : {false, true}) {
     for (const uint32_t k : {8, 24}) {
-      Problem problem({.tokens = 4, .k = k, .chunks = 40, .softmax = softmax});
+      Problem problem({.tokens = 4, .k = k, .chunks = 40, .weighting = {.softmax = softmax}});
       std::mt19937 random(9);
       for (Bf16& value : problem.q) value = to_bf16(static_cast<float>(static_cast<int>(random() % 255) - 127));
       for (Bf16& value : problem.k) value = to_bf16(static_cast<float>(static_cast<int>(random() % 255) - 127));
@@ -249,10 +259,10 @@ TEST_F(HsaAttentionCuda, BitsDoNotDependOnTheSlots) {
 TEST_F(HsaAttentionCuda, BitsDoNotDependOnTheOtherTokens) {
   for (const bool softmax : {false, true}) {
     for (const uint32_t k : {8, 40}) {
-      const Problem many({.tokens = 70, .k = k, .chunks = 90, .softmax = softmax});
+      const Problem many({.tokens = 70, .k = k, .chunks = 90, .weighting = {.softmax = softmax}});
       const auto all = bits_of(many.on_gpu(cuda::HsaPath::prefill));
       for (const uint32_t token : {0, 1, 31, 32, 69}) {
-        Problem one({.tokens = 1, .k = k + 20, .chunks = 90, .softmax = softmax});
+        Problem one({.tokens = 1, .k = k + 20, .chunks = 90, .weighting = {.softmax = softmax}});
         const size_t elements = one.q.size();
         one.k = many.k;
         one.v = many.v;
@@ -300,7 +310,7 @@ TEST_F(HsaAttentionCuda, RoundsToBf16WhereThatIsWanted) {
                                 .retrieval_heads = 1,
                                 .head_dim = dim,
                                 .k = k,
-                                .softmax = true,
+                                .weighting = {.softmax = true},
                                 .path = path,
                                 .workspace = workspace.data()},
                                nullptr));

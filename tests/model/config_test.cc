@@ -63,7 +63,27 @@ TEST(Config, NamesTheKeyThatIsMissingWrongOrUnsupported) {
   refused("enable_softmax1", true, "does not implement");
   refused("enc_prenorm", true, "does not implement");
   refused("mask_slide_window", true, "does not implement");
+  refused("stick_slope", 2.0, "the other one");
+  refused("stick_margin", 0, "above 0");
   refused("recall_token_id", 8192, "from 0 to 8191");
+}
+
+TEST(Config, WeightsMayCountScoresFromTheBest) {
+  nlohmann::json json = starter_json();
+  json["enable_softmax"] = false;
+  json["stick_slope"] = 2.0;
+  json["stick_margin"] = 4.0;
+  const auto config = Config::parse(json.dump());
+  ASSERT_TRUE(config) << config.error().message;
+  const ChunkWeighting how = config->weighting(-0.5f);
+  EXPECT_FALSE(how.softmax);
+  EXPECT_EQ(how.pos_decay, -0.5f);
+  EXPECT_EQ(how.stick_slope, 2.0f);
+  EXPECT_EQ(how.stick_margin, 4.0f);
+  json["enable_softmax"] = true;
+  const auto both = Config::parse(json.dump());
+  ASSERT_FALSE(both);
+  EXPECT_THAT(both.error().message, HasSubstr("stick_slope"));
 }
 
 TEST(Config, ModelsWithSlidingWindowsHaveKeysOfTheirOwn) {

@@ -263,7 +263,7 @@ TEST_F(RambaOpenTest, ScoresDecayByTheStepOfTheirGroup) {
     ASSERT_TRUE(model) << model.error().message;
     for (const size_t group : {0u, 1u}) {
       std::vector<float> expected(scores.size());
-      chunk_weights_cpu(false, scores, expected, decays[group]);
+      chunk_weights_cpu({.pos_decay = decays[group]}, scores, expected);
       EXPECT_EQ((*model)->chunk_weights(scores, group), expected);
     }
   }

@@ -151,7 +151,6 @@ class Inputs {
                               .retrieval_heads = 1,
                               .head_dim = dim,
                               .k = shape_.k,
-                              .softmax = false,
                               .path = path,
                               .workspace = workspace_},
                              stream),
@@ -181,7 +180,7 @@ class Inputs {
     for (uint32_t token = 0; token < shape_.tokens; token += std::max(1u, shape_.tokens / 40)) {
       const size_t place = static_cast<size_t>(token) * shape_.k;
       for (size_t i = 0; i < of_token; ++i) query[i] = to_float(q[token * of_token + i]);
-      chunk_weights_cpu(false, {scores_host_.data() + place, shape_.k}, weights);
+      chunk_weights_cpu({}, {scores_host_.data() + place, shape_.k}, weights);
       std::vector<HsaChunk> chunks, chunks_abs;
       for (uint32_t i = 0; i < shape_.k; ++i) {
         const size_t k_at = size_t{2} * chunk_tokens * dim * pages_host_[chunks_host_[place + i]];

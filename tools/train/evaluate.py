@@ -186,8 +186,12 @@ def chunk_weights(retrieval, scores: torch.Tensor, chunks: torch.Tensor) -> torc
         scores = scores + newer * retrieval.pos_decay
     if retrieval.softmax:
         return torch.softmax(scores, -1)
+    if retrieval.stick:
+        slope, margin = retrieval.stick
+        scores = slope * (scores - scores.amax(-1, keepdim=True) + margin)
     passed = (F.softplus(scores)[:, None, :] * (chunks[:, None, :] >= chunks[:, :, None])).sum(-1)
-    return torch.exp(scores - passed)
+    weights = torch.exp(scores - passed)
+    return weights / weights.sum(-1, keepdim=True) if retrieval.stick else weights
 
 
 # ---- Tasks by length

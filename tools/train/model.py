@@ -44,6 +44,8 @@ class Config:
     chunk_size: int = CHUNK
     chunk_topk: int = 8
     enable_softmax: bool = True
+    stick_slope: float = 0.0   # above 0: stick-breaking over scores counted from the best one
+    stick_margin: float = 0.0  # likewise: chunks less than this below it compete by age
     enable_softmax1: bool = False
     enable_pos_decay: bool = False
     enable_qk_norm: bool = True
@@ -74,6 +76,8 @@ class Config:
                 raise ValueError(f"config: {key} must be {value} to be trained here, got {getattr(self, key)}")
         if self.model_type not in BLOCKS:
             raise ValueError(f"config: model_type must be one of {sorted(BLOCKS)}, got {self.model_type}")
+        if (self.stick_slope > 0) != (self.stick_margin > 0) or (self.enable_softmax and self.stick_slope):
+            raise ValueError("config: stick_slope and stick_margin are of stick-breaking, both or neither above 0")
         if self.encoder_layers < 1:
             raise ValueError("config: encoder_layers must be above 0")
         if self.num_heads * self.head_dim != self.expand * self.hidden_size:
@@ -93,9 +97,16 @@ class Config:
 
     def to_reference(self) -> dict:
         out = asdict(self)
+        if not self.stick_slope:
+            del out["stick_slope"], out["stick_margin"]
         if self.model_type == "ramba":
             del out["sliding_window"], out["swa_kv_heads"]
         return out
+
+    @property
+    def absolute_scores(self) -> bool:
+        """Whether a chunk's weight depends on where its score lies, and not only on how it compares with the others."""
+        return not self.enable_softmax and not self.stick_slope
 
     @property
     def mlp_size(self) -> int:
@@ -346,6 +357,7 @@ class Retrieval(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.top, self.softmax = config.chunk_topk, config.enable_softmax
+        self.stick = (config.stick_slope, config.stick_margin) if config.stick_slope else None
         self.pre_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ln = linear(config.hidden_size, config.retrieval_dim)
         self.lmk_q_norm, self.lmk_k_norm = (RMSNorm(config.retrieval_dim, config.rms_norm_eps) for _ in range(2))
@@ -373,8 +385,15 @@ class Retrieval(nn.Module):
             scores = scores + newer * self.pos_decay
         if self.softmax:
             return torch.log_softmax(scores.masked_fill(~selected, HIDDEN), -1).masked_fill(~selected, HIDDEN)
+        if self.stick:
+            slope, margin = self.stick
+            best = scores.masked_fill(~selected, HIDDEN).amax(-1, keepdim=True)
+            scores = slope * (scores - best + margin)
         broken = torch.where(selected, F.softplus(scores), 0.0).flip(-1).cumsum(-1).flip(-1)
-        return (scores - broken).masked_fill(~selected, HIDDEN)
+        logs = (scores - broken).masked_fill(~selected, HIDDEN)
+        if self.stick:
+            logs = logs - torch.logsumexp(logs, -1, keepdim=True)
+        return logs.masked_fill(~selected, HIDDEN)
 
 
 def reading_loss(q: torch.Tensor, keys: torch.Tensor, copies: torch.Tensor) -> torch.Tensor:

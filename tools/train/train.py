@@ -94,7 +94,7 @@ class Objective:
             row_token = mean_of(row_loss, row_weight.flatten())
 
             # Retrieval: for questions, and at each token of an answer.
-            absolute = not model.config.enable_softmax
+            absolute = model.config.absolute_scores
             words = F.normalize(chunk_words.flatten(0, 1), dim=-1).to(torch.bfloat16)
             here = Chunks(out.landmarks.flatten(0, 1), words, per_sequence, sequences)
             everywhere = Chunks(torch.cat([here.landmarks, bank_landmarks.to(here.landmarks.dtype)]),
@@ -162,7 +162,7 @@ class Objective:
         queries = self.model.retrieval_queries(gather_rows(out.row_lower.flatten(0, 1), at.flatten(0, 1))).flatten(0, 1)
         chosen = valid.flatten().int().argsort(descending=True, stable=True)[:ROW_COPIES]
         return contrast(queries[chosen], evidence[chosen], chunks, raw=True,
-                        absolute=not self.model.config.enable_softmax)[0]
+                        absolute=self.model.config.absolute_scores)[0]
 
     @staticmethod
     def _copied(logits, ids, batch):

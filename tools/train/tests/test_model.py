@@ -22,6 +22,7 @@ TINY = Config(hidden_size=128, num_heads=2, head_dim=128, state_size=32, vocab_s
 VARIANTS = {
     "mamba2": TINY,
     "swa": replace(TINY, model_type="swa_hsa", sliding_window=64, swa_kv_heads=1),
+    "relative": replace(TINY, enable_softmax=False, stick_slope=2.0, stick_margin=4.0),
     "two groups": replace(TINY, num_upper_groups=2, enable_pos_decay=True),
     "mean landmarks": replace(TINY, enable_enc_cls=False, reset_hsa_residual=True, enable_softmax=False),
 }
@@ -121,6 +122,13 @@ def chunk_weights_by_hand(retrieval, scores, k):
         values = values + torch.arange(len(best)) * retrieval.pos_decay
     if retrieval.softmax:
         return list(zip(best, torch.softmax(values, 0)))
+    if retrieval.stick and best:
+        slope, margin = retrieval.stick
+        left, taken = 1.0, []
+        for value in values:
+            taken.append(left * torch.sigmoid(slope * (value - values.max() + margin)))
+            left = left - taken[-1]
+        return list(zip(best, torch.stack(taken) / sum(taken)))
     return list(zip(best, torch.exp(values - torch.nn.functional.softplus(values).cumsum(0))))
 
 
