@@ -276,6 +276,8 @@ void from_json(const Json& in, VerifyReply& out) {
   in.at("bytes").get_to(out.bytes);
   in.at("problems").get_to(out.problems);
   in.at("problem_count").get_to(out.problem_count);
+  read_optional(in, "unindexed_chunks", out.unindexed_chunks);
+  read_optional(in, "unindexed_turns", out.unindexed_turns);
   in.at("repaired_count").get_to(out.repaired_count);
   read_optional(in, "job", out.job);
 }

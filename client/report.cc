@@ -363,7 +363,14 @@ std::string report(const VerifyReply& reply, const Style& style) {
          counted(reply.states, "state") + " of " +
          (reply.memories == 1 ? "1 memory" : with_thousands(reply.memories) + " memories") + ", " +
          readable_bytes(reply.bytes) + ": ";
-  if (reply.problem_count == 0) return out + "nothing is wrong.\n";
+  const uint64_t chunks = reply.unindexed_chunks.value_or(0), turns = reply.unindexed_turns.value_or(0);
+  std::string unindexed;
+  if (chunks > 0) unindexed = counted(chunks, "chunk") + " by " + (chunks == 1 ? "its" : "their") + " words";
+  if (turns > 0)
+    unindexed += (unindexed.empty() ? "" : " and ") + counted(turns, "turn") + " by " + (turns == 1 ? "its" : "their") +
+                 " attributes";
+  if (!unindexed.empty()) unindexed = "Being indexed still, which is no damage: " + unindexed + ".\n";
+  if (reply.problem_count == 0) return out + "nothing is wrong.\n" + unindexed;
   out += counted(reply.problem_count, "problem");
   if (reply.repaired_count > 0) out += ", " + with_thousands(reply.repaired_count) + " repaired";
   out += ".\n";
@@ -373,7 +380,7 @@ std::string report(const VerifyReply& reply, const Style& style) {
       std::ranges::any_of(reply.problems, [](const VerifyReply::Problem& each) { return !each.repairable; });
   if (repairable) out += "recall verify --repair makes again what follows from the turns.\n";
   if (lost) out += "What cannot be made again needs a backup.\n";
-  return out;
+  return out + unindexed;
 }
 
 std::string report(const BackupReply& reply, const Style&) {

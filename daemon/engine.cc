@@ -9,6 +9,7 @@
 
 #include "daemon/decoder_cpu.h"
 #include "daemon/engine_impl.h"
+#include "daemon/filter.h"
 #include "daemon/version.h"
 #include "memstore/data_directory.h"
 #include "model/backend_cpu.h"
@@ -53,6 +54,7 @@ Expected<void> Engine::Impl::open() {
   StoreOptions store;
   store.memory_budget_bytes = options_.memory_budget_bytes / 4 * 3;
   store.shape = loaded.shape;
+  store.read_metadata = metadata_attributes;
   RECALLD_TRY(const auto stamp, DataDirectory::stamp(options_.data));
   if (options_.repair && stamp) RECALLD_CHECK(Store::drop_damaged_tables(options_.data, store));
   RECALLD_TRY(store_, Store::open(options_.data, std::move(store)));
@@ -75,6 +77,7 @@ Expected<void> Engine::Impl::open() {
   generator_ = std::make_unique<Generator>(*store_, loaded.shape, *tokenizer_, *encoder_, *decoder_);
   model_thread_ = std::make_unique<ModelThread>([this](std::span<const MemoryId> ids) { return encode(ids); },
                                                 [this] { return generator_->step(); }, backend_->segments_max());
+  indexer_ = std::make_unique<Indexer>(*store_, upkeep_);
   appends_ =
       std::make_unique<AppendQueue>([this](std::span<const AppendBatch> batches) { return store_->append(batches); });
   RECALLD_CHECK(open_successor());
@@ -89,7 +92,8 @@ Expected<void> Engine::Impl::open() {
                                                    .encode = [this](MemoryId id) { model_thread_->encode(id); }});
 
   verifier_ = std::make_unique<Upkeep>(
-      *store_, jobs_, *model_thread_, *encoder_, *tokenizer_, [this] { return forgetter_->resume(); },
+      *store_, jobs_, *model_thread_, *encoder_, *tokenizer_, [this](MemoryId id) { indexer_->index(id); },
+      [this] { return forgetter_->resume(); },
       [this](const std::string& damage) {
         const std::lock_guard lock(problem_mutex_);
         damage_ = damage;
@@ -99,8 +103,7 @@ Expected<void> Engine::Impl::open() {
 
   // What a crash or a stop left unencoded or not erased goes on now, and what an earlier version left unindexed.
   RECALLD_CHECK(forgetter_->resume());
-  word_indexer_ = std::make_unique<WordIndexer>(*store_, upkeep_);
-  word_indexer_->start();
+  indexer_->start();
   constexpr size_t page = 1000;
   for (MemoryId after = 0;;) {
     RECALLD_TRY(const auto ids, store_->unencoded(after, page));
@@ -154,7 +157,7 @@ Engine::Impl::~Impl() {
   model_thread_ended_ = true;
   readers_.join();  // answers them
   if (forgetter_) forgetter_->stop();
-  if (word_indexer_) word_indexer_->stop();
+  if (indexer_) indexer_->stop();
   if (transfer_) transfer_->stop();
   upkeep_.join();
   for (auto& [id, waiters] : waiters_)

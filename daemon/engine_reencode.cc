@@ -67,7 +67,8 @@ Forgetter::Follower Engine::Impl::follower() {
           [this, with_successor] {
             return with_successor([&](Successor& successor) { return successor.forget_missing(*store_); });
           },
-      .forget_cached = [this](MemoryId id) { return forget_cached(id); }};
+      .forget_cached = [this](MemoryId id) { return forget_cached(id); },
+      .erased = [this](MemoryId id) { indexer_->index(id); }};
 }
 
 // On the model thread, which alone may use encoder and decoder. The CPU's keep nothing that is of use to anybody.

@@ -42,6 +42,11 @@ class Subject {
 };
 
 using Condition = std::function<bool(Subject&)>;
+// A condition in both forms: as a search without an index asks it of a turn, and as the index is asked.
+struct Meaning {
+  Condition holds;
+  TurnCondition demands;
+};
 using Value = std::function<Json(Subject&)>;
 
 // Numbers by their value, texts byte by byte, and nothing with anything of another type. A long double holds every
@@ -65,6 +70,17 @@ bool is_one_of(const Json& value, const Json::array_t& set) {
   return std::ranges::any_of(set, [&](const Json& each) { return compare(value, each) == 0; });
 }
 
+// The value of a JSON primitive; nothing for null.
+std::optional<AttributeValue> attribute_value(const Json& value) {
+  if (value.is_null()) return std::nullopt;
+  if (value.is_boolean()) return value.get<bool>();
+  if (value.is_number_unsigned()) return value.get<uint64_t>();
+  if (value.is_number_integer()) return value.get<int64_t>();
+  if (value.is_number()) return value.get<double>();
+  if (value.is_string()) return value.get<std::string>();
+  return Incomparable{};
+}
+
 struct Operator {
   std::string_view name;
   bool takes_list = false;
@@ -82,6 +98,25 @@ constexpr Operator from{"gte", false, true,
                         [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) >= 0; }};
 constexpr Operator below{"lt", false, true, [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) < 0; }};
 constexpr Operator to{"lte", false, true, [](const Json& v, const Json::array_t& o) { return compare(v, o[0]) <= 0; }};
+
+// The same comparison, as the index is asked.
+TurnCondition comparison(const TurnCondition& of, const Operator& op, const Json::array_t& operands) {
+  using Test = TurnCondition::Test;
+  TurnCondition demand = of;
+  for (const Json& each : operands) demand.operands.push_back(attribute_value(each));
+  if (op.name == above.name) demand.test = Test::above;
+  if (op.name == from.name) demand.test = Test::from;
+  if (op.name == below.name) demand.test = Test::below;
+  if (op.name == to.name) demand.test = Test::to;
+  if (op.name != unequal.name && op.name != not_in.name) return demand;
+  return {.kind = TurnCondition::Kind::none, .inside = {std::move(demand)}};
+}
+
+// One that is a group of one is that one.
+TurnCondition joined(TurnCondition::Kind kind, std::vector<TurnCondition> inside) {
+  if (inside.size() == 1) return std::move(inside.front());
+  return {.kind = kind, .inside = std::move(inside)};
+}
 
 // One member of a filter: what it looks at, and what that may be compared with.
 struct Field {
@@ -144,60 +179,72 @@ std::unexpected<Error> refuse(const std::string& path, std::string_view why) {
 class Reader {
  public:
   // Conditions joined by and.
-  Expected<Condition> group(Json& value, const std::string& path, size_t depth) {
+  Expected<Meaning> group(Json& value, const std::string& path, size_t depth) {
     if (depth > filter_depth_max)
       return refuse(path, "the filter is nested deeper than " + std::to_string(filter_depth_max) + " levels");
     if (!value.is_object()) return refuse(path, "expected an object of conditions, got " + described(value));
     if (value.empty())
       return refuse(path, R"(expected at least one condition, such as {"role":"tool"}; none would mean every turn)");
     std::vector<Condition> all;
+    std::vector<TurnCondition> demands;
     for (auto& [key, member] : value.items()) {
-      RECALLD_TRY(Condition condition, this->condition(key, member, path + "." + key.substr(0, 64), depth));
-      all.push_back(std::move(condition));
+      RECALLD_TRY(Meaning meaning, this->condition(key, member, path + "." + key.substr(0, 64), depth));
+      all.push_back(std::move(meaning.holds));
+      demands.push_back(std::move(meaning.demands));
     }
-    if (all.size() == 1) return std::move(all.front());
-    return [all = std::move(all)](Subject& subject) {
-      return std::ranges::all_of(all, [&](const Condition& each) { return each(subject); });
-    };
+    TurnCondition demand = joined(TurnCondition::Kind::all, std::move(demands));
+    if (all.size() == 1) return Meaning{std::move(all.front()), std::move(demand)};
+    return Meaning{[all = std::move(all)](Subject& subject) {
+                     return std::ranges::all_of(all, [&](const Condition& each) { return each(subject); });
+                   },
+                   std::move(demand)};
   }
 
  private:
-  Expected<Condition> condition(const std::string& key, Json& value, const std::string& path, size_t depth) {
-    if (key == "role") return field(role_field, &Subject::role, value, path);
-    if (key == "name") return field(name_field, &Subject::speaker_name, value, path);
-    if (key == "time") return field(time_field, &Subject::time, value, path);
-    if (key == "turn") return field(turn_field, &Subject::turn, value, path);
+  Expected<Meaning> condition(const std::string& key, Json& value, const std::string& path, size_t depth) {
+    const auto attribute = [](std::string_view name) {
+      return TurnCondition{.kind = TurnCondition::Kind::attribute, .attribute = std::string(name)};
+    };
+    if (key == "role") return field(role_field, &Subject::role, attribute(role_attribute), value, path);
+    if (key == "name") return field(name_field, &Subject::speaker_name, attribute(name_attribute), value, path);
+    if (key == "time") return field(time_field, &Subject::time, attribute(time_attribute), value, path);
+    if (key == "turn") return field(turn_field, &Subject::turn, {.kind = TurnCondition::Kind::turn}, value, path);
     if (key.starts_with(metadata_prefix)) {
       const std::string name = key.substr(metadata_prefix.size());
       return field(
-          metadata_field, [name](Subject& subject) { return subject.metadata(name); }, value, path);
+          metadata_field, [name](Subject& subject) { return subject.metadata(name); }, attribute(key), value, path);
     }
     if (key == "and" || key == "or") return list(key == "and", value, path, depth);
     if (key == "not") {
-      RECALLD_TRY(Condition inside, group(value, path, depth + 1));
-      return [inside = std::move(inside)](Subject& subject) { return !inside(subject); };
+      RECALLD_TRY(Meaning inside, group(value, path, depth + 1));
+      return Meaning{[holds = std::move(inside.holds)](Subject& subject) { return !holds(subject); },
+                     {.kind = TurnCondition::Kind::none, .inside = {std::move(inside.demands)}}};
     }
     return refuse(path, "unknown condition; there are role, name, time, turn, metadata.KEY, and, or, not");
   }
 
   // Filters joined by and or by or.
-  Expected<Condition> list(bool all, Json& value, const std::string& path, size_t depth) {
+  Expected<Meaning> list(bool all, Json& value, const std::string& path, size_t depth) {
     if (!value.is_array() || value.empty() || value.size() > filter_values_max)
       return refuse(
           path, "expected an array of 1 to " + std::to_string(filter_values_max) + " filters, got " + described(value));
     std::vector<Condition> inside;
+    std::vector<TurnCondition> demands;
     for (size_t i = 0; i < value.size(); ++i) {
-      RECALLD_TRY(Condition condition, group(value[i], path + "[" + std::to_string(i) + "]", depth + 1));
-      inside.push_back(std::move(condition));
+      RECALLD_TRY(Meaning meaning, group(value[i], path + "[" + std::to_string(i) + "]", depth + 1));
+      inside.push_back(std::move(meaning.holds));
+      demands.push_back(std::move(meaning.demands));
     }
-    return [all, inside = std::move(inside)](Subject& subject) {
-      const auto holds = [&](const Condition& each) { return each(subject); };
-      return all ? std::ranges::all_of(inside, holds) : std::ranges::any_of(inside, holds);
-    };
+    return Meaning{[all, inside = std::move(inside)](Subject& subject) {
+                     const auto holds = [&](const Condition& each) { return each(subject); };
+                     return all ? std::ranges::all_of(inside, holds) : std::ranges::any_of(inside, holds);
+                   },
+                   joined(all ? TurnCondition::Kind::all : TurnCondition::Kind::any, std::move(demands))};
   }
 
   // A value that stands alone, or an object of comparisons joined by and.
-  Expected<Condition> field(const Field& field, Value value_of, Json& value, const std::string& path) {
+  Expected<Meaning> field(const Field& field, Value value_of, const TurnCondition& of, Json& value,
+                          const std::string& path) {
     std::vector<std::pair<const Operator*, Json::array_t>> comparisons;
     if (!value.is_object()) {
       if (!field.plain) return refuse(path, "expected an object with " + names_of(field) + ", got " + described(value));
@@ -213,10 +260,14 @@ class Reader {
         comparisons.emplace_back(found, std::move(operands));
       }
     }
-    return [value_of = std::move(value_of), comparisons = std::move(comparisons)](Subject& subject) {
-      const Json found = value_of(subject);
-      return std::ranges::all_of(comparisons, [&](const auto& each) { return each.first->holds(found, each.second); });
-    };
+    std::vector<TurnCondition> demands;
+    for (const auto& [op, operands] : comparisons) demands.push_back(comparison(of, *op, operands));
+    return Meaning{[value_of = std::move(value_of), comparisons = std::move(comparisons)](Subject& subject) {
+                     const Json found = value_of(subject);
+                     return std::ranges::all_of(
+                         comparisons, [&](const auto& each) { return each.first->holds(found, each.second); });
+                   },
+                   joined(TurnCondition::Kind::all, std::move(demands))};
   }
 
   Expected<Json::array_t> operands(const Field& field, const Operator& op, Json& value, const std::string& path) {
@@ -265,11 +316,7 @@ void narrow(const Json& group, TurnQuery& query) {
   }
 }
 
-}  // namespace
-
-Expected<TurnFilter> read_filter(Json& value, std::string path) {
-  Reader reader;
-  RECALLD_TRY(Condition condition, reader.group(value, path, 1));
+TurnFilter judge(Condition condition) {
   // Shared, because a function is copied with the request, and what it calls is never changed.
   return [condition = std::make_shared<const Condition>(std::move(condition))](uint64_t number, const Turn& turn) {
     Subject subject(number, turn);
@@ -277,14 +324,34 @@ Expected<TurnFilter> read_filter(Json& value, std::string path) {
   };
 }
 
+}  // namespace
+
+Expected<TurnFilter> read_filter(Json& value, std::string path) {
+  RECALLD_TRY(Meaning meaning, Reader().group(value, path, 1));
+  return judge(std::move(meaning.holds));
+}
+
 Expected<TurnQuery> read_query(Json& value, std::string path) {
   const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);  // members in order
   TurnQuery query;
   query.key = hash128(as_bytes(text));
   const Json conditions = value;
-  RECALLD_TRY(query.matches, read_filter(value, std::move(path)));
+  RECALLD_TRY(Meaning meaning, Reader().group(value, path, 1));
+  query.matches = judge(std::move(meaning.holds));
+  query.condition = std::make_shared<const TurnCondition>(std::move(meaning.demands));
   narrow(conditions, query);
   return query;
+}
+
+std::vector<Attribute> metadata_attributes(std::string_view metadata) {
+  std::vector<Attribute> attributes;
+  const Json members = Json::parse(metadata, nullptr, /*allow_exceptions=*/false);
+  if (!members.is_object()) return attributes;
+  for (const auto& [key, value] : members.items()) {
+    auto read = attribute_value(value);
+    if (read) attributes.push_back({std::string(metadata_prefix) + key, *std::move(read)});
+  }
+  return attributes;
 }
 
 }  // namespace recalld

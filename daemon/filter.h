@@ -1,11 +1,15 @@
-// Filters of turns (docs/protocol.md): a JSON object of conditions into a function that says which turns are meant.
+// Filters of turns (docs/protocol.md): a JSON object of conditions into a function that says which turns are meant, and
+// into the same demand of an index.
 #pragma once
 
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "daemon/json_rpc.h"
 #include "daemon/requests.h"
+#include "memstore/attribute.h"
 #include "memstore/store.h"
 
 namespace recalld {
@@ -16,5 +20,8 @@ Expected<TurnFilter> read_filter(Json& value, std::string path);
 
 // The same for a search, which knows a filter again and is told between which turns it can be true.
 Expected<TurnQuery> read_query(Json& value, std::string path);
+
+// The members of a turn's metadata as the filters of a search know them (StoreOptions::read_metadata).
+std::vector<Attribute> metadata_attributes(std::string_view metadata);
 
 }  // namespace recalld

@@ -240,6 +240,7 @@ void Forgetter::erase(MemoryId id) {
   const auto erased = erase_everywhere(id, waiting);
   reserve_.take();
   if (!erased) return try_again(id, std::move(waiting), erased.error());
+  if (memory) follower_.erased(id);
   for (Pending& each : waiting) {
     for (const Erasure::Segment& segment : erased->segments)
       each.receipt.files.push_back({"kv/" + segment_name(segment.segment), segment.records, segment.bytes});

@@ -31,6 +31,8 @@ class Forgetter {
     std::function<Expected<void>(const std::string& memory, int64_t created_us)> remove;
     std::function<Expected<void>()> forget_missing;         // whatever is not in the store any more
     std::function<Expected<void>(MemoryId)> forget_cached;  // what encodings and answers were computed from
+    // Bytes of the memory were erased: what was removed beside the turns can be made again.
+    std::function<void(MemoryId)> erased = [](MemoryId) {};
   };
 
   // Everything is borrowed but `reserve`. `encode` asks for a memory to be encoded; `upkeep` runs what erases bytes.

@@ -160,6 +160,8 @@ std::string json_text(const VerifyReply& reply) {
             {"problems", std::move(problems)},
             {"problem_count", reply.problem_count},
             {"repaired_count", reply.repaired_count}};
+  if (reply.unindexed_chunks > 0) out["unindexed_chunks"] = reply.unindexed_chunks;
+  if (reply.unindexed_turns > 0) out["unindexed_turns"] = reply.unindexed_turns;
   if (reply.job) out["job"] = *reply.job;
   return text_of(out);
 }

@@ -332,7 +332,9 @@ struct VerifyReply {
   std::vector<Problem> problems;  // the first problems_max
   uint64_t problem_count = 0;
   uint64_t repaired_count = 0;
-  std::optional<uint64_t> job;  // with wait false: its number in stats, where the outcome will stand
+  uint64_t unindexed_chunks = 0;  // that no word finds yet, and turns that filters read by themselves: no damage, and
+  uint64_t unindexed_turns = 0;   // being indexed
+  std::optional<uint64_t> job;    // with wait false: its number in stats, where the outcome will stand
 };
 
 // ---- Export and import: a memory as a stream of records (docs/export-format.md)

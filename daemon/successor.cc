@@ -7,6 +7,7 @@
 #include <sstream>
 #include <utility>
 
+#include "daemon/filter.h"
 #include "memstore/data_directory.h"
 
 namespace recalld {
@@ -24,6 +25,7 @@ Expected<std::unique_ptr<Successor>> Successor::open(const std::filesystem::path
                                                      uint64_t memory_budget_bytes) {
   StoreOptions options;
   options.shape = shape;
+  options.read_metadata = metadata_attributes;
   options.memory_budget_bytes = memory_budget_bytes;
   std::filesystem::path directory = DataDirectory::next(data);
   RECALLD_TRY(const auto stamp, DataDirectory::stamp(directory));

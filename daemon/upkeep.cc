@@ -59,13 +59,14 @@ struct Upkeep::Run {
 };
 
 Upkeep::Upkeep(Store& store, Jobs& jobs, ModelThread& model_thread, Encoder& encoder, const Tokenizer& tokenizer,
-               std::function<Expected<void>()> resume_erasures, std::function<void(const std::string&)> verified,
-               std::function<int64_t()> now_us)
+               std::function<void(MemoryId)> index, std::function<Expected<void>()> resume_erasures,
+               std::function<void(const std::string&)> verified, std::function<int64_t()> now_us)
     : store_(store),
       jobs_(jobs),
       model_thread_(model_thread),
       encoder_(encoder),
       tokenizer_(tokenizer),
+      index_(std::move(index)),
       resume_erasures_(std::move(resume_erasures)),
       verified_(std::move(verified)),
       now_us_(std::move(now_us)) {}
@@ -151,7 +152,8 @@ Expected<void> Upkeep::verify_memory(MemoryId id, bool repair, Run& run) {
   std::vector<Problem> problems = std::move(found.problems);
   if (repair) {
     for (int round = 0; round < mending_rounds_max; ++round) {
-      if (found.lost.empty() && found.untokenised.empty() && !found.rows) break;
+      const bool indexed = found.attributes.empty() && found.unindexed_turns + found.unindexed_chunks == 0;
+      if (found.lost.empty() && found.untokenised.empty() && !found.rows && indexed) break;
       const auto mended = mend(id, found);
       if (!mended && mended.error().kind == ErrorKind::not_found) break;  // deleted meanwhile
       if (!mended && mended.error().kind != ErrorKind::busy) return mended;
@@ -164,11 +166,14 @@ Expected<void> Upkeep::verify_memory(MemoryId id, bool repair, Run& run) {
     }
     model_thread_.encode(id);  // what stood still because of it goes on
   }
+  if (found.unindexed_turns + found.unindexed_chunks > 0) index_(id);
   run.reply.memories += 1;
   run.reply.turns += found.turns;
   run.reply.chunks += found.chunks;
   run.reply.states += found.states;
   run.reply.bytes += found.bytes;
+  run.reply.unindexed_chunks += found.unindexed_chunks;
+  run.reply.unindexed_turns += found.unindexed_turns;
   run.done_before += found.turns + found.chunks;
   run.add(std::move(problems));
   return {};
@@ -188,12 +193,32 @@ Expected<void> Upkeep::mend(MemoryId id, const Verification& found) {
   for (const Verification::Lost& lost : found.lost) {
     if (lost.to_drop()) {
       RECALLD_CHECK(store_.drop(lost));
-      for (std::optional<uint64_t> page = 0; page;) {
-        if (stopped_) return std::unexpected(stopping());
-        RECALLD_TRY(page, store_.index_words(lost.of, *page));
-      }
+      RECALLD_CHECK(index_words(lost.of));
     }
     if (lost.to_make()) RECALLD_CHECK(mend(lost));
+  }
+  if (!found.attributes.empty()) RECALLD_CHECK(store_.drop_attributes(id, found.attributes));
+  if (!found.attributes.empty() || found.unindexed_turns > 0) RECALLD_CHECK(index_turns(id));
+  if (found.unindexed_chunks > 0) {
+    RECALLD_TRY(const MemoryInfo memory, store_.memory(id));
+    RECALLD_CHECK(index_words(memory.serving));
+    if (memory.next) RECALLD_CHECK(index_words(*memory.next));
+  }
+  return {};
+}
+
+Expected<void> Upkeep::index_turns(MemoryId id) {
+  for (std::optional<uint64_t> turn = 0; turn;) {
+    if (stopped_) return std::unexpected(stopping());
+    RECALLD_TRY(turn, store_.index_turns(id, *turn));
+  }
+  return {};
+}
+
+Expected<void> Upkeep::index_words(const StreamInfo& of) {
+  for (std::optional<uint64_t> page = 0; page;) {
+    if (stopped_) return std::unexpected(stopping());
+    RECALLD_TRY(page, store_.index_words(of, *page));
   }
   return {};
 }

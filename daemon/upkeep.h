@@ -20,11 +20,11 @@ namespace recalld {
 
 class Upkeep {
  public:
-  // Everything is borrowed. `encoder` is used on the model thread alone. `resume_erasures` takes up what was to be
-  // erased and failed; `verified` is told what damage is left whenever everything has been verified.
+  // Everything is borrowed. `encoder` is used on the model thread alone. `index` has a memory indexed behind the
+  // replies; `resume_erasures` takes up what was to be erased and failed; `verified` is told what damage is left whenever everything has been verified.
   Upkeep(Store& store, Jobs& jobs, ModelThread& model_thread, Encoder& encoder, const Tokenizer& tokenizer,
-         std::function<Expected<void>()> resume_erasures, std::function<void(const std::string& damage)> verified,
-         std::function<int64_t()> now_us);
+         std::function<void(MemoryId)> index, std::function<Expected<void>()> resume_erasures,
+         std::function<void(const std::string& damage)> verified, std::function<int64_t()> now_us);
 
   // Returns at once. `done` is called when everything is verified, or at once with the job's number when the request
   // does not wait; with busy while another verification goes on.
@@ -41,6 +41,8 @@ class Upkeep {
   Expected<void> verify_memory(MemoryId id, bool repair, Run& run);
   Expected<void> mend(MemoryId id, const Verification& found);
   Expected<void> mend(const Verification::Lost& lost);
+  Expected<void> index_turns(MemoryId id);
+  Expected<void> index_words(const StreamInfo& of);
   template <class Work>
   auto on_model_thread(Work work) -> decltype(work());
 
@@ -49,6 +51,7 @@ class Upkeep {
   ModelThread& model_thread_;
   Encoder& encoder_;
   const Tokenizer& tokenizer_;
+  const std::function<void(MemoryId)> index_;
   const std::function<Expected<void>()> resume_erasures_;
   const std::function<void(const std::string&)> verified_;
   const std::function<int64_t()> now_us_;

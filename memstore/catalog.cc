@@ -166,10 +166,9 @@ Expected<void> Catalog::write(const Batch& batch) {
   {
     const std::lock_guard lock(database.state_mutex);
     bool exchanged = database.remaking && (batch.families_ & bit(*database.remaking)) != 0;
-    for (size_t i = 0; batch.remakes_ != database.remakes && i < family_names.size(); ++i) {
-      const auto family = static_cast<Family>(i);
-      exchanged = exchanged || (can_be_made_again(family) && (batch.families_ & bit(family)) != 0);
-    }
+    for (size_t i = 0; i < family_names.size(); ++i)
+      exchanged = exchanged ||
+                  (batch.remakes_ < database.remade.at(i) && (batch.families_ & bit(static_cast<Family>(i))) != 0);
     if (exchanged) return fail(ErrorKind::busy, "write to the catalog: a family is being made anew; try again");
   }
   rocksdb::WriteOptions options;

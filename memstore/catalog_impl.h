@@ -31,7 +31,7 @@
 namespace recalld {
 
 inline constexpr std::array family_names{"counters", "memories",  "turns",  "tokens",  "operations",
-                                         "chunks",   "landmarks", "states", "postings"};
+                                         "chunks",   "landmarks", "states", "postings", "attributes"};
 // The family, known to the catalog alone, that says under which names RocksDB has the others (Catalog::remake).
 inline constexpr const char* names_family = "families";
 // Between the name of a family that was remade and the number of that.
@@ -104,6 +104,7 @@ struct Catalog::Database {
   std::map<Family, BackgroundFailures::Cause> paused;  // not compacted
   Clock::time_point paused_at;
   uint64_t remakes = 0;
+  std::array<uint64_t, family_names.size()> remade{};  // of each family, the number of its last one
   std::optional<Family> remaking;
 
   Handle own(rocksdb::ColumnFamilyHandle* handle) const {

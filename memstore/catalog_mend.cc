@@ -24,6 +24,7 @@ bool can_be_made_again(Family family) {
     case Family::landmarks:
     case Family::states:
     case Family::postings:
+    case Family::attributes:
       return true;
     case Family::counters:
     case Family::memories:
@@ -209,7 +210,11 @@ Expected<Catalog::Remade> Catalog::Database::remake(Family family, std::span<con
 
   Remade result;
   RECALLD_TRY(Handle fresh, make_next());
-  auto status = copy(old.get(), fresh.get(), damaged, result.rows_kept);
+  auto status = rocksdb::Status::OK();
+  if (family == Family::attributes)
+    result.all_dropped = true;  // there, a row that is missing says something
+  else
+    status = copy(old.get(), fresh.get(), damaged, result.rows_kept);
   if (status.IsCorruption() || (status.IsIOError() && !status.IsNoSpace())) {
     drop(fresh);
     RECALLD_TRY(fresh, make_next());
@@ -237,7 +242,7 @@ Expected<Catalog::Remade> Catalog::Database::remake(Family family, std::span<con
     families.at(static_cast<size_t>(family)) = fresh;
     in_use.at(static_cast<size_t>(family)) = new_name;
     paused.erase(family);
-    ++remakes;
+    remade.at(static_cast<size_t>(family)) = ++remakes;
   }
   db->DropColumnFamily(old.get()).PermitUncheckedError();
   return result;

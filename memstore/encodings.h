@@ -84,6 +84,7 @@ class Encodings {
     uint64_t bytes = 0;  // read
     std::vector<Problem> problems;
     Verification::Lost lost;
+    uint64_t unindexed = 0;  // chunks that have no rows of words
   };
   // Reads chunks [first, end) of one extent, `first` beginning a page, with the states that cover one of them last. At
   // the end of the generation it looks for rows behind it too.

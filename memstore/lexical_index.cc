@@ -182,6 +182,7 @@ LexicalIndex::Checked LexicalIndex::check(StreamId id, uint64_t first, uint64_t 
     std::string cause;
     std::optional<std::vector<uint32_t>> lengths;
     std::vector<uint64_t> counted;  // words, by chunk
+    bool rows = false;              // there is one
   };
   std::vector<Page> pages(end_page - first_page);
   const auto blame = [&](uint64_t page, std::string cause) {
@@ -197,6 +198,7 @@ LexicalIndex::Checked LexicalIndex::check(StreamId id, uint64_t first, uint64_t 
     if (value) checked.bytes += value->size();
     if (key.page < first_page || key.page >= whole_end) return true;
     Page& page = pages[key.page - first_page];
+    page.rows = true;
     if (!value) {
       blame(key.page, "a row of its words does not match its checksum");
     } else if (key.term == lengths_term) {
@@ -214,6 +216,8 @@ LexicalIndex::Checked LexicalIndex::check(StreamId id, uint64_t first, uint64_t 
     const Page& found = pages[page - first_page];
     if (!walked)
       blame(page, "rows of its words cannot be read: " + walked.error().message);
+    else if (!found.rows)
+      checked.unindexed += page_chunks_;
     else if (!found.lengths)
       blame(page, "the row of its numbers of words is missing");
     else if (!std::ranges::equal(*found.lengths, found.counted))
@@ -224,6 +228,7 @@ LexicalIndex::Checked LexicalIndex::check(StreamId id, uint64_t first, uint64_t 
   if (last) {
     const auto places = static_cast<uint32_t>(end % page_chunks_);
     std::vector<char> there(places);
+    uint64_t first_place = places;  // of all rows: what lies before it is not indexed
     Catalog::Cursor small = catalog_.cursor(Family::postings, small_rows_key(id));
     const auto read = walk(small, small.first(), [&](const PostingKey& key, const Expected<std::string_view>& value) {
       if (value) checked.bytes += value->size();
@@ -231,6 +236,7 @@ LexicalIndex::Checked LexicalIndex::check(StreamId id, uint64_t first, uint64_t 
         checked.strays = true;
         return true;
       }
+      first_place = std::min<uint64_t>(first_place, key.place);
       const auto row = value ? decode_small_row(*value) : std::nullopt;
       if (!row)
         blame(key.page, value ? "a row of its words is none" : "a row of its words does not match its checksum");
@@ -240,7 +246,8 @@ LexicalIndex::Checked LexicalIndex::check(StreamId id, uint64_t first, uint64_t 
       return true;
     });
     if (!read) blame(whole_end, "rows of its words cannot be read: " + read.error().message);
-    if (std::ranges::count(there, 1) != places) blame(whole_end, "rows of its words are missing");
+    if (read) checked.unindexed += first_place;
+    if (static_cast<uint64_t>(std::ranges::count(there, 1)) != places - first_place) blame(whole_end, "rows of its words are missing");
     Catalog::Cursor behind = catalog_.cursor(Family::postings, row_key(id));
     const auto found = behind.seek(span_key(id, first_page / span_pages + 1));
     const auto key = behind.on_row() ? decode_posting_key(behind.key()) : std::nullopt;

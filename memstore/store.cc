@@ -59,7 +59,8 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   RECALLD_CHECK(io->make_directory(data.catalog()));
   RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
   auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shares.landmark_bytes,
-                                     shares.entry_bytes, shares.posting_bytes, shares.selection_bytes);
+                                     shares.entry_bytes, shares.posting_bytes, shares.selection_bytes,
+                                     std::move(options.read_metadata));
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }
@@ -207,8 +208,10 @@ Expected<std::vector<Expected<Appended>>> Store::append(std::span<const AppendBa
   for (const AppendBatch& batch : batches) replies.push_back(impl_->stage(batch, staged, rows));
   if (staged.journals.empty()) return replies;
 
-  for (const auto& [id, journal] : staged.journals)
+  for (auto& [id, journal] : staged.journals) {
     rows.put(Family::memories, memory_key(id, journal_kind), journal.record.encode());
+    RECALLD_CHECK(impl_->attributes.stage(id, journal.appended, std::move(journal.turns), rows));
+  }
   rows.put(Family::counters, journal_totals_key, staged.totals.encode());
   if (staged.next_id != impl_->next_id) rows.put(Family::counters, next_id_key, encode_u64(staged.next_id));
   RECALLD_CHECK(impl_->drop_markers(staged, rows));
@@ -256,8 +259,9 @@ Expected<Appended> Store::Impl::stage(const AppendBatch& batch, Staged& staged, 
   } else if (id) {
     RECALLD_TRY(MemoryRecord stored, table.record(*id));
     next = {.record = std::move(stored.journal), .forgotten_tokens = stored.gaps().tokens()};
+    next.appended.first = next.record.next_turn;
   }
-  auto& [record, forgotten_tokens] = next;
+  JournalRecord& record = next.record;
   Appended reply{.id = made ? staged.next_id : *id,
                  .first_turn = batch.turns.front().number.value_or(record.next_turn)};
   const uint64_t position = record.next_position;
@@ -267,10 +271,12 @@ Expected<Appended> Store::Impl::stage(const AppendBatch& batch, Staged& staged, 
     staged.made[batch.memory] = reply.id;
     rows.put(Family::memories, name_key(batch.memory), encode_u64(reply.id));
   }
+  add_indexed(batch.turns, record.next_turn, record.next_position, next.turns);
   Journal::stage(reply.id, batch.turns, record, rows);
+  next.appended.end = record.next_turn;
   record.updated_us = batch.now_us;
   reply.last_turn = record.next_turn - 1;
-  reply.end_token = record.next_position - forgotten_tokens;
+  reply.end_token = record.next_position - next.forgotten_tokens;
   reply.tokens = record.next_position - position;
   staged.totals.turns += batch.turns.size();
   staged.totals.tokens += reply.tokens;

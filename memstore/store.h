@@ -18,6 +18,7 @@
 #include "base/hash.h"
 #include "kernels/landmark_topk.h"
 #include "kernels/worker_pool.h"
+#include "memstore/attribute.h"
 #include "memstore/backup.h"
 #include "memstore/chunk.h"
 #include "memstore/chunk_set.h"
@@ -34,6 +35,8 @@ struct StoreOptions {
   uint64_t memory_budget_bytes = uint64_t{256} << 20;  // landmarks, block cache, memtables and buffers together
   // Makes the file layer of the segments; unset: io_uring where it works, else POSIX (open_file_io).
   std::function<Expected<std::unique_ptr<FileIo>>()> file_io;
+  // Reads the metadata of turns for their index. Unset: turns are not indexed, and filters read the rows of all.
+  MetadataReader read_metadata = {};
 
   // For tests: the files that the catalog sees (borrowed; none: the operating system's), and segments of another size
   // than 64 MiB, the same at every open of a store.
@@ -169,7 +172,8 @@ struct StoredOperation {
 struct Problem {
   MemoryId id = 0;       // 0: of no memory, or of one that cannot be told
   std::string memory{};  // its name
-  std::string part{};    // turn, tokens, operation, memory, chunk, kv, landmark, words, state, table, segment, counter
+  std::string part{};    // turn, tokens, operation, memory, chunk, kv, landmark, words, attributes, state, table,
+                         // segment, counter
   uint64_t first = 0;    // the number of the turn, token or chunk
   uint64_t last = 0;     // and of the last one of a range
   std::string message{};
@@ -207,7 +211,11 @@ struct Verification {
     bool to_drop() const { return !needless.empty() || strays || !words.empty(); }
   };
   std::vector<Lost> lost;
-  bool rows = false;  // for mend_rows()
+  std::vector<TurnRange> attributes;  // turns whose rows of attributes are damaged: for drop_attributes()
+  bool rows = false;                  // for mend_rows()
+  // What is no damage, because an earlier version stored it so: what index_words() and index_turns() are for.
+  uint64_t unindexed_chunks = 0;  // by their words
+  uint64_t unindexed_turns = 0;   // by their attributes
   bool ended = true;  // false: it was stopped, or the memory was removed
 };
 
@@ -223,6 +231,8 @@ struct LexicalScore {
 struct TurnQuery {
   // Judges a turn by everything but its content, which is not read. Called on the thread that asks.
   std::function<bool(uint64_t number, const Turn& turn)> matches;
+  // The same, for turns that are indexed; null: `matches` judges them all. It is never changed.
+  std::shared_ptr<const TurnCondition> condition = {};
   Hash128 key{};  // the same for no other meaning: what was selected by it is known again
   // No turn is meant outside of [first_turn, end_turn).
   uint64_t first_turn = 0;
@@ -400,13 +410,17 @@ class Store {
                                                              const ChunkSet* only = nullptr) const;
 
   // ---- Filters
-  // The turns that are meant, of those that there are. The first time this reads the rows of all of them; what was
-  // selected is kept, as far as there is room, and later only turns that were appended since are read. Turns whose rows
-  // are damaged are told by the selection.
+  // The turns that are meant, of those that there are: by the index of attributes, and by their own rows where they are
+  // not indexed. What was selected is kept, as far as there is room, and later only turns that were appended since are
+  // looked at. Turns that are not indexed and whose rows are damaged are told by the selection.
   Expected<std::shared_ptr<const TurnSelection>> select(MemoryId id, const TurnQuery& query) const;
 
   // The chunks in which at least one token of a selected turn lies that has not been forgotten.
   Expected<SelectedChunks> selected_chunks(MemoryId id, const TurnSelection& selection) const;
+
+  // Indexes turns that an earlier version stored, or of whose block some were forgotten: of the first stretch of them,
+  // from turn `from` on. Returns the turn to go on from; nothing when none is left. Fails as append() does.
+  Expected<std::optional<uint64_t>> index_turns(MemoryId id, uint64_t from);
 
   // ---- Words
   // Chunks in order of the words that they share with a text, by BM25 (k1 1.2, b 0.75) over all chunks that the query
@@ -443,6 +457,9 @@ class Store {
                       std::span<const StateCheckpoint> states);
   // Removes damaged rows that nothing needs, and those of words that index_words() makes again.
   Expected<void> drop(const Verification::Lost& lost);
+
+  // Removes the index of turns whose rows of attributes are damaged, which index_turns() makes again.
+  Expected<void> drop_attributes(MemoryId id, std::span<const TurnRange> turns);
 
   // The turn as it is stored.
   Expected<StoredTurn> turn(MemoryId id, uint64_t number) const;

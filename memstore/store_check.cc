@@ -48,7 +48,10 @@ Expected<std::vector<Problem>> Store::Impl::check_tables(bool repair) {
   for (const auto& [family, tables] : by_family) {
     const bool derived = can_be_made_again(family);
     if (derived && repair) {
-      const std::lock_guard encoding(encoding_mutex);  // no batch of these families is on its way
+      // No batch of these families is on its way.
+      const std::lock_guard encoding(encoding_mutex);
+      std::unique_lock journal_lock(journal_mutex, std::defer_lock);
+      if (family == Family::attributes) journal_lock.lock();
       RECALLD_CHECK(catalog->remake(family, tables));
       encodings.forget_entries();
     }
@@ -80,7 +83,7 @@ Expected<void> Store::Impl::check_rows(bool repair, std::vector<Problem>& proble
   Catalog::Cursor counters = catalog->cursor(Family::counters, "");
   std::map<Family, Catalog::Cursor> owned;
   for (const Family family : {Family::chunks, Family::landmarks, Family::states, Family::turns, Family::tokens,
-                              Family::operations, Family::postings})
+                              Family::operations, Family::postings, Family::attributes})
     owned.emplace(family, catalog->cursor(family, ""));
   const JournalTotals told = totals;
   const uint64_t told_chunks = encoded_chunks, told_next = next_id;

@@ -139,6 +139,9 @@ Expected<Forgotten> Store::forget(MemoryId id, std::span<const TurnRange> turns)
                                        " separate holes in it; forget longer ranges of turns, or export it, leave the "
                                        "turns out and import it again");
     Journal::stage(id, removal, rows);
+    // Blocks that speak of them go whole: index_turns() makes them again, without these turns.
+    RECALLD_TRY(const auto first_block, impl_->attributes.stage_removal(id, removal.turns, rows));
+    const uint64_t first_turn = removal.turns.front().first;
     rows.put(Family::memories, memory_key(id, journal_kind), after.journal.encode());
     if (plan.serving_changed) MemoryTable::stage_serving(id, after.serving, rows);
     if (after.next || before.next) MemoryTable::stage_next(id, after.next, rows);
@@ -147,7 +150,7 @@ Expected<Forgotten> Store::forget(MemoryId id, std::span<const TurnRange> turns)
       impl_->stage_erasure({.memory = id, .stream = plan.discarded->stream, .first_chunk = plan.discarded->first_chunk},
                            rows);
     impl_->stage_erasure({.memory = id,
-                          .first_turn = removal.turns.front().first,
+                          .first_turn = std::min(first_turn, first_block.value_or(first_turn)),
                           .end_turn = removal.turns.back().last + 1,
                           .first_position = removal.gaps.front().position,
                           .end_position = removal.gaps.back().end()},
@@ -304,7 +307,7 @@ Expected<void> Store::Impl::erase(const ErasureRecord& record, Encodings::Erased
   }
   if (record.whole_memory) {
     Catalog::Batch rows(*catalog);
-    for (const Family family : {Family::turns, Family::tokens, Family::operations}) {
+    for (const Family family : {Family::turns, Family::tokens, Family::operations, Family::attributes}) {
       rows.remove_all(family, row_key(record.memory));
       ranges.push_back(Catalog::all_of(family, row_key(record.memory)));
     }
@@ -316,6 +319,7 @@ Expected<void> Store::Impl::erase(const ErasureRecord& record, Encodings::Erased
       ranges.push_back({family, row_key(record.memory, first), row_key(record.memory, end)});
     };
     range(Family::turns, record.first_turn, record.end_turn);
+    range(Family::attributes, record.first_turn, record.end_turn);
     range(Family::tokens, record.first_position, record.end_position);
   }
   return {};

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "memstore/attribute_index.h"
 #include "memstore/catalog.h"
 #include "memstore/data_directory.h"
 #include "memstore/encodings.h"
@@ -28,13 +29,14 @@ namespace recalld {
 class Store::Impl {
  public:
   Impl(DataDirectory data, const RecordShape& shape, std::unique_ptr<Catalog> rows, uint64_t landmark_bytes,
-       uint64_t entry_bytes, uint64_t posting_bytes, uint64_t selection_bytes)
+       uint64_t entry_bytes, uint64_t posting_bytes, uint64_t selection_bytes, MetadataReader read_metadata)
       : directory(std::move(data)),
         catalog(std::move(rows)),
         table(*catalog),
         journal(*catalog),
         encodings(*catalog, shape, landmark_bytes, entry_bytes),
         lexical(*catalog, encodings.page_chunks(), posting_bytes),
+        attributes(*catalog, std::move(read_metadata)),
         selector(*catalog, selection_bytes) {}
 
   Expected<void> load(std::unique_ptr<FileIo> io, uint64_t segment_bytes);
@@ -78,6 +80,8 @@ class Store::Impl {
     struct Journal {
       JournalRecord record;
       uint64_t forgotten_tokens = 0;
+      TurnStretch appended{};             // from the memory's end on
+      std::vector<IndexedTurn> turns{};  // of these, to be indexed
     };
     std::map<MemoryId, Journal> journals;
     std::map<std::string, recalld::Journal::Operation> operations;  // by key
@@ -104,6 +108,10 @@ class Store::Impl {
   Expected<LexicalRanking> rank(const MemoryRecord& memory, const LexicalQuery& query,
                                 std::span<const Term> terms) const;
 
+  // Adds turns that are to be indexed, the first of which would get this number and position.
+  void add_indexed(std::span<const NewTurn> turns, uint64_t next_turn, uint64_t position,
+                   std::vector<IndexedTurn>& out) const;
+
   void stage_erasure(const ErasureRecord& record, Catalog::Batch& rows) {
     rows.put(Family::memories, erasure_key(next_id++), record.encode());
   }
@@ -115,6 +123,7 @@ class Store::Impl {
   const Journal journal;
   Encodings encodings;
   const LexicalIndex lexical;
+  const AttributeIndex attributes;
   TurnSelector selector;
 
   mutable std::mutex reclaiming;  // one erasure, repair or backup at a time

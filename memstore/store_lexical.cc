@@ -114,6 +114,7 @@ Encodings::Checked Store::Impl::check_words(const Generation& of, uint64_t chunk
   LexicalIndex::Checked found = lexical.check(extent.stream, chunk, end, last);
   Encodings::Checked checked;
   checked.bytes = found.bytes;
+  checked.unindexed = found.unindexed;
   const uint64_t page_chunks = encodings.page_chunks();
   for (auto& [page, cause] : found.pages) {
     const uint64_t first = page * page_chunks, behind = std::min(first + page_chunks, end);

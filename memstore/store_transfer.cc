@@ -60,7 +60,10 @@ Expected<MemoryInfo> Store::restore_turns(MemoryId id, uint64_t next_turn, std::
   const uint64_t tokens_before = memory.serving.tokens(journal);
   const uint64_t position = journal.next_position;
   Catalog::Batch rows(*impl_->catalog);
+  std::vector<IndexedTurn> indexed;
+  impl_->add_indexed(turns, next_turn, position, indexed);
   Journal::stage(id, turns, journal, rows);
+  RECALLD_CHECK(impl_->attributes.stage(id, {next_turn, journal.next_turn}, std::move(indexed), rows));
   journal.updated_us = updated_us;
   rows.put(Family::memories, memory_key(id, journal_kind), journal.encode());
   if (memory.serving.tokens(journal) / chunk_tokens > tokens_before / chunk_tokens)
@@ -116,9 +119,10 @@ Expected<MemoryInfo> Store::restore_end(MemoryId id, uint64_t next_turn, int64_t
   const bool changes =
       journal.next_turn < next_turn || (journal.next_turn == next_turn && journal.updated_us != updated_us);
   if (!changes) return Impl::info(memory);
+  Catalog::Batch rows(*impl_->catalog);
+  RECALLD_CHECK(impl_->attributes.stage(id, {journal.next_turn, next_turn}, {}, rows));
   journal.next_turn = next_turn;
   journal.updated_us = updated_us;
-  Catalog::Batch rows(*impl_->catalog);
   rows.put(Family::memories, memory_key(id, journal_kind), journal.encode());
   RECALLD_CHECK(impl_->catalog->write(rows));
   return Impl::info(memory);

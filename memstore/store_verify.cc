@@ -153,6 +153,44 @@ Expected<Verification> Store::verify(MemoryId id, const Progress& progress) cons
     take({problem});
   }
 
+  // The attributes of turns.
+  uint64_t indexed_turns = 0;
+  attempts = 0;
+  for (uint64_t turn = 0; impl_->attributes.adds();) {
+    RECALLD_TRY(const auto record, read_record());
+    if (!record) return found;
+    RECALLD_TRY(const auto checked, impl_->attributes.check(*record, turn));
+    const bool ends = !checked || checked->block.end == UINT64_MAX;
+    if (!checked || !checked->cause.empty()) {
+      const auto after = impl_->table.record(id);
+      if (!after && after.error().kind == ErrorKind::not_found) break;
+      const bool changed = after && (after->gaps() != record->gaps() ||
+                                     after->journal.next_turn != record->journal.next_turn);
+      if (changed && ++attempts < attempts_max) continue;
+    }
+    if (checked) {
+      found.bytes += checked->bytes;
+      indexed_turns += checked->turns;
+      if (!checked->cause.empty()) {
+        found.attributes.push_back({checked->block.first, checked->block.end - 1});
+        Problem problem = of_memory("the index of attributes: " + checked->cause, true);
+        problem.part = "attributes";
+        problem.first = checked->block.first;
+        problem.last = std::min(checked->block.end, std::max(record->journal.next_turn, problem.first + 1)) - 1;
+        take({problem});
+      }
+      turn = checked->block.end;
+    }
+    if (!ends) continue;
+    // Turns that are damaged cannot be indexed.
+    uint64_t damaged = 0;
+    for (const Problem& problem : found.problems)
+      damaged += problem.part == "turn" || problem.part == "attributes" ? problem.last - problem.first + 1 : 0;
+    const uint64_t missing = record->journal.turns - std::min(record->journal.turns, indexed_turns);
+    found.unindexed_turns = missing - std::min(missing, damaged);
+    break;
+  }
+
   // Operations.
   {
     RECALLD_TRY(const auto before, read_record());
@@ -202,6 +240,7 @@ Expected<Verification> Store::verify(MemoryId id, const Progress& progress) cons
       found.states += checked.states;
       found.bytes += checked.bytes;
       done += checked.chunks;
+      found.unindexed_chunks += checked.unindexed;
       take(std::move(checked.problems));
       const MemoryInfo info = Impl::info(*record);
       lost.of = next ? *info.next : info.serving;

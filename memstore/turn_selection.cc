@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "base/bytes.h"
+#include "memstore/attribute_index.h"
 #include "memstore/journal_rows.h"
 #include "memstore/row_walk.h"
 
@@ -87,27 +88,20 @@ Expected<std::shared_ptr<const TurnSelection>> TurnSelector::select(const Memory
   return selection;
 }
 
-Expected<void> TurnSelector::read(const MemoryRecord& memory, const TurnQuery& query, TurnSelection& selection) const {
-  const uint64_t from = std::max(selection.end_turn(), query.first_turn);
-  const uint64_t end = std::min(memory.journal.next_turn, query.end_turn);
-  // Where the tokens of the next row begin, unless turns were forgotten in between.
-  std::optional<uint64_t> expected;
-  if (from == selection.end_turn()) expected = selection.end_position();
-  std::optional<std::string> damage;  // before the next row that is whole
-  const auto passed = [&](uint64_t position) {
-    // A row that is missing although its tokens are no gap is damage, too.
-    if (!damage && expected && *expected < position &&
-        memory.gaps().token_of(*expected) != memory.gaps().token_of(position))
-      damage = "the row of a turn is missing; run recall verify";
-    if (!damage) return;
-    const uint64_t first = expected.value_or(position - std::min<uint64_t>(position, 1));
-    selection.lose({first, position - first}, *damage);
-    damage.reset();
-  };
-  std::optional<Error> failed;
-  if (from < end)
+namespace {
+
+// Goes through the turns of a memory, in order: by blocks of the index, and by rows of turns between them.
+class Reading {
+ public:
+  Reading(const Catalog& catalog, const MemoryRecord& memory, const TurnQuery& query, TurnSelection& selection,
+          std::optional<uint64_t> position)
+      : catalog_(catalog), memory_(memory), query_(query), selection_(selection), position_(position) {}
+
+  // Turns [from, end), by their rows.
+  Expected<void> by_rows(uint64_t from, uint64_t end) {
+    std::optional<Error> failed;
     walk_rows(
-        catalog_, Family::turns, memory.id, from, end,
+        catalog_, Family::turns, memory_.id, from, end,
         [&](uint64_t turn, std::string_view key, const Expected<std::string_view>& value) {
           if (!value && value.error().kind != ErrorKind::corrupt) {
             failed = value.error();
@@ -116,27 +110,106 @@ Expected<void> TurnSelector::read(const MemoryRecord& memory, const TurnQuery& q
           if (key.size() != row_key(0, 0).size()) return true;  // a later piece of its content
           const auto row = value ? decode_turn_head(*value) : std::nullopt;
           if (!row) {
-            if (!damage)
-              damage = value ? "the row of turn " + std::to_string(turn) + " is none; run recall verify"
-                             : value.error().message;
+            if (!damage_)
+              damage_ = value ? "the row of turn " + std::to_string(turn) + " is none; run recall verify"
+                              : value.error().message;
             return true;
           }
           passed(row->first_position);
-          expected = row->first_position + row->tokens;
-          if (query.matches(turn, row->turn)) selection.add(row->first_position, row->tokens);
+          position_ = row->first_position + row->tokens;
+          if (query_.matches(turn, row->turn)) selection_.add(row->first_position, row->tokens);
           return true;
         },
         [&](uint64_t turn, const Error& error) {
           if (error.kind != ErrorKind::corrupt) failed = error;
-          if (!damage) damage = error.message;
+          if (!damage_) damage_ = error.message;
           return failed ? end : turn + 1;
         });
-  if (failed) return std::unexpected(*std::move(failed));
-  // Without a row behind it, only where the memory ends tells how far the damage goes.
-  if (end == memory.journal.next_turn)
-    passed(memory.journal.next_position);
-  else if (damage)
-    passed(expected.value_or(0) + 1);
+    if (failed) return std::unexpected(*std::move(failed));
+    return {};
+  }
+
+  // Turns [from, end), by their blocks where they have such.
+  Expected<void> by_blocks(uint64_t from, uint64_t end) {
+    AttributeBlocks blocks(catalog_, memory_.id);
+    while (from < end) {
+      RECALLD_TRY(const auto* const block, blocks.find(from));
+      const uint64_t next = block == nullptr ? end : std::min(end, std::max(from, block->number));
+      if (from < next) {
+        RECALLD_CHECK(by_rows(from, next));
+        from = next;
+        if (block == nullptr || from == end) continue;
+      }
+      const uint64_t block_end = std::min(end, block->head.end);
+      RECALLD_TRY(const auto places, blocks.match(*block, *query_.condition));
+      if (!places || !take(*block, *places, from, block_end)) RECALLD_CHECK(by_rows(from, block_end));
+      from = block_end;
+    }
+    return {};
+  }
+
+  void finish(bool memory_ends) {
+    // Without a row behind it, only where the memory ends tells how far the damage goes.
+    if (memory_ends)
+      passed(memory_.journal.next_position);
+    else if (damage_)
+      passed(position_.value_or(0) + 1);
+  }
+
+ private:
+  // Turns [from, end) of a block; false when its row is damaged.
+  bool take(const AttributeBlocks::Block& block, const Places& places, uint64_t from, uint64_t end) {
+    const BlockHead& head = block.head;
+    if (head.turns == 0) return true;
+    const bool whole = from <= block.number && end >= head.end;
+    if (whole && places.none()) {
+      passed(head.first_position);
+      position_ = head.end_position;
+      return true;
+    }
+    const auto turns = decode_turns(head, block.number);
+    if (!turns) return false;
+    for (uint64_t place = 0; place < turns->size(); ++place) {
+      const IndexedTurn& turn = (*turns)[place];
+      if (turn.number < from) continue;
+      if (turn.number >= end) break;
+      passed(turn.position);
+      position_ = turn.end_position();
+      if (places.has(place)) selection_.add(turn.position, turn.tokens);
+    }
+    return true;
+  }
+
+  // The tokens of the next turn begin here.
+  void passed(uint64_t position) {
+    // A row that is missing although its tokens are no gap is damage, too.
+    if (!damage_ && position_ && *position_ < position &&
+        memory_.gaps().token_of(*position_) != memory_.gaps().token_of(position))
+      damage_ = "the row of a turn is missing; run recall verify";
+    if (!damage_) return;
+    const uint64_t first = position_.value_or(position - std::min<uint64_t>(position, 1));
+    selection_.lose({first, position - first}, *damage_);
+    damage_.reset();
+  }
+
+  const Catalog& catalog_;
+  const MemoryRecord& memory_;
+  const TurnQuery& query_;
+  TurnSelection& selection_;
+  std::optional<uint64_t> position_;   // where the tokens of the next turn begin, unless some were forgotten before it
+  std::optional<std::string> damage_;  // before the next row that is whole
+};
+
+}  // namespace
+
+Expected<void> TurnSelector::read(const MemoryRecord& memory, const TurnQuery& query, TurnSelection& selection) const {
+  const uint64_t from = std::max(selection.end_turn(), query.first_turn);
+  const uint64_t end = std::min(memory.journal.next_turn, query.end_turn);
+  std::optional<uint64_t> position;
+  if (from == selection.end_turn()) position = selection.end_position();
+  Reading reading(catalog_, memory, query, selection, position);
+  if (from < end) RECALLD_CHECK(query.condition ? reading.by_blocks(from, end) : reading.by_rows(from, end));
+  reading.finish(end == memory.journal.next_turn);
   selection.looked_at(memory.journal.next_turn, memory.journal.next_position);
   return {};
 }

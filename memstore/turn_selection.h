@@ -57,8 +57,8 @@ class TurnSelection {
   std::vector<Lost> lost_;
 };
 
-// Selects turns by reading their rows, and keeps the latest selections: a filter that is used again reads what has been
-// appended since. Any thread may call any function; `catalog` outlives it.
+// Selects turns by the index of attributes, or by their rows where they are not indexed, and keeps the latest
+// selections: a filter that is used again looks at what has been appended since. Any thread may call any function; `catalog` outlives it.
 class TurnSelector {
  public:
   // Keeps at most bytes_max of selections, those that were used last.

@@ -12,14 +12,13 @@
 
 namespace recalld::bench {
 
-std::unique_ptr<Store> open_made_up(const std::filesystem::path& directory, uint64_t memory_budget_bytes) {
-  StoreOptions options;
+std::unique_ptr<Store> open_made_up(const std::filesystem::path& directory, StoreOptions options) {
   options.shape = made_up_shape;
-  options.memory_budget_bytes = memory_budget_bytes;
   return must(Store::open(directory, options), "open store");
 }
 
-void fill_made_up(Store& store, const std::string& memory_name, const RecordShape& shape, uint64_t chunks) {
+void fill_made_up(Store& store, const std::string& memory_name, const RecordShape& shape, uint64_t chunks,
+                  const std::function<void(uint64_t number, Turn& turn)>& describe) {
   constexpr uint64_t chunks_at_once = 16, chunks_per_state = 64;
   Prose prose(chunks);
   std::mt19937_64 random(chunks);
@@ -45,7 +44,10 @@ void fill_made_up(Store& store, const std::string& memory_name, const RecordShap
         turn.ids.push_back(static_cast<uint32_t>(random() % 30000 + 100));
         turn.ends.push_back(static_cast<uint32_t>(end));
       }
-      for (int i = 0; i < 16; ++i) batch.turns.push_back(turn);
+      for (uint64_t i = 0; i < 16; ++i) {
+        batch.turns.push_back(turn);
+        if (describe) describe(memory.next_turn + i, batch.turns.back().turn);
+      }
       for (const auto& appended : must(store.append({&batch, 1}), "append")) must(appended, "append");
       memory = must(store.memory(memory_name), "find memory");
     }
