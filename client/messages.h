@@ -251,8 +251,9 @@ struct VerifyReply {
   uint64_t bytes = 0;
   std::vector<Problem> problems;  // the first ones
   uint64_t problem_count = 0;     // all of them
-  std::optional<uint64_t> unindexed_chunks;  // by their words, and turns by their attributes, where there are any
-  std::optional<uint64_t> unindexed_turns;
+  // Chunks by their words, and turns by their attributes, where there are any.
+  std::optional<uint64_t> unindexed_chunks = {};
+  std::optional<uint64_t> unindexed_turns = {};
   uint64_t repaired_count = 0;
   std::optional<uint64_t> job;
 };

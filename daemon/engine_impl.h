@@ -249,9 +249,9 @@ class Engine::Impl {
   boost::asio::thread_pool upkeep_{1};
   Jobs jobs_;
   std::unique_ptr<Upkeep> verifier_;
-  std::unique_ptr<Forgetter> forgetter_;   // between the read workers, the model thread and the upkeep thread
-  std::unique_ptr<Transfer> transfer_;     // between the read workers, the tokenise workers and the upkeep thread
-  std::unique_ptr<Indexer> indexer_;       // on the upkeep thread
+  std::unique_ptr<Forgetter> forgetter_;  // between the read workers, the model thread and the upkeep thread
+  std::unique_ptr<Transfer> transfer_;    // between the read workers, the tokenise workers and the upkeep thread
+  std::unique_ptr<Indexer> indexer_;      // on the upkeep thread
   std::atomic<bool> stopping_ = false;
   std::atomic<bool> model_thread_ended_ = false;  // what is posted to it from here on never runs
 };

@@ -21,7 +21,8 @@ namespace recalld {
 class Upkeep {
  public:
   // Everything is borrowed. `encoder` is used on the model thread alone. `index` has a memory indexed behind the
-  // replies; `resume_erasures` takes up what was to be erased and failed; `verified` is told what damage is left whenever everything has been verified.
+  // replies; `resume_erasures` takes up what was to be erased and failed; `verified` is told what damage is left
+  // whenever everything has been verified.
   Upkeep(Store& store, Jobs& jobs, ModelThread& model_thread, Encoder& encoder, const Tokenizer& tokenizer,
          std::function<void(MemoryId)> index, std::function<Expected<void>()> resume_erasures,
          std::function<void(const std::string& damage)> verified, std::function<int64_t()> now_us);

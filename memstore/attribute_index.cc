@@ -26,6 +26,9 @@ uint64_t bytes_of(std::span<const IndexedTurn> turns) {
   return bytes;
 }
 
+// Behind a block's number: greater than every key of its rows.
+const std::string last_of_block(18, '\xff');
+
 // How many of the first turns fill a block; nothing when all of them do not.
 std::optional<size_t> fill(std::span<const IndexedTurn> turns) {
   uint64_t bytes = 0;
@@ -194,25 +197,34 @@ void AttributeIndex::stage_block(MemoryId id, const Made& made, bool last, Catal
 
 // ---- Removing
 
-Expected<std::optional<uint64_t>> AttributeIndex::stage_removal(MemoryId id, std::span<const TurnRange> turns,
-                                                                Catalog::Batch& batch) const {
-  std::optional<uint64_t> first;
+Expected<uint64_t> AttributeIndex::stage_removal(MemoryId id, std::span<const TurnRange> turns,
+                                                 Catalog::Batch& batch) const {
   AttributeBlocks blocks(catalog_, id);
+  uint64_t first = turns.front().first;
   uint64_t done = 0;  // turns before this one have no block any more that need go
   for (const TurnRange& range : turns) {
     for (uint64_t at = std::max(range.first, done); at <= range.last;) {
       RECALLD_TRY(const auto* const block, blocks.find(at));
       if (block == nullptr || block->number > range.last) break;
       stage_removal(id, {block->number, block->head.end}, batch);
-      if (!first) first = block->number;
+      first = std::min(first, block->number);
       at = done = block->head.end;
     }
   }
-  return first;
+  // An open block that was split when it got columns may have told of its turns from within the block before.
+  if (first == 0) return 0;
+  Catalog::Cursor rows = catalog_.cursor(Family::attributes, row_key(id));
+  const auto found = rows.seek_before(block_key(id, first - 1).append(last_of_block));
+  if (!found && found.error().kind != ErrorKind::corrupt) return std::unexpected(found.error());
+  return (found && *found) || rows.on_row() ? number_of(rows.key()) : 0;
 }
 
 void AttributeIndex::stage_removal(MemoryId id, TurnStretch blocks, Catalog::Batch& batch) {
   batch.remove_range(Family::attributes, block_key(id, blocks.first), block_key(id, blocks.end));
+}
+
+Catalog::Range AttributeIndex::range(MemoryId id, TurnStretch blocks) {
+  return {Family::attributes, block_key(id, blocks.first), block_key(id, blocks.end)};
 }
 
 // ---- Verifying
@@ -254,8 +266,8 @@ Expected<std::optional<AttributeIndex::Checked>> AttributeIndex::check(const Mem
       at = made.of->end;
     }
     if (block->head.open)
-      expected.emplace_back(block_key(id, of.first), encode_open_block(of.first, of.end, block->head.run_turns,
-                                                                       block->head.run_bytes, turns));
+      expected.emplace_back(block_key(id, of.first),
+                            encode_open_block(of.first, of.end, block->head.run_turns, block->head.run_bytes, turns));
     else
       expected = rows_of_block(id, of.first, of.end, turns);
   }
@@ -278,8 +290,8 @@ Expected<std::optional<AttributeIndex::Checked>> AttributeIndex::check(const Mem
     checked.bytes += rows.value().size();
     if (!adds()) continue;
     if (at == expected.size() || rows.key() != expected[at].first || rows.value() != expected[at].second) {
-      checked.cause = at < expected.size() && rows.key() > expected[at].first ? "a row is missing"
-                                                                              : "a row does not fit the turns";
+      checked.cause =
+          at < expected.size() && rows.key() > expected[at].first ? "a row is missing" : "a row does not fit the turns";
       return checked;
     }
     ++at;

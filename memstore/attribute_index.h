@@ -32,7 +32,8 @@ struct TurnStretch {
 // The blocks of a memory as they were when this was made. It belongs to one thread; the catalog outlives it.
 class AttributeBlocks {
  public:
-  AttributeBlocks(const Catalog& catalog, MemoryId id) : id_(id), rows_(catalog.cursor(Family::attributes, prefix(id))) {}
+  AttributeBlocks(const Catalog& catalog, MemoryId id)
+      : id_(id), rows_(catalog.cursor(Family::attributes, prefix(id))) {}
 
   struct Block {
     uint64_t number = 0;  // of the first turn that it speaks of
@@ -101,12 +102,13 @@ class AttributeIndex {
   void stage_block(MemoryId id, const Made& made, bool last, Catalog::Batch& batch) const;
 
   // ---- Removing
-  // Removes the blocks that speak of any of these turns (ranges by number, apart from each other). Returns the number
-  // of the first one.
-  Expected<std::optional<uint64_t>> stage_removal(MemoryId id, std::span<const TurnRange> turns,
-                                                  Catalog::Batch& batch) const;
+  // Removes the blocks that speak of any of these turns (ranges by number, apart from each other; at least one).
+  // Returns the turn from which on there may be rows, these or earlier ones, that spoke of any of them.
+  Expected<uint64_t> stage_removal(MemoryId id, std::span<const TurnRange> turns, Catalog::Batch& batch) const;
   // All rows of the blocks of a stretch.
   static void stage_removal(MemoryId id, TurnStretch blocks, Catalog::Batch& batch);
+  // Where they stood.
+  static Catalog::Range range(MemoryId id, TurnStretch blocks);
 
   // ---- Verifying
   struct Checked {

@@ -17,7 +17,10 @@ bool passes(TurnCondition::Test test, const ComparedValue& value, const Compared
   using Test = TurnCondition::Test;
   if (value.kind != bound.kind) return false;
   const auto order = value.order(bound);
-  return test == Test::above ? order > 0 : test == Test::from ? order >= 0 : test == Test::below ? order < 0 : order <= 0;
+  return test == Test::above   ? order > 0
+         : test == Test::from  ? order >= 0
+         : test == Test::below ? order < 0
+                               : order <= 0;
 }
 
 // The value of an attribute; null: none.

@@ -416,7 +416,8 @@ bool Column::add_all(Places& places) const {
 bool Column::add_ordered(TurnCondition::Test test, const ComparedValue& bound, Places& places) const {
   using Test = TurnCondition::Test;
   const auto before = [](const ComparedValue& a, const ComparedValue& b) { return a.order(b) < 0; };
-  const auto kind = std::ranges::equal_range(entries_, bound.kind, {}, [](const Entry& each) { return each.value.kind; });
+  const auto kind =
+      std::ranges::equal_range(entries_, bound.kind, {}, [](const Entry& each) { return each.value.kind; });
   const auto least = std::ranges::lower_bound(kind, bound, before, &Entry::value);
   const auto greater = std::ranges::upper_bound(kind, bound, before, &Entry::value);
   const auto from = test == Test::above ? greater : test == Test::from ? least : kind.begin();
@@ -429,9 +430,8 @@ bool Column::add_ordered(TurnCondition::Test test, const ComparedValue& bound, P
 bool ColumnSummary::may_have(const ComparedValue& value) const {
   if (value.order(least) < 0 || (!greatest_cut && value.order(greatest) > 0)) return false;
   if (filter.empty()) return true;
-  return std::ranges::all_of(filter_bits(value, filter.size()), [&](uint64_t bit) {
-    return (static_cast<uint8_t>(filter[bit / 8]) >> bit % 8 & 1) != 0;
-  });
+  return std::ranges::all_of(filter_bits(value, filter.size()),
+                             [&](uint64_t bit) { return (static_cast<uint8_t>(filter[bit / 8]) >> bit % 8 & 1) != 0; });
 }
 
 ColumnSummary::Answer ColumnSummary::ordered(TurnCondition::Test test, const ComparedValue& bound,

@@ -167,8 +167,8 @@ Expected<void> Catalog::write(const Batch& batch) {
     const std::lock_guard lock(database.state_mutex);
     bool exchanged = database.remaking && (batch.families_ & bit(*database.remaking)) != 0;
     for (size_t i = 0; i < family_names.size(); ++i)
-      exchanged = exchanged ||
-                  (batch.remakes_ < database.remade.at(i) && (batch.families_ & bit(static_cast<Family>(i))) != 0);
+      exchanged =
+          exchanged || (batch.remakes_ < database.remade.at(i) && (batch.families_ & bit(static_cast<Family>(i))) != 0);
     if (exchanged) return fail(ErrorKind::busy, "write to the catalog: a family is being made anew; try again");
   }
   rocksdb::WriteOptions options;

@@ -174,8 +174,8 @@ class Catalog {
   // Makes a family that can_be_made_again() anew without these tables of it, and without any row of which the key lies
   // within the keys of one: an older value of a row must not come back because the newer one is lost. Rows elsewhere
   // are kept, unless the other tables cannot be read without the damaged ones, or a row that is missing would say
-  // something: then none is. Damaged rows are left out. Durable on return, and a crash before that leaves the family as it was. Cursors made before go on reading the
-  // old tables; batches of the family fail with busy while it lasts.
+  // something: then none is. Damaged rows are left out. Durable on return, and a crash before that leaves the family as
+  // it was. Cursors made before go on reading the old tables; batches of the family fail with busy while it lasts.
   struct Remade {
     uint64_t rows_kept = 0;
     bool all_dropped = false;  // the rest could not be read either, or says nothing without them

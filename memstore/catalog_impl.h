@@ -30,7 +30,7 @@
 
 namespace recalld {
 
-inline constexpr std::array family_names{"counters", "memories",  "turns",  "tokens",  "operations",
+inline constexpr std::array family_names{"counters", "memories",  "turns",  "tokens",   "operations",
                                          "chunks",   "landmarks", "states", "postings", "attributes"};
 // The family, known to the catalog alone, that says under which names RocksDB has the others (Catalog::remake).
 inline constexpr const char* names_family = "families";

@@ -247,7 +247,8 @@ LexicalIndex::Checked LexicalIndex::check(StreamId id, uint64_t first, uint64_t 
     });
     if (!read) blame(whole_end, "rows of its words cannot be read: " + read.error().message);
     if (read) checked.unindexed += first_place;
-    if (static_cast<uint64_t>(std::ranges::count(there, 1)) != places - first_place) blame(whole_end, "rows of its words are missing");
+    if (static_cast<uint64_t>(std::ranges::count(there, 1)) != places - first_place)
+      blame(whole_end, "rows of its words are missing");
     Catalog::Cursor behind = catalog_.cursor(Family::postings, row_key(id));
     const auto found = behind.seek(span_key(id, first_page / span_pages + 1));
     const auto key = behind.on_row() ? decode_posting_key(behind.key()) : std::nullopt;

@@ -61,8 +61,9 @@ class LexicalIndex {
     uint64_t unindexed = 0;   // chunks without any row, which are not indexed yet
     uint64_t bytes = 0;       // read
   };
-  // Whether all rows of chunks [first, end) are there, but for those of pages that have none: the counts of a chunk's terms must make the number of its words.
-  // `first` begins a page, and both lie in one span of pages. `last`: the stream ends there.
+  // Whether all rows of chunks [first, end) are there, but for those of pages that have none: the counts of a chunk's
+  // terms must make the number of its words. `first` begins a page, and both lie in one span of pages. `last`: the
+  // stream ends there.
   Checked check(StreamId id, uint64_t first, uint64_t end, bool last) const;
 
   // ---- Ranking

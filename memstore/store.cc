@@ -58,9 +58,9 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   // RocksDB would not make the entry of its directory durable, and kv/ must not be there without it.
   RECALLD_CHECK(io->make_directory(data.catalog()));
   RECALLD_TRY(auto catalog, Catalog::open(catalog_options(data, options)));
-  auto impl = std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shares.landmark_bytes,
-                                     shares.entry_bytes, shares.posting_bytes, shares.selection_bytes,
-                                     std::move(options.read_metadata));
+  auto impl =
+      std::make_unique<Impl>(std::move(data), shape, std::move(catalog), shares.landmark_bytes, shares.entry_bytes,
+                             shares.posting_bytes, shares.selection_bytes, std::move(options.read_metadata));
   RECALLD_CHECK(impl->load(std::move(io), options.segment_bytes));
   return std::unique_ptr<Store>(new Store(std::move(impl)));
 }

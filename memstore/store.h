@@ -216,7 +216,7 @@ struct Verification {
   // What is no damage, because an earlier version stored it so: what index_words() and index_turns() are for.
   uint64_t unindexed_chunks = 0;  // by their words
   uint64_t unindexed_turns = 0;   // by their attributes
-  bool ended = true;  // false: it was stopped, or the memory was removed
+  bool ended = true;              // false: it was stopped, or the memory was removed
 };
 
 // What the words of a query make of a chunk: BM25 of the chunk, and of it with its two neighbours.
@@ -419,7 +419,7 @@ class Store {
   Expected<SelectedChunks> selected_chunks(MemoryId id, const TurnSelection& selection) const;
 
   // Indexes turns that an earlier version stored, or of whose block some were forgotten: of the first stretch of them,
-  // from turn `from` on. Returns the turn to go on from; nothing when none is left. Fails as append() does.
+  // from `from` on, unless bytes of it are to be erased. Returns the turn to go on from, or nothing. Fails as append().
   Expected<std::optional<uint64_t>> index_turns(MemoryId id, uint64_t from);
 
   // ---- Words

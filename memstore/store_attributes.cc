@@ -17,6 +17,19 @@ void Store::Impl::add_indexed(std::span<const NewTurn> turns, uint64_t next_turn
   }
 }
 
+// Whether bytes of turns in this stretch are still to be erased.
+Expected<bool> Store::Impl::erases_turns(MemoryId id, TurnStretch stretch) const {
+  Catalog::Cursor rows = catalog->cursor(Family::memories, memory_key(0, erasure_kind));
+  Expected<bool> found = rows.first();
+  for (; !found || *found; found = rows.next()) {
+    if (!found && !rows.on_row()) return std::unexpected(std::move(found).error());
+    const auto record = found ? ErasureRecord::decode(rows.value()) : std::nullopt;
+    if (record && record->memory == id && record->first_turn < stretch.end && stretch.first < record->end_turn)
+      return true;
+  }
+  return false;
+}
+
 // Turns are read before the lock is taken, since their contents stand in the same rows and may be large.
 Expected<std::optional<uint64_t>> Store::index_turns(MemoryId id, uint64_t from) {
   if (!impl_->attributes.adds()) return std::nullopt;
@@ -25,12 +38,15 @@ Expected<std::optional<uint64_t>> Store::index_turns(MemoryId id, uint64_t from)
   if (!missing) return std::nullopt;
   RECALLD_TRY(const auto made, impl_->attributes.make(before, *missing));
   if (!made.of) return made.next;
+  // What is to be erased lies under the same keys: it must not be hidden by what is written now.
+  RECALLD_TRY(const bool erasing, impl_->erases_turns(id, *made.of));
+  if (erasing) return made.next;
 
   const std::lock_guard journal(impl_->journal_mutex);
   RECALLD_TRY(const MemoryRecord now, impl_->table.record(id));
   RECALLD_TRY(const auto still, impl_->attributes.first_missing(id, made.of->first, made.of->end));
-  const bool same = now.gaps() == before.gaps() && still && still->first == made.of->first &&
-                    still->end == made.of->end;
+  const bool same =
+      now.gaps() == before.gaps() && still && still->first == made.of->first && still->end == made.of->end;
   if (!same) return missing->first;
   RECALLD_CHECK(impl_->catalog->ready());
   RECALLD_CHECK(impl_->check_room());
@@ -46,7 +62,12 @@ Expected<void> Store::drop_attributes(MemoryId id, std::span<const TurnRange> tu
   RECALLD_TRY(const MemoryRecord record, impl_->table.record(id));
   Catalog::Batch rows(*impl_->catalog);
   for (const TurnRange& range : turns) AttributeIndex::stage_removal(record.id, {range.first, range.last + 1}, rows);
-  return impl_->catalog->write(rows);
+  RECALLD_CHECK(impl_->catalog->write(rows));
+  // Blocks that are made again may begin elsewhere, and forgetting looks for bytes of turns by where blocks begin.
+  std::vector<Catalog::Range> ranges;
+  for (const TurnRange& range : turns) ranges.push_back(AttributeIndex::range(id, {range.first, range.last + 1}));
+  RECALLD_CHECK(impl_->catalog->reclaim(ranges));
+  return {};
 }
 
 }  // namespace recalld

@@ -140,8 +140,7 @@ Expected<Forgotten> Store::forget(MemoryId id, std::span<const TurnRange> turns)
                                        "turns out and import it again");
     Journal::stage(id, removal, rows);
     // Blocks that speak of them go whole: index_turns() makes them again, without these turns.
-    RECALLD_TRY(const auto first_block, impl_->attributes.stage_removal(id, removal.turns, rows));
-    const uint64_t first_turn = removal.turns.front().first;
+    RECALLD_TRY(const uint64_t first_row, impl_->attributes.stage_removal(id, removal.turns, rows));
     rows.put(Family::memories, memory_key(id, journal_kind), after.journal.encode());
     if (plan.serving_changed) MemoryTable::stage_serving(id, after.serving, rows);
     if (after.next || before.next) MemoryTable::stage_next(id, after.next, rows);
@@ -150,7 +149,7 @@ Expected<Forgotten> Store::forget(MemoryId id, std::span<const TurnRange> turns)
       impl_->stage_erasure({.memory = id, .stream = plan.discarded->stream, .first_chunk = plan.discarded->first_chunk},
                            rows);
     impl_->stage_erasure({.memory = id,
-                          .first_turn = std::min(first_turn, first_block.value_or(first_turn)),
+                          .first_turn = std::min(first_row, removal.turns.front().first),
                           .end_turn = removal.turns.back().last + 1,
                           .first_position = removal.gaps.front().position,
                           .end_position = removal.gaps.back().end()},

@@ -80,7 +80,7 @@ class Store::Impl {
     struct Journal {
       JournalRecord record;
       uint64_t forgotten_tokens = 0;
-      TurnStretch appended{};             // from the memory's end on
+      TurnStretch appended{};            // from the memory's end on
       std::vector<IndexedTurn> turns{};  // of these, to be indexed
     };
     std::map<MemoryId, Journal> journals;
@@ -108,6 +108,7 @@ class Store::Impl {
   Expected<LexicalRanking> rank(const MemoryRecord& memory, const LexicalQuery& query,
                                 std::span<const Term> terms) const;
 
+  Expected<bool> erases_turns(MemoryId id, TurnStretch stretch) const;
   // Adds turns that are to be indexed, the first of which would get this number and position.
   void add_indexed(std::span<const NewTurn> turns, uint64_t next_turn, uint64_t position,
                    std::vector<IndexedTurn>& out) const;

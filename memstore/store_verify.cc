@@ -164,8 +164,8 @@ Expected<Verification> Store::verify(MemoryId id, const Progress& progress) cons
     if (!checked || !checked->cause.empty()) {
       const auto after = impl_->table.record(id);
       if (!after && after.error().kind == ErrorKind::not_found) break;
-      const bool changed = after && (after->gaps() != record->gaps() ||
-                                     after->journal.next_turn != record->journal.next_turn);
+      const bool changed =
+          after && (after->gaps() != record->gaps() || after->journal.next_turn != record->journal.next_turn);
       if (changed && ++attempts < attempts_max) continue;
     }
     if (checked) {

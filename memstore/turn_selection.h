@@ -58,7 +58,8 @@ class TurnSelection {
 };
 
 // Selects turns by the index of attributes, or by their rows where they are not indexed, and keeps the latest
-// selections: a filter that is used again looks at what has been appended since. Any thread may call any function; `catalog` outlives it.
+// selections: a filter that is used again looks at what has been appended since. Any thread may call any function;
+// `catalog` outlives it.
 class TurnSelector {
  public:
   // Keeps at most bytes_max of selections, those that were used last.

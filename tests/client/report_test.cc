@@ -248,6 +248,11 @@ TEST(Report, VerifyTellsTheNextStepForWhatIsLeft) {
   VerifyReply reply{.memories = 2, .turns = 9, .chunks = 4, .states = 1, .bytes = 70'000, .problems = {}, .job = {}};
   EXPECT_EQ(report(reply, Style{}),
             "Checked 9 turns, 4 chunks and 1 state of 2 memories, 68.4 KiB: nothing is wrong.\n");
+  reply.unindexed_chunks = 4;
+  reply.unindexed_turns = 1;
+  EXPECT_THAT(report(reply, Style{}),
+              HasSubstr("nothing is wrong.\nBeing indexed still, which is no damage: 4 chunks by "
+                        "their words and 1 turn by its attributes.\n"));
   reply.problems = {{"notes", "kv", 3, 3, "checksum mismatch\x1b", true, false}};
   reply.problem_count = 5;
   const std::string found = report(reply, Style{});

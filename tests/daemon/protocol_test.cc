@@ -358,6 +358,9 @@ TEST(Protocol, VerifyBackupAndJobsAreWrittenInTheOrderOfTheirDescription) {
   EXPECT_EQ(json_text(verify), found + "}");
   verify.job = 8;
   EXPECT_EQ(json_text(verify), found + R"(,"job":8})");
+  verify.unindexed_chunks = 3;
+  verify.unindexed_turns = 5;
+  EXPECT_EQ(json_text(verify), found + R"(,"unindexed_chunks":3,"unindexed_turns":5,"job":8})");
   EXPECT_EQ(json_text(BackupReply{"/b", 3, 500, 400, 1.5}),
             R"({"directory":"/b","files":3,"bytes":500,"shared_bytes":400,"took_ms":1.5})");
 

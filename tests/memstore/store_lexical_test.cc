@@ -380,14 +380,20 @@ TEST_F(StoreLexicalTest, IndexesWhatAnEarlierVersionEncoded) {
   change_rows([&](Catalog::Batch& batch) { batch.remove_all(Family::postings, row_key(id)); });
   const std::string query = Talk::word(0) + " " + Talk::word(40);
   EXPECT_EQ(rank(id, query, 5).unindexed_chunks, chunks);
+  const auto unindexed = store_->verify(id, {});  // which is no damage
+  ASSERT_TRUE(unindexed);
+  EXPECT_THAT(unindexed->problems, IsEmpty());
+  EXPECT_EQ(unindexed->unindexed_chunks, chunks);
   // What is appended meanwhile is found, and the page that it fills is made whole.
   contents.push_back("lanterns everywhere " + talk.turn(200));
   append("m", {contents.back()});
   settle(id);
   EXPECT_EQ(rank(id, query, 5).unindexed_chunks, chunks / page_chunks * page_chunks);
+  EXPECT_THAT(store_->verify(id, {})->problems, IsEmpty());
   ASSERT_FALSE(rank(id, "lantern", 5).best.empty());
   EXPECT_EQ(index(id), chunks / page_chunks);
   expect_formula(id, contents, query + " lantern", 10, 1);
+  EXPECT_EQ(store_->verify(id, {})->unindexed_chunks, 0u);
   auto after = rows();
   for (const auto& [key, value] : before) {
     if (decode_posting_key(key)->small) continue;
@@ -411,7 +417,8 @@ TEST_F(StoreLexicalTest, TellsDamageAndMakesRowsAgain) {
   };
   ASSERT_THAT(verify().problems, IsEmpty());
 
-  // A row that is missing, of words and of how many there are; rows of the page that is not full; one too many.
+  // A row that is missing, of words and of how many there are; one too many. All rows of the page that is not full are
+  // missing, as if it had never been indexed.
   const uint64_t chunks = store_->memory(id)->encoded_chunks;
   change_rows([&](Catalog::Batch& batch) {
     batch.remove(Family::postings, posting_key(id, 3, term));
@@ -422,7 +429,8 @@ TEST_F(StoreLexicalTest, TellsDamageAndMakesRowsAgain) {
   });
   const auto found = verify();
   ASSERT_EQ(found.lost.size(), 1u);
-  EXPECT_THAT(found.lost[0].words, ElementsAre(3, 9, 70, chunks / page_chunks));
+  EXPECT_THAT(found.lost[0].words, ElementsAre(3, 9, 70));
+  EXPECT_EQ(found.unindexed_chunks, chunks % page_chunks);
   EXPECT_TRUE(found.lost[0].strays);
   EXPECT_EQ(found.problems.front().part, "words");
   EXPECT_EQ(found.problems.front().first, 6u);

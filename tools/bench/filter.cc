@@ -47,7 +47,8 @@ std::string group_attribute(uint64_t of) {
 }
 std::string id_of(uint64_t number) {
   std::array<char, 48> id{};
-  std::snprintf(id.data(), id.size(), "%016llx-%016llx", static_cast<unsigned long long>(number * 0x9E3779B97F4A7C15ULL),
+  std::snprintf(id.data(), id.size(), "%016llx-%016llx",
+                static_cast<unsigned long long>(number * 0x9E3779B97F4A7C15ULL),
                 static_cast<unsigned long long>(number));
   return id.data();
 }
@@ -124,9 +125,8 @@ int main(int argc, char** argv) try {
     std::function<bool(uint64_t)> means;  // the same, by the number of the turn
   };
   const auto equals = [](std::string attribute, AttributeValue value) {
-    return TurnCondition{.kind = TurnCondition::Kind::attribute,
-                         .attribute = std::move(attribute),
-                         .operands = {std::move(value)}};
+    return TurnCondition{
+        .kind = TurnCondition::Kind::attribute, .attribute = std::move(attribute), .operands = {std::move(value)}};
   };
   const auto time = [](TurnCondition::Test test, uint64_t number) {
     return TurnCondition{.kind = TurnCondition::Kind::attribute,
@@ -142,11 +142,11 @@ int main(int argc, char** argv) try {
                        [one_in](uint64_t number) { return group_of(number, one_in) == 7; }});
   filters.push_back({"of one turn by its id", equals("metadata.id", id_of(middle)),
                      [middle](uint64_t number) { return number == middle; }});
-  filters.push_back({"of a thousandth of the time",
-                     {.kind = TurnCondition::Kind::all,
-                      .inside = {time(TurnCondition::Test::from, middle),
-                                 time(TurnCondition::Test::below, middle + thousandth)}},
-                     [=](uint64_t number) { return number >= middle && number < middle + thousandth; }});
+  filters.push_back(
+      {"of a thousandth of the time",
+       {.kind = TurnCondition::Kind::all,
+        .inside = {time(TurnCondition::Test::from, middle), time(TurnCondition::Test::below, middle + thousandth)}},
+       [=](uint64_t number) { return number >= middle && number < middle + thousandth; }});
   filters.push_back({"of no turn", equals("metadata.id", std::string("nobody")), [](uint64_t) { return false; }});
 
   uint8_t serial = 0;
