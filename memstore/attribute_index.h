@@ -44,6 +44,9 @@ class AttributeBlocks {
   // rows cannot even be listed there is none.
   Expected<const Block*> find(uint64_t turn);
 
+  // The turns of the block; null: its row is damaged.
+  const TurnsView* turns(const Block& block);
+
   // Which turns of the block meet the condition; nothing where rows of it are damaged or missing.
   Expected<std::optional<Places>> match(const Block& block, const TurnCondition& condition);
 
@@ -67,11 +70,8 @@ class AttributeBlocks {
   Block block_;
   // Of the block that is being judged:
   std::map<std::string, Loaded, std::less<>> loaded_;
-  std::optional<std::vector<IndexedTurn>> turns_;
+  std::optional<TurnsView> turns_;
 };
-
-// Whether a turn meets a condition, by its attributes.
-bool meets(const IndexedTurn& turn, const TurnCondition& condition);
 
 // Any thread may call any function; those that write, or add to a batch, are called by one thread at a time.
 class AttributeIndex {

@@ -1,5 +1,6 @@
 // Reading blocks of attributes, and judging the turns of a block by them.
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "memstore/attribute_index.h"
@@ -24,20 +25,18 @@ bool passes(TurnCondition::Test test, const ComparedValue& value, const Compared
 }
 
 // The value of an attribute; null: none.
-bool passes(const TurnCondition& condition, const AttributeValue* value) {
+bool passes(const TurnCondition& condition, const ComparedValue* value) {
   const auto is = [&](const std::optional<AttributeValue>& operand) {
     if (!operand || value == nullptr) return !operand && value == nullptr;
-    return ComparedValue::of(*value).equals(ComparedValue::of(*operand));
+    return value->equals(ComparedValue::of(*operand));
   };
   if (condition.test == TurnCondition::Test::one_of) return std::ranges::any_of(condition.operands, is);
-  return value != nullptr &&
-         passes(condition.test, ComparedValue::of(*value), ComparedValue::of(*condition.operands.front()));
+  return value != nullptr && passes(condition.test, *value, ComparedValue::of(*condition.operands.front()));
 }
 
-}  // namespace
-
-bool meets(const IndexedTurn& turn, const TurnCondition& condition) {
-  const auto met = [&](const TurnCondition& inside) { return meets(turn, inside); };
+// Whether a turn of a view meets a condition, by its attributes there.
+bool meets(const TurnsView& view, const TurnsView::Turn& turn, const TurnCondition& condition) {
+  const auto met = [&](const TurnCondition& inside) { return meets(view, turn, inside); };
   switch (condition.kind) {
     case TurnCondition::Kind::all:
       return std::ranges::all_of(condition.inside, met);
@@ -46,16 +45,19 @@ bool meets(const IndexedTurn& turn, const TurnCondition& condition) {
     case TurnCondition::Kind::none:
       return std::ranges::none_of(condition.inside, met);
     case TurnCondition::Kind::attribute: {
-      const auto found = std::ranges::find(turn.attributes, condition.attribute, &Attribute::name);
-      return passes(condition, found == turn.attributes.end() ? nullptr : &found->value);
+      const std::span attributes = std::span(view.attributes).subspan(turn.first, turn.end - turn.first);
+      const auto found = std::ranges::find(attributes, condition.attribute, &TurnsView::Member::name);
+      return passes(condition, found == attributes.end() ? nullptr : &found->value);
     }
     case TurnCondition::Kind::turn: {
-      const AttributeValue number = turn.number;
+      const ComparedValue number = ComparedValue::of(turn.number);
       return passes(condition, &number);
     }
   }
   return false;
 }
+
+}  // namespace
 
 // ---- Blocks
 
@@ -97,6 +99,11 @@ Expected<const AttributeBlocks::Block*> AttributeBlocks::find(uint64_t turn) {
     if (whole && block_.head.end > turn) return &block_;
     at = number + 1;
   }
+}
+
+const TurnsView* AttributeBlocks::turns(const Block& block) {
+  if (!turns_) turns_ = view_turns(block.head, block.number);
+  return turns_ ? &*turns_ : nullptr;
 }
 
 Expected<std::optional<std::string>> AttributeBlocks::row(const std::string& key) {
@@ -142,14 +149,11 @@ Expected<std::optional<Places>> AttributeBlocks::match(const Block& block, const
 
 Expected<Places> AttributeBlocks::evaluate(const Block& block, const TurnCondition& condition) {
   Places places(block.head.turns);
-  const bool numbers = condition.kind == TurnCondition::Kind::turn;
-  if ((block.head.open || numbers) && !turns_) {
-    turns_ = decode_turns(block.head, block.number);
-    if (!turns_) return damaged_block();
-  }
-  if (block.head.open || numbers) {
-    for (uint64_t place = 0; place < turns_->size(); ++place)
-      if (meets((*turns_)[place], condition)) places.add(place);
+  if (block.head.open || condition.kind == TurnCondition::Kind::turn) {
+    const TurnsView* const view = turns(block);
+    if (view == nullptr) return damaged_block();
+    for (uint64_t place = 0; place < view->turns.size(); ++place)
+      if (meets(*view, view->turns[place], condition)) places.add(place);
     return places;
   }
   switch (condition.kind) {

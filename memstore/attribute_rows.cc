@@ -248,12 +248,13 @@ std::optional<BlockHead> decode_block_head(std::string_view row, uint64_t block)
   return head;
 }
 
-std::optional<std::vector<IndexedTurn>> decode_turns(const BlockHead& head, uint64_t block) {
+std::optional<TurnsView> view_turns(const BlockHead& head, uint64_t block) {
   ByteReader in(head.rest);
-  std::vector<IndexedTurn> turns(head.turns);
+  TurnsView view;
+  view.turns.resize(head.turns);
   uint64_t number = block, position = head.first_position;
   bool ok = true;
-  for (IndexedTurn& turn : turns) {
+  for (TurnsView::Turn& turn : view.turns) {
     turn.number = number + in.varint();
     turn.position = position + in.varint();
     turn.tokens = in.varint();
@@ -261,13 +262,28 @@ std::optional<std::vector<IndexedTurn>> decode_turns(const BlockHead& head, uint
     number = turn.number + 1;
     position = turn.end_position();
     if (!head.open) continue;
+    turn.first = view.attributes.size();
     for (uint64_t left = in.varint(); ok && in.ok() && left > 0; --left) {
-      std::string name(in.text());
-      turn.attributes.push_back({std::move(name), owned(read_value(in, ok))});
+      const std::string_view name = in.text();
+      view.attributes.push_back({name, read_value(in, ok)});
     }
+    turn.end = view.attributes.size();
   }
-  ok = ok && in.done() && (turns.empty() || position == head.end_position);
-  return ok ? std::optional(std::move(turns)) : std::nullopt;
+  ok = ok && in.done() && (view.turns.empty() || position == head.end_position);
+  return ok ? std::optional(std::move(view)) : std::nullopt;
+}
+
+std::optional<std::vector<IndexedTurn>> decode_turns(const BlockHead& head, uint64_t block) {
+  const auto view = view_turns(head, block);
+  if (!view) return std::nullopt;
+  std::vector<IndexedTurn> turns;
+  turns.reserve(view->turns.size());
+  for (const TurnsView::Turn& turn : view->turns) {
+    turns.push_back({turn.number, turn.position, turn.tokens, {}});
+    for (size_t i = turn.first; i < turn.end; ++i)
+      turns.back().attributes.push_back({std::string(view->attributes[i].name), owned(view->attributes[i].value)});
+  }
+  return turns;
 }
 
 std::string encode_open_block(uint64_t block, uint64_t end, uint64_t run_turns, uint64_t run_bytes,

@@ -52,7 +52,25 @@ struct BlockHead {
 // It borrows the row. Nothing: it is no such row; likewise below.
 std::optional<BlockHead> decode_block_head(std::string_view row, uint64_t block);
 
-// Its turns, without their attributes where these stand in columns.
+// Its turns as they stand in the row, which is borrowed, without their attributes where these stand in columns.
+struct TurnsView {
+  struct Turn {
+    uint64_t number = 0;
+    uint64_t position = 0;
+    uint64_t tokens = 0;
+    size_t first = 0;  // of its attributes
+    size_t end = 0;
+    uint64_t end_position() const { return position + tokens; }
+  };
+  struct Member {
+    std::string_view name;
+    ComparedValue value;
+  };
+  std::vector<Turn> turns;
+  std::vector<Member> attributes;  // turn by turn
+};
+std::optional<TurnsView> view_turns(const BlockHead& head, uint64_t block);
+// The same, borrowing nothing.
 std::optional<std::vector<IndexedTurn>> decode_turns(const BlockHead& head, uint64_t block);
 
 std::string encode_open_block(uint64_t block, uint64_t end, uint64_t run_turns, uint64_t run_bytes,

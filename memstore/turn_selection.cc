@@ -142,7 +142,7 @@ class Reading {
       }
       const uint64_t block_end = std::min(end, block->head.end);
       RECALLD_TRY(const auto places, blocks.match(*block, *query_.condition));
-      if (!places || !take(*block, *places, from, block_end)) RECALLD_CHECK(by_rows(from, block_end));
+      if (!places || !take(blocks, *block, *places, from, block_end)) RECALLD_CHECK(by_rows(from, block_end));
       from = block_end;
     }
     return {};
@@ -158,7 +158,8 @@ class Reading {
 
  private:
   // Turns [from, end) of a block; false when its row is damaged.
-  bool take(const AttributeBlocks::Block& block, const Places& places, uint64_t from, uint64_t end) {
+  bool take(AttributeBlocks& blocks, const AttributeBlocks::Block& block, const Places& places, uint64_t from,
+            uint64_t end) {
     const BlockHead& head = block.head;
     if (head.turns == 0) return true;
     const bool whole = from <= block.number && end >= head.end;
@@ -167,10 +168,10 @@ class Reading {
       position_ = head.end_position;
       return true;
     }
-    const auto turns = decode_turns(head, block.number);
-    if (!turns) return false;
-    for (uint64_t place = 0; place < turns->size(); ++place) {
-      const IndexedTurn& turn = (*turns)[place];
+    const TurnsView* const view = blocks.turns(block);
+    if (view == nullptr) return false;
+    for (uint64_t place = 0; place < view->turns.size(); ++place) {
+      const TurnsView::Turn& turn = view->turns[place];
       if (turn.number < from) continue;
       if (turn.number >= end) break;
       passed(turn.position);

@@ -786,12 +786,20 @@ TEST_F(CatalogMendTest, ADamagedTableThatCanBeMadeAgainGoesAndTheOtherRowsStay) 
   EXPECT_EQ(damaged->front().family, Family::chunks);
   Catalog::Batch stale(*catalog_);
   stale.put(Family::chunks, "b30", "from before");
+  Catalog::Batch other(*catalog_);
+  other.put(Family::attributes, "b30", "of another family");
   const auto remade = catalog_->remake(Family::chunks, *damaged);
   ASSERT_TRUE(remade) << remade.error().message;
   EXPECT_EQ(remade->rows_kept, 12u);
   EXPECT_FALSE(remade->all_dropped);
   EXPECT_EQ(catalog_->write(stale).error().kind, ErrorKind::busy);
+  EXPECT_TRUE(catalog_->write(other));
+  // Of this family a row that is missing says something: none is kept.
+  const auto dropped = catalog_->remake(Family::attributes, {});
+  ASSERT_TRUE(dropped) << dropped.error().message;
+  EXPECT_TRUE(dropped->all_dropped);
   for (int round = 0; round < 2; ++round) {
+    EXPECT_FALSE(*catalog_->get(Family::attributes, "b30"));
     EXPECT_TRUE(catalog_->verify()->empty());
     EXPECT_FALSE(fs::exists(table));
     const auto chunks = all(*catalog_, Family::chunks);
