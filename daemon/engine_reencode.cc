@@ -2,12 +2,28 @@
 #include <spdlog/spdlog.h>
 
 #include <future>
+#include <optional>
 #include <utility>
 
 #include "daemon/engine_impl.h"
 #include "memstore/data_directory.h"
 
 namespace recalld {
+namespace {
+
+// Turns that lost their index to a neighbour that was forgotten get it back before this is answered where they are few.
+void index_again(Store& store, Indexer& indexer, MemoryId id) {
+  constexpr int blocks_at_once = 4;
+  std::optional<uint64_t> turn = 0;
+  for (int blocks = 0; turn && blocks < blocks_at_once; ++blocks) {
+    const auto next = store.index_turns(id, *turn);
+    if (!next) break;
+    turn = *next;
+  }
+  if (turn) indexer.index(id);
+}
+
+}  // namespace
 
 // A store that was encoded with another model is left to Store::open() to refuse, unless it has been encoded anew with
 // this one, or is to be: then that becomes the store, with everything that was appended since.
@@ -68,7 +84,7 @@ Forgetter::Follower Engine::Impl::follower() {
             return with_successor([&](Successor& successor) { return successor.forget_missing(*store_); });
           },
       .forget_cached = [this](MemoryId id) { return forget_cached(id); },
-      .erased = [this](MemoryId id) { indexer_->index(id); }};
+      .erased = [this](MemoryId id) { index_again(*store_, *indexer_, id); }};
 }
 
 // On the model thread, which alone may use encoder and decoder. The CPU's keep nothing that is of use to anybody.

@@ -127,6 +127,20 @@ TEST_F(UpkeepTest, AWholeStoreIsReadAndFoundWhole) {
   EXPECT_EQ(verify(false, "nothing").error().kind, ErrorKind::not_found);
 }
 
+TEST_F(UpkeepTest, WhatAnEarlierVersionLeftUnindexedIsNoDamageAndIsIndexed) {
+  tamper([&](const Catalog&, Catalog::Batch& rows) {
+    for (const Family family : {Family::attributes, Family::postings}) rows.remove_all(family, row_key(1));
+  });
+  const auto found = verify();  // while it goes on behind the replies
+  ASSERT_TRUE(found) << found.error().message;
+  EXPECT_EQ(found->problem_count, 0u) << found->problems[0].part << found->problems[0].message;
+  const auto indexed = verify(true);
+  ASSERT_TRUE(indexed) << indexed.error().message;
+  EXPECT_EQ(indexed->problem_count, 0u) << indexed->problems[0].part << indexed->problems[0].message;
+  EXPECT_EQ(indexed->unindexed_chunks, 0u);
+  EXPECT_EQ(indexed->unindexed_turns, 0u);
+}
+
 TEST_F(UpkeepTest, DamagedEncodingsAreAnsweredAroundToldOnceAndMadeAgainToTheSameBytes) {
   const SearchReply before = search("garden");
   const uint64_t all = verify(false, "harbour")->chunks;
