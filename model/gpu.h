@@ -139,8 +139,9 @@ class Gpu : public Backend {
   // ---- A token that waits while nothing else is computed
   // Enqueues what fill() and then step() do to a lane that waits with a single token, while the records of `fills` are
   // still being read: so nothing but arrived() has to be said when they are there. It must be followed by go_on(), with
-  // no call but arrived() in between. Fills are of staging(lane), no more than fit there; `fills` and `make_way` are
-  // read at once. Where it fails nothing is under way, but some of `make_way` may have left the cache.
+  // no call in between but arrived() and those that any thread may make. Fills are of staging(lane), no more than fit
+  // there; `fills` and `make_way` are read at once. Where it fails nothing is under way, but some of `make_way` may
+  // have left the cache.
   virtual Expected<void> prepare(const LaneWork& lane, GpuMemory& memory, std::span<const Fill> fills,
                                  std::span<const Mapped> make_way) = 0;
   // The record of fills[i] is whole, and stays as it is until go_on() has returned. Once for each.
