@@ -954,7 +954,7 @@ cudaError_t describe(const HsaAttention& all, CUtensorMap& records) {
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
   }();
   if (encode == nullptr) return cudaErrorNotSupported;
-  constexpr cuuint64_t eights_max = 1 << 28;  // no card's memory has as many
+  constexpr cuuint64_t eights_max = 1 << 28;  // 256 GiB of one KV head: larger than any cache
   const cuuint64_t head = dim * sizeof(Bf16), row = all.kv_heads * head;
   const cuuint64_t sizes[] = {dim, 4, 2, eights_max, all.kv_heads}, strides[] = {2 * row, row, 8 * row, head};
   const cuuint32_t box[] = {dim, 4, 2, chunk_tokens / 8, 1}, steps[] = {1, 1, 1, 1, 1};

@@ -27,8 +27,8 @@ enum class HsaPath : uint8_t {
 struct HsaAttention {
   const Bf16* q = nullptr;               // [tokens, heads, head_dim], normed
   const uint32_t* chunks = nullptr;      // [tokens, retrieval_heads, k] newest first, that is of descending ids, each
-                                         // once; hsa_no_chunk, only at the end, where there are fewer than k. The
-                                         // decode path takes them in any order
+                                         // once, below 2^32 - 2; hsa_no_chunk, only at the end, where there are
+                                         // fewer than k. The decode path takes them in any order
   const float* scores = nullptr;         // like chunks; of any value where there is none
   const uint32_t* page_table = nullptr;  // [chunks of the memory] slots in the cache
   const Bf16* cache = nullptr;           // [slots] records: K [64, kv_heads, head_dim], then V likewise
