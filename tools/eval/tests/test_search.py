@@ -15,7 +15,8 @@ BINARY = Path(os.environ.get("RECALLD", search.ROOT / "build/release/recalld"))
 
 
 class WordDaemon:
-    """A chunk is three words of the text; mode `first` returns the chunks in order, `last` backwards, others do not exist."""
+    """A chunk is three words of the text; modes `first` and `hybrid` return the chunks in order, `last` backwards, others do
+    not exist."""
 
     def __init__(self):
         self.turns, self.deleted, self.waited = {}, [], False
@@ -43,11 +44,13 @@ class WordDaemon:
         page = {"chunks": stored[first:first + 2]}
         return page | ({"next_cursor": str(first + 2)} if first + 2 < len(stored) else {})
 
-    def search(self, memory, query, limit, mode):
-        if mode not in ("first", "last"):
+    def search(self, memory, query, limit, mode, explain=False):
+        if mode not in ("first", "last", "hybrid"):
             raise RpcError("search", {"code": -32602, "message": f"mode: {mode} search does not exist in this version yet"})
-        results = self.chunks(memory)
-        return {"results": (results if mode == "first" else results[::-1])[:limit], "took_ms": 1.5}
+        results = self.chunks(memory)[::-1 if mode == "last" else 1][:limit]
+        if explain:
+            results = [one | {"why": {"took": {"query_ms": 0.25, "words_ms": 0.5}}} for one in results]
+        return {"results": results, "took_ms": 1.5}
 
     def memories_delete(self, memory, wait):
         self.deleted.append(memory)
@@ -68,8 +71,15 @@ def boats() -> DataSet:
 
 def run(data, modes, **more):
     daemon = WordDaemon()
-    args = SimpleNamespace(modes=modes, dense=False, memory="eval", arguments={}, **more)
+    args = SimpleNamespace(**{"modes": modes, "dense": False, "memory": "eval", "arguments": {}, "parts": False} | more)
     return daemon, search.Evaluation(daemon, args).run(data)
+
+
+def test_parts_of_a_hybrid_search_and_the_rest_are_what_it_took():
+    _, outcome = run(boats(), ["first", "hybrid"], parts=True)
+    answers = {one.system: one for one in outcome.answers}
+    assert not answers["first"].parts_ms
+    assert search.mean_parts(answers["hybrid"]) == {"query": 0.25, "words": 0.5, "rest": 0.75}
 
 
 def figures(outcome, system, by="chunk"):
@@ -96,8 +106,8 @@ def test_only_asked_memories_are_appended_and_all_are_deleted():
 
 
 def test_a_mode_that_does_not_exist_is_told_and_left_out(capsys):
-    _, outcome = run(boats(), ["hybrid", "first"])
-    assert "mode hybrid is left out: search: mode: hybrid search does not exist" in capsys.readouterr().err
+    _, outcome = run(boats(), ["landmark", "first"])
+    assert "mode landmark is left out: search: mode: landmark search does not exist" in capsys.readouterr().err
     assert [one.system for one in outcome.answers][:2] == ["first", "BM25"]
 
 
