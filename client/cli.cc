@@ -54,6 +54,12 @@ void warn(std::string_view message) {
   std::fprintf(stderr, "recall: warning: %s\n", printable(message).c_str());
 }
 
+void warn(std::span<const Unreadable> damaged) {
+  for (const Unreadable& lost : damaged)
+    warn("chunks " + std::to_string(lost.first) + " to " + std::to_string(lost.last) +
+         (lost.memory.empty() ? "" : " of " + lost.memory) + " are damaged and were not read; run recall verify");
+}
+
 int print(std::string_view text) {
   const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
   if (written) return exit_ok;

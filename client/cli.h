@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -38,6 +39,8 @@ int fail_with(const Error& error, int code);
 
 // "recall: warning: ..." to standard error.
 void warn(std::string_view message);
+// Of what damage kept from being read.
+void warn(std::span<const Unreadable> damaged);
 
 // Writes to standard output. A reader that has seen enough (`recall turns x | head`) is no error.
 int print(std::string_view text);

@@ -139,6 +139,13 @@ void from_json(const Json& in, SearchReply::Result& out) {
   out.memory = in.value("memory", out.memory);
 }
 
+void from_json(const Json& in, Unreadable& out) {
+  in.at("chunks").at(0).get_to(out.first);
+  in.at("chunks").at(1).get_to(out.last);
+  in.at("message").get_to(out.message);
+  out.memory = in.value("memory", out.memory);
+}
+
 void from_json(const Json& in, SearchReply& out) {
   in.at("results").get_to(out.results);
   read_optional(in, "unindexed_chunks", out.unindexed_chunks);
@@ -150,6 +157,7 @@ void from_json(const Json& in, SearchReply& out) {
   } else {
     read_optional(in, "searchable_through", out.searchable_through);
   }
+  if (const auto unreadable = in.find("unreadable"); unreadable != in.end()) unreadable->get_to(out.unreadable);
   in.at("took_ms").get_to(out.took_ms);
 }
 
@@ -159,12 +167,6 @@ void from_json(const Json& in, GenerateReply::Chunk& out) {
   in.at("text").get_to(out.text);
   in.at("tokens").get_to(out.tokens);
   in.at("turns").get_to(out.turns);
-}
-
-void from_json(const Json& in, GenerateReply::Unreadable& out) {
-  in.at("chunks").at(0).get_to(out.first);
-  in.at("chunks").at(1).get_to(out.last);
-  in.at("message").get_to(out.message);
 }
 
 void from_json(const Json& in, GenerateReply& out) {

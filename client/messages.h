@@ -63,6 +63,14 @@ struct TokenRange {
   uint64_t end = 0;  // exclusive
 };
 
+// Chunks that damage kept from being read.
+struct Unreadable {
+  uint64_t first = 0;
+  uint64_t last = 0;
+  std::string message;
+  std::string memory{};  // where several are searched together
+};
+
 struct SearchReply {
   struct Source {
     uint64_t turn = 0;
@@ -91,6 +99,7 @@ struct SearchReply {
   std::optional<uint64_t> unindexed_chunks;  // that no word finds yet, where there are any
   std::optional<uint64_t> searchable_through;
   double took_ms = 0;
+  std::vector<Unreadable> unreadable{};
   std::optional<std::vector<Through>> memories{};  // instead of searchable_through, where several are searched together
 };
 
@@ -117,12 +126,7 @@ struct GenerateReply {
   uint64_t tokens = 0;
   std::string finish;         // newline, max_tokens or cancelled
   std::vector<Chunk> chunks;  // the heaviest first
-  struct Unreadable {
-    uint64_t first = 0;
-    uint64_t last = 0;
-    std::string message;
-  };
-  std::vector<Unreadable> unreadable;  // chunks that damage kept from being read
+  std::vector<Unreadable> unreadable;
   std::optional<uint64_t> searchable_through;
   std::optional<uint64_t> seed;
   double took_ms = 0;

@@ -241,7 +241,9 @@ int run_search(const Globals& globals, const SearchRequest& request, const Filte
   const bool may_find_nothing =
       request.mode == "lexical" || !request.filter.is_null() || request.min_score || request.memory.ends_with('*');
   const auto too_small = may_find_nothing ? std::nullopt : request.max_tokens;
-  return print(report(*reply, Style::of_standard_output(), too_small));
+  const int code = print(report(*reply, Style::of_standard_output(), too_small));
+  warn(reply->unreadable);
+  return code;
 }
 
 // ---- listings
@@ -339,7 +341,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
   command->add_option("--also", arguments->also, "Search this memory together with MEMORY; once for each of several")
       ->allow_extra_args(false);
-  command->add_option("--limit", arguments->request.limit, "At most so many chunks")
+  command->add_option("--limit", arguments->request.limit, "At most so many chunks, 1 to 128")
       ->check(count_check)
       ->default_str(std::to_string(search_limit_default));
   command

@@ -67,9 +67,7 @@ int run_ask(const Globals& globals, const AskArguments& arguments) {
   if (code == exit_ok)
     code = print(printable(std::string_view(reply->text).substr(std::min(told.size(), reply->text.size()))) + "\n");
   if (code == exit_ok && arguments.sources) code = print("\n" + report(*reply, Style::of_standard_output()));
-  for (const auto& lost : reply->unreadable)
-    warn("chunks " + std::to_string(lost.first) + " to " + std::to_string(lost.last) +
-         " are damaged and were not read; run recall verify");
+  warn(reply->unreadable);
   if (reply->finish == "cancelled")
     return fail_with({ErrorKind::busy, "cancelled: the answer is not complete"}, exit_interrupted);
   if (reply->chunks.empty())

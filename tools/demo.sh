@@ -67,6 +67,7 @@ done
 # ---- Append
 step='appending'
 tools/demo_history.py >"$place/history.jsonl"
+tools/demo_history.py --questions >"$place/questions"
 turns=$(wc -l <"$place/history.jsonl")
 day() { sed -n "$1s/.*\"time\": \"\([0-9-]*\)T.*/\1/p" "$place/history.jsonl"; }
 say "Append $turns turns of chat, $(day 1) to $(day "$turns"), and wait until all of them can be found"
@@ -99,11 +100,11 @@ print(rank, result["chunk"], "whole" if answer in result["text"] else "cut")
   printf '%s-> "%s" was told once, in turn %s on %s: %s%s\n' \
     "$bold" "$answer" "$turn" "$(day $((turn + 1)))" "$found" "$plain"
   if [[ $extent == cut ]]; then "$recall" turns "$memory" --from "$turn" --limit 1; fi
-done < <(tools/demo_history.py --questions)
+done <"$place/questions"
 
 # ---- Ask: the model reads most plain facts out exactly, not all
 step='asking'
-IFS=$'\t' read -r _ question answer < <(tools/demo_history.py --questions)
+IFS=$'\t' read -r _ question answer <"$place/questions"
 say "recall ask $memory '$question'"
 "$recall" ask "$memory" "$question" | tee "$place/answer"
 if [[ $(<"$place/answer") == "$answer" ]]; then

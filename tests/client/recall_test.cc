@@ -747,6 +747,22 @@ TEST(Recall, LongCallsWaitUnlessATimeoutIsGiven) {
   }
 }
 
+TEST(Recall, SearchWarnsOfChunksThatDamageKeptFromBeingRead) {
+  Json reply{{"results", Json::array()},
+             {"searchable_through", 9},
+             {"took_ms", 1.0},
+             {"unreadable", {{{"chunks", {7, 8}}, {"message", "checksum mismatch"}}}}};
+  const FakeDaemon one(always(reply));
+  EXPECT_THAT(shell("$RECALL " + at(one) + "search m word").output,
+              HasSubstr("warning: chunks 7 to 8 are damaged and were not read; run recall verify"));
+
+  reply["searchable_through"] = {{"a", 9}, {"b", nullptr}};
+  reply["unreadable"][0]["memory"] = "b";
+  const FakeDaemon several(always(reply));
+  EXPECT_THAT(shell("$RECALL " + at(several) + "search a word --also b").output,
+              HasSubstr("warning: chunks 7 to 8 of b are damaged"));
+}
+
 TEST(Recall, VerifyFailsWhenProblemsAreLeft) {
   Json reply{{"memories", 1},      {"turns", 9},         {"chunks", 1},
              {"states", 1},        {"bytes", 500},       {"problems", Json::array()},
