@@ -158,7 +158,8 @@ ends with a newline piece.
 
 ## What it was trained on
 
-Facts, stories and questions from generators of the project, and text of these sources, which keeps its licence:
+Facts, stories and questions from generators of the project, and text of these sources, which keeps its licence. What
+lies beside the model for hybrid searches, `meaning.safetensors` and `fusion.json`, was made from the same:
 
 | source | licence |
 |---|---|
