@@ -54,6 +54,10 @@ Expected<std::optional<TurnReader::Item>> TurnReader::next() {
             "this looks like one JSON document; make it one object a line, for example with jq -c '.[]', or give "
             "--format text");
       }
+      if (json.is_discarded() && line.starts_with("{\"")) {
+        return lines_.refuse(
+            "this looks like a JSON object that is broken or cut off; mend it, or give --format text if it is text");
+      }
       options_.format = json.is_object() ? InputFormat::json_lines : InputFormat::text;
     }
     std::optional<Turn> turn;

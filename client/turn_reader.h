@@ -34,7 +34,8 @@ class TurnReader {
   static Expected<TurnReader> open(const std::string& path, Options options);
 
   // The next turn; nothing at the end. With the automatic format the first turn's line decides: a JSON object begins
-  // JSON lines; a JSON array or a single bracket begins a JSON document, which is refused; anything else is text.
+  // JSON lines; a JSON array or a single bracket begins a JSON document, which is refused, as is what begins like an
+  // object and is none; anything else is text.
   // A JSON line whose content is "" or null holds nothing to remember (exports of agents have them for calls of tools):
   // it is skipped and counted.
   Expected<std::optional<Item>> next();

@@ -93,6 +93,13 @@ TEST_F(TurnReaderTest, TextThatBeginsWithABraceIsText) {
   EXPECT_THAT(contents("{not json\n"), ElementsAre("{not json"));
 }
 
+TEST_F(TurnReaderTest, ABrokenObjectIsNotTakenForText) {
+  for (const std::string line : {"{\"content\":\"x\"", "{\"content\":\"x\"}}", "{\"content\": x}"}) {
+    EXPECT_THAT(error(line + "\n"), HasSubstr("chat.txt:1: this looks like a JSON object that is broken")) << line;
+    EXPECT_THAT(contents(line + "\n", {.format = InputFormat::text}), ElementsAre(line));
+  }
+}
+
 TEST_F(TurnReaderTest, JsonDocumentIsNotTakenForText) {
   for (const std::string document :
        {"[{\"content\":\"x\"}]\n", "[\n {\"content\":\"x\"}\n]\n", "{\n \"content\":\"x\"\n}\n"}) {
