@@ -1,6 +1,7 @@
 #include "model/meaning.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <string>
@@ -14,8 +15,14 @@ namespace {
 
 constexpr float beside_share = 0.75F;  // of what a chunk beside has
 
+// Eight sums, which the compiler makes a vector of.
 double dot(std::span<const float> a, std::span<const float> b) {
-  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+  std::array<float, 8> sums{};
+  size_t i = 0;
+  for (; i + sums.size() <= a.size(); i += sums.size())
+    for (size_t lane = 0; lane < sums.size(); ++lane) sums[lane] += a[i + lane] * b[i + lane];
+  for (; i < a.size(); ++i) sums[0] += a[i] * b[i];
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 bool are_finite(const std::vector<float>& values) {
