@@ -104,14 +104,15 @@ done <"$place/questions"
 
 # ---- Ask: the model reads most plain facts out exactly, not all
 step='asking'
-IFS=$'\t' read -r _ question answer <"$place/questions"
-say "recall ask $memory '$question'"
-"$recall" ask "$memory" "$question" | tee "$place/answer"
-if [[ $(<"$place/answer") == "$answer" ]]; then
-  printf '%s-> the model read "%s" out of the memory%s\n' "$bold" "$answer" "$plain"
-else
-  printf '%s-> "%s" is what the memory says: this model does not read it out; a search shows it%s\n' "$bold" "$answer" "$plain"
-fi
+while IFS=$'\t' read -r _ question answer; do
+  say "recall ask $memory '$question'"
+  "$recall" ask "$memory" "$question" </dev/null | tee "$place/answer"
+  if [[ $(<"$place/answer") == "$answer" ]]; then
+    printf '%s-> the model read "%s" out of the memory%s\n' "$bold" "$answer" "$plain"
+  else
+    printf '%s-> "%s" is what the memory says: this model does not read it out; a search shows it%s\n' "$bold" "$answer" "$plain"
+  fi
+done <"$place/questions"
 
 # ---- Inspect
 step='inspecting'
