@@ -1,8 +1,11 @@
 #include "client/filter_options.h"
 
 #include <array>
+#include <set>
+#include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace recalld::client {
 namespace {
@@ -17,6 +20,28 @@ std::string moment(const std::string& text) {
 Json value_of(const std::string& text) {
   Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   return value.is_primitive() && !value.is_discarded() ? value : Json(text);
+}
+
+// The JSON of --filter. Of a key that one object has twice, the parser would take the last.
+Expected<Json> object_of(const std::string& text) {
+  std::vector<std::set<std::string>> keys;  // of the objects around what is being read
+  std::string twice;
+  const auto look = [&](int, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second && twice.empty())
+      twice = parsed.get<std::string>();
+    return true;
+  };
+  Json given = Json::parse(text, look, /*allow_exceptions=*/false);
+  if (!given.is_object())
+    return fail(ErrorKind::invalid_request,
+                R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + text + "'");
+  if (!twice.empty())
+    return fail(ErrorKind::invalid_request, "--filter: the key '" + twice +
+                                                "' appears twice in one object; join conditions that must all hold by "
+                                                R"({"and":[...]})");
+  return given;
 }
 
 }  // namespace
@@ -50,10 +75,7 @@ Expected<Json> FilterOptions::read() const {
       conditions[key] = value_of(each.substr(at + 1));
   }
   if (!filter.empty()) {
-    Json given = Json::parse(filter, nullptr, /*allow_exceptions=*/false);
-    if (!given.is_object())
-      return fail(ErrorKind::invalid_request,
-                  R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + filter + "'");
+    RECALLD_TRY(Json given, object_of(filter));
     all.push_back(std::move(given));
   }
   if (all.empty()) return conditions.empty() ? Json(nullptr) : conditions;

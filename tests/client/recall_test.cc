@@ -641,6 +641,8 @@ TEST(Recall, SearchAndForgetTakeTheSameFilters) {
   EXPECT_FALSE(sent(daemon, 3)["params"].contains("filter"));
   EXPECT_THAT(asked("--where mood"), HasSubstr("--where: expected KEY=VALUE"));
   EXPECT_THAT(asked("--filter 7"), HasSubstr("--filter: expected a JSON object"));
+  EXPECT_THAT(asked("--filter '{\"and\":[{\"role\":\"user\",\"turn\":1,\"role\":\"tool\"}]}'"),
+              HasSubstr("--filter: the key 'role' appears twice in one object"));
   EXPECT_EQ(daemon.lines().size(), 4u);
 }
 
