@@ -84,7 +84,14 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
 
   const uint64_t first = chunk * chunk_tokens;
   const size_t tokens = std::min<uint64_t>(chunk_tokens, ranking.end_token - first);  // the open chunk is padded
-  const auto text_of = [&](uint64_t token) { return store_->passage(ranking.memory.id, token, token + 1); };
+  // The text up to the chunk's end, and where each token ends in it.
+  const uint64_t text_from = std::min(text_first, first);
+  std::vector<size_t> ends;
+  RECALLD_TRY(const Passage passage, store_->passage(ranking.memory.id, text_from, first + tokens, &ends));
+  const auto begin_of = [&](uint64_t token) { return token == text_from ? 0 : ends[token - text_from - 1]; };
+  const auto text_of = [&](uint64_t token) {
+    return passage.text.substr(begin_of(token), ends[token - text_from] - begin_of(token));
+  };
   // Calls use(head, token in the chunk, weight) for what each head looks at most, and adds its shares up.
   std::array<double, chunk_tokens> sums{};
   const auto look = [&](std::span<const float> query, const auto& use) {
@@ -105,9 +112,7 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   std::vector<Look> looks;
   look(heads, [&](size_t head, size_t at, double weight) { looks.push_back({head, first + at, weight}); });
   for (const Look& each : looks) {
-    RECALLD_TRY(Passage passage, text_of(each.token));
-    why.matches.push_back(
-        {.text = std::move(passage.text), .token = each.token, .head = each.head, .weight = each.weight});
+    why.matches.push_back({.text = text_of(each.token), .token = each.token, .head = each.head, .weight = each.weight});
   }
   std::ranges::sort(why.matches, std::ranges::greater{}, &SearchReply::Why::Match::weight);
 
@@ -127,8 +132,7 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   std::ranges::stable_sort(pairs, [](const auto& a, const auto& b) { return a.second.weight > b.second.weight; });
   if (pairs.size() > search_pairs_max) pairs.resize(search_pairs_max);
   for (const auto& [asking, most] : pairs) {
-    RECALLD_TRY(Passage passage, text_of(most.token));
-    why.pairs.push_back({texts[asking], std::move(passage.text), most.token, most.head, most.weight});
+    why.pairs.push_back({texts[asking], text_of(most.token), most.token, most.head, most.weight});
   }
   double all = 0;
   for (const double sum : sums) all += sum;
@@ -139,14 +143,10 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   std::ranges::sort(heaviest);
   for (const size_t at : heaviest) {
     const uint64_t token = first + at;
-    RECALLD_TRY(Passage passage, text_of(token));
-    if (passage.text.empty()) continue;  // a later piece of a character
-    size_t byte = 0;
-    if (token > text_first) {
-      RECALLD_TRY(const Passage before, store_->passage(ranking.memory.id, text_first, token));
-      byte = before.text.size();
-    }
-    why.tokens.push_back({token, byte, std::move(passage.text), all > 0 ? sums[at] / all : 0});
+    std::string text = text_of(token);
+    if (text.empty()) continue;  // a later piece of a character
+    const size_t byte = token > text_first ? begin_of(token) : 0;
+    why.tokens.push_back({token, byte, std::move(text), all > 0 ? sums[at] / all : 0});
   }
   return {};
 }

@@ -242,11 +242,12 @@ Expected<std::optional<uint64_t>> Journal::last_turn_within(MemoryId id, const G
 }
 
 Expected<Passage> Journal::passage(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
-                                   uint64_t end) const {
+                                   uint64_t end, std::vector<size_t>* token_ends) const {
   struct Cut {
     uint64_t turn = 0;
     uint64_t from = 0;  // bytes of the turn's stream text
     uint64_t to = 0;
+    std::vector<std::pair<uint64_t, uint64_t>> ends = {};  // tokens, and where they end, when that is asked for
   };
   std::vector<Cut> cuts;  // one a turn
   RECALLD_CHECK(for_each_run(
@@ -256,11 +257,19 @@ Expected<Passage> Journal::passage(MemoryId id, const Gaps& gaps, const Gaps& jo
         const auto [from, to] = run.byte_range(in_run, std::min(run.count, in_run + (end - token)));
         if (cuts.empty() || cuts.back().turn != run.turn) cuts.push_back({run.turn, from, to});
         cuts.back().to = to;
+        if (token_ends == nullptr) return true;
+        ByteReader lengths(run.lengths);
+        uint64_t at = run.first_byte;
+        for (uint64_t i = 0; i < std::min(run.count, in_run + (end - token)); ++i) {
+          at += lengths.varint();
+          if (i >= in_run) cuts.back().ends.emplace_back(token + (i - in_run), at);
+        }
         return true;
       },
       [](uint64_t) { return true; }));
 
   Passage passage{.first_token = first, .end_token = end, .text = {}, .turns = {}};
+  if (token_ends != nullptr) token_ends->assign(end - first, 0);
   for (const Cut& cut : cuts) {
     RECALLD_TRY(const auto bytes, catalog_.get(Family::turns, row_key(id, cut.turn)));
     auto row = bytes ? decode_turn(*bytes) : std::nullopt;
@@ -278,9 +287,16 @@ Expected<Passage> Journal::passage(MemoryId id, const Gaps& gaps, const Gaps& jo
       return byte;
     };
     const uint64_t from = begin_of_next(cut.from);
+    for (const auto& [token, byte] : cut.ends) {
+      if (byte < cut.from || byte > cut.to) return std::unexpected(damaged("token", id, token));
+      (*token_ends)[token - first] = passage.text.size() + (std::max(from, begin_of_next(byte)) - from);
+    }
     passage.text.append(text, from - base, begin_of_next(cut.to) - from);
     passage.turns.push_back({cut.turn, row->turn.role, std::move(row->turn.name), row->turn.time_us});
   }
+  // A token without a run is being forgotten: it has nothing of the text.
+  for (size_t i = 1; token_ends != nullptr && i < token_ends->size(); ++i)
+    (*token_ends)[i] = std::max((*token_ends)[i], (*token_ends)[i - 1]);
   return passage;
 }
 

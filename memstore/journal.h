@@ -53,9 +53,10 @@ class Journal {
   Expected<std::vector<uint32_t>> tokens(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
                                          uint64_t end) const;
 
-  // The text of tokens [first, end), without those that are being forgotten.
-  Expected<Passage> passage(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first,
-                            uint64_t end) const;
+  // The text of tokens [first, end), without those that are being forgotten. `token_ends` is filled as
+  // Store::passage() says.
+  Expected<Passage> passage(MemoryId id, const Gaps& gaps, const Gaps& journal_gaps, uint64_t first, uint64_t end,
+                            std::vector<size_t>* token_ends = nullptr) const;
 
   // The words of the chunks from `chunk` on up to token `end`. A word belongs to the chunk in which it begins; those of
   // turns that are being forgotten are left out.

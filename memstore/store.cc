@@ -334,14 +334,14 @@ Expected<std::vector<uint32_t>> Store::tokens(MemoryId id, uint64_t first, size_
   return tokens(info.serving, first, count);
 }
 
-Expected<Passage> Store::passage(MemoryId id, uint64_t first, uint64_t end) const {
+Expected<Passage> Store::passage(MemoryId id, uint64_t first, uint64_t end, std::vector<size_t>* token_ends) const {
   return impl_->read(id, [&](const MemoryRecord& record) -> Expected<Passage> {
     const uint64_t tokens = record.serving.tokens(record.journal);
     if (first >= end || end > tokens)
       return fail(ErrorKind::invalid_request, "read tokens " + std::to_string(first) + " to " + std::to_string(end) +
                                                   " of memory " + in_quotes(record.journal.name) + ": it has " +
                                                   std::to_string(tokens));
-    return impl_->journal.passage(id, record.serving.layout.gaps, record.gaps(), first, end);
+    return impl_->journal.passage(id, record.serving.layout.gaps, record.gaps(), first, end, token_ends);
   });
 }
 

@@ -326,8 +326,9 @@ class Store {
   Expected<std::vector<uint32_t>> tokens(const StreamInfo& of, uint64_t first, size_t count) const;
   Expected<std::vector<uint32_t>> tokens(MemoryId id, uint64_t first, size_t count) const;  // of the serving one
 
-  // The text of tokens [first, end) with its turns. first < end <= tokens of the memory.
-  Expected<Passage> passage(MemoryId id, uint64_t first, uint64_t end) const;
+  // The text of tokens [first, end) with its turns. first < end <= tokens of the memory. `token_ends` becomes where in
+  // the text each token ends: [end - first], one that is being forgotten where the token before it does.
+  Expected<Passage> passage(MemoryId id, uint64_t first, uint64_t end, std::vector<size_t>* token_ends = nullptr) const;
 
   // The last turn that lies wholly within the first `tokens` tokens; nothing when there is none.
   Expected<std::optional<uint64_t>> last_turn_within(MemoryId id, uint64_t tokens) const;

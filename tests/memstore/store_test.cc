@@ -302,9 +302,16 @@ TEST_F(StoreTest, AChunkOfTextGivesACharacterToTheTokenThatHoldsItsFirstByte) {
     const std::string text = stream_text(turn.turn) + stream_text(turn.turn);
     const uint64_t tokens = turn.ids.size() * 2;
     for (uint64_t first = 0; first < tokens; ++first) {
+      std::vector<size_t> ends;
+      const auto whole = store_->passage(id, first, tokens, &ends);
+      ASSERT_TRUE(whole);
+      ASSERT_EQ(ends.size(), tokens - first);
       std::string joined;
-      for (uint64_t i = first; i < tokens; ++i) joined += passage(id, i, i + 1);
-      EXPECT_EQ(joined, passage(id, first, tokens));
+      for (uint64_t i = first; i < tokens; ++i) {
+        joined += passage(id, i, i + 1);
+        EXPECT_EQ(joined, whole->text.substr(0, ends[i - first]));
+      }
+      EXPECT_EQ(joined, whole->text);
     }
     EXPECT_EQ(passage(id, 0, tokens), text);
   }
