@@ -316,20 +316,7 @@ void narrow(const Json& group, TurnQuery& query) {
   }
 }
 
-TurnFilter judge(Condition condition) {
-  // Shared, because a function is copied with the request, and what it calls is never changed.
-  return [condition = std::make_shared<const Condition>(std::move(condition))](uint64_t number, const Turn& turn) {
-    Subject subject(number, turn);
-    return (*condition)(subject);
-  };
-}
-
 }  // namespace
-
-Expected<TurnFilter> read_filter(Json& value, std::string path) {
-  RECALLD_TRY(Meaning meaning, Reader().group(value, path, 1));
-  return judge(std::move(meaning.holds));
-}
 
 Expected<TurnQuery> read_query(Json& value, std::string path) {
   const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);  // members in order
@@ -337,7 +324,12 @@ Expected<TurnQuery> read_query(Json& value, std::string path) {
   query.key = hash128(as_bytes(text));
   const Json conditions = value;
   RECALLD_TRY(Meaning meaning, Reader().group(value, path, 1));
-  query.matches = judge(std::move(meaning.holds));
+  // Shared, because a function is copied with the request, and what it calls is never changed.
+  query.matches = [condition = std::make_shared<const Condition>(std::move(meaning.holds))](uint64_t number,
+                                                                                            const Turn& turn) {
+    Subject subject(number, turn);
+    return (*condition)(subject);
+  };
   query.condition = std::make_shared<const TurnCondition>(std::move(meaning.demands));
   narrow(conditions, query);
   return query;

@@ -16,9 +16,6 @@ namespace recalld {
 
 // `value` should be an object of conditions; its values are moved out. `path` is where it stands ("filter"). An object
 // without conditions is refused at any depth: it would mean every turn.
-Expected<TurnFilter> read_filter(Json& value, std::string path);
-
-// The same for a search, which knows a filter again and is told between which turns it can be true.
 Expected<TurnQuery> read_query(Json& value, std::string path);
 
 // The members of a turn's metadata as the filters of a search know them (StoreOptions::read_metadata).

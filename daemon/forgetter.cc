@@ -17,7 +17,6 @@
 namespace recalld {
 namespace {
 
-constexpr size_t page_turns = 1'000;                                       // that a filter is shown at a time
 constexpr size_t page_memories = 1'000;                                    // that are looked through at a time
 constexpr std::chrono::milliseconds room_wait{100}, room_wait_max{5'000};  // for a catalog that found no room
 
@@ -152,20 +151,7 @@ void Forgetter::remove(DeleteRequest request, Done<DeleteReply> done) {
 // The turns that are meant.
 Expected<std::vector<TurnRange>> Forgetter::chosen(const MemoryInfo& memory, const ForgetRequest& request) const {
   if (!request.filter) return request.turns;
-  std::vector<TurnRange> ranges;
-  for (uint64_t first = 0; first < memory.next_turn;) {
-    RECALLD_TRY(const auto turns, store_.turns(memory.id, first, page_turns, page_bytes_max));
-    if (turns.empty()) break;
-    for (const StoredTurn& turn : turns) {
-      if (!request.filter(turn.turn, turn.value)) continue;
-      if (!ranges.empty() && ranges.back().last + 1 == turn.turn)
-        ranges.back().last = turn.turn;
-      else
-        ranges.push_back({turn.turn, turn.turn});
-    }
-    first = turns.back().turn + 1;
-  }
-  return ranges;
+  return store_.meant_turns(memory.id, *request.filter);
 }
 
 Receipt Forgetter::receipt(const std::string& memory, const Forgotten& forgotten) const {

@@ -73,11 +73,11 @@ Expected<ForgetRequest> forget_request(Json& params) {
         arguments.refuse(std::move(range).error());
     }
   } else if (filter) {
-    auto compiled = read_filter(*filter, "filter");
-    if (compiled)
-      request.filter = *std::move(compiled);
+    auto query = read_query(*filter, "filter");
+    if (query)
+      request.filter = *std::move(query);
     else
-      arguments.refuse(std::move(compiled).error());
+      arguments.refuse(std::move(query).error());
   }
   request.dry_run = arguments.optional_flag("dry_run").value_or(false);
   request.wait = take_wait(arguments);

@@ -274,13 +274,10 @@ struct ChunkDetail {
 
 // ---- Forgetting
 
-// Whether a turn is meant; unset: none is. Called on any thread.
-using TurnFilter = std::function<bool(uint64_t number, const Turn& turn)>;
-
 struct ForgetRequest {
   std::string memory;
   std::vector<TurnRange> turns;  // in any order, may overlap; or else
-  TurnFilter filter;
+  std::optional<TurnQuery> filter = {};
   bool dry_run = false;
   bool wait = true;  // false: answer as soon as the turns are gone from every read
 };

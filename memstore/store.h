@@ -423,6 +423,10 @@ class Store {
   // from `from` on, unless bytes of it are to be erased. Returns the turn to go on from, or nothing. Fails as append().
   Expected<std::optional<uint64_t>> index_turns(MemoryId id, uint64_t from);
 
+  // The numbers of these turns, apart from each other, in order. Fails with corrupt where damage keeps one from being
+  // judged.
+  Expected<std::vector<TurnRange>> meant_turns(MemoryId id, const TurnQuery& query) const;
+
   // ---- Words
   // Chunks in order of the words that they share with a text, by BM25 (k1 1.2, b 0.75) over all chunks that the query
   // speaks of; of equals the lower chunk comes first. Of a text of more words the 64 rarest count. Chunks in which

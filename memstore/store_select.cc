@@ -18,6 +18,10 @@ Expected<std::shared_ptr<const TurnSelection>> Store::select(MemoryId id, const 
   }
 }
 
+Expected<std::vector<TurnRange>> Store::meant_turns(MemoryId id, const TurnQuery& query) const {
+  return impl_->read(id, [&](const MemoryRecord& record) { return impl_->selector.turns(record, query); });
+}
+
 Expected<SelectedChunks> Store::selected_chunks(MemoryId id, const TurnSelection& selection) const {
   RECALLD_TRY(const auto record, impl_->table.recent(id));
   const Gaps& gaps = record->serving.layout.gaps;

@@ -90,13 +90,30 @@ Expected<std::shared_ptr<const TurnSelection>> TurnSelector::select(const Memory
 
 namespace {
 
-// Goes through the turns of a memory, in order: by blocks of the index, and by rows of turns between them.
+// Gets a turn that is meant, by its number, and where its tokens lie.
+using Meant = std::function<void(uint64_t turn, uint64_t position, uint64_t tokens)>;
+
+// Goes through the turns of a memory, in order: by blocks of the index, and by rows of turns between them. Damage is
+// told to the selection.
 class Reading {
  public:
   Reading(const Catalog& catalog, const MemoryRecord& memory, const TurnQuery& query, TurnSelection& selection,
-          std::optional<uint64_t> position)
-      : catalog_(catalog), memory_(memory), query_(query), selection_(selection), position_(position) {}
+          std::optional<uint64_t> position, Meant meant)
+      : catalog_(catalog),
+        memory_(memory),
+        query_(query),
+        selection_(selection),
+        position_(position),
+        meant_(std::move(meant)) {}
 
+  // Turns [from, end), by whatever tells of them.
+  Expected<void> turns(uint64_t from, uint64_t end) {
+    if (from < end) RECALLD_CHECK(query_.condition ? by_blocks(from, end) : by_rows(from, end));
+    finish(end == memory_.journal.next_turn);
+    return {};
+  }
+
+ private:
   // Turns [from, end), by their rows.
   Expected<void> by_rows(uint64_t from, uint64_t end) {
     std::optional<Error> failed;
@@ -117,7 +134,7 @@ class Reading {
           }
           passed(row->first_position);
           position_ = row->first_position + row->tokens;
-          if (query_.matches(turn, row->turn)) selection_.add(row->first_position, row->tokens);
+          if (query_.matches(turn, row->turn)) meant_(turn, row->first_position, row->tokens);
           return true;
         },
         [&](uint64_t turn, const Error& error) {
@@ -156,7 +173,6 @@ class Reading {
       passed(position_.value_or(0) + 1);
   }
 
- private:
   // Turns [from, end) of a block; false when its row is damaged.
   bool take(AttributeBlocks& blocks, const AttributeBlocks::Block& block, const Places& places, uint64_t from,
             uint64_t end) {
@@ -176,7 +192,7 @@ class Reading {
       if (turn.number >= end) break;
       passed(turn.position);
       position_ = turn.end_position();
-      if (places.has(place)) selection_.add(turn.position, turn.tokens);
+      if (places.has(place)) meant_(turn.number, turn.position, turn.tokens);
     }
     return true;
   }
@@ -199,6 +215,7 @@ class Reading {
   TurnSelection& selection_;
   std::optional<uint64_t> position_;   // where the tokens of the next turn begin, unless some were forgotten before it
   std::optional<std::string> damage_;  // before the next row that is whole
+  Meant meant_;
 };
 
 }  // namespace
@@ -208,11 +225,29 @@ Expected<void> TurnSelector::read(const MemoryRecord& memory, const TurnQuery& q
   const uint64_t end = std::min(memory.journal.next_turn, query.end_turn);
   std::optional<uint64_t> position;
   if (from == selection.end_turn()) position = selection.end_position();
-  Reading reading(catalog_, memory, query, selection, position);
-  if (from < end) RECALLD_CHECK(query.condition ? reading.by_blocks(from, end) : reading.by_rows(from, end));
-  reading.finish(end == memory.journal.next_turn);
+  Reading reading(catalog_, memory, query, selection, position,
+                  [&](uint64_t, uint64_t first, uint64_t tokens) { selection.add(first, tokens); });
+  RECALLD_CHECK(reading.turns(from, end));
   selection.looked_at(memory.journal.next_turn, memory.journal.next_position);
   return {};
+}
+
+Expected<std::vector<TurnRange>> TurnSelector::turns(const MemoryRecord& memory, const TurnQuery& query) const {
+  std::vector<TurnRange> ranges;
+  TurnSelection damage;
+  std::optional<uint64_t> position;
+  if (query.first_turn == 0) position = 0;
+  Reading reading(catalog_, memory, query, damage, position, [&](uint64_t turn, uint64_t, uint64_t) {
+    if (!ranges.empty() && ranges.back().last + 1 == turn)
+      ranges.back().last = turn;
+    else
+      ranges.push_back({turn, turn});
+  });
+  RECALLD_CHECK(reading.turns(query.first_turn, std::min(memory.journal.next_turn, query.end_turn)));
+  if (!damage.lost().empty())
+    return fail(ErrorKind::corrupt, "find the turns of memory " + std::to_string(memory.id) +
+                                        " that are meant: " + damage.lost().front().cause);
+  return ranges;
 }
 
 // ---- What is kept

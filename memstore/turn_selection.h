@@ -68,6 +68,9 @@ class TurnSelector {
   // As Store::select().
   Expected<std::shared_ptr<const TurnSelection>> select(const MemoryRecord& memory, const TurnQuery& query);
 
+  // As Store::meant_turns().
+  Expected<std::vector<TurnRange>> turns(const MemoryRecord& memory, const TurnQuery& query) const;
+
   void forget(MemoryId id);  // drops what is kept of a memory
   uint64_t kept_bytes() const;
 

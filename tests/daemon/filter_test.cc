@@ -23,11 +23,11 @@ const std::vector<Turn>& turns() {
 // The numbers of the turns that a filter means, or its error.
 std::string meant(std::string_view json) {
   Json value = Json::parse(json);
-  const auto filter = read_filter(value, "filter");
+  const auto filter = read_query(value, "filter");
   if (!filter) return filter.error().message;
   std::string out;
   for (size_t i = 0; i < turns().size(); ++i)
-    if ((*filter)(i, turns()[i])) out += std::to_string(i);
+    if (filter->matches(i, turns()[i])) out += std::to_string(i);
   return out;
 }
 
@@ -118,15 +118,15 @@ TEST(Filter, ValuesAreBoundedOverTheWholeFilter) {
 }
 
 TEST(Filter, ACopyOutlivesWhatItWasReadFrom) {
-  TurnFilter copy;
+  TurnQuery copy;
   {
     Json value = Json::parse(R"({"metadata.mood":{"in":["calm","wild"]}})");
-    const auto filter = read_filter(value, "filter");
+    const auto filter = read_query(value, "filter");
     ASSERT_TRUE(filter);
     copy = *filter;
   }
-  EXPECT_TRUE(copy(1, turns()[1]));
-  EXPECT_FALSE(copy(0, turns()[0]));
+  EXPECT_TRUE(copy.matches(1, turns()[1]));
+  EXPECT_FALSE(copy.matches(0, turns()[0]));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <array>
 #include <fstream>
 
+#include "daemon/filter.h"
 #include "tests/daemon/engine_fixture.h"
 #include "tests/support/files_with.h"
 
@@ -122,11 +123,9 @@ TEST_F(ForgetterTest, AFilterChoosesTurnsAndADryRunOnlyCountsThem) {
   engine_.open();
   engine_.append("m", log, true);
   const auto request = [](bool dry_run) {
-    return ForgetRequest{.memory = "m",
-                         .turns = {},
-                         .filter = [](uint64_t, const Turn& turn) { return turn.content.contains("marzipan"); },
-                         .dry_run = dry_run,
-                         .wait = true};
+    Json filter = Json::parse(R"({"role":"user","turn":{"in":[20,21,50]}})");
+    return ForgetRequest{
+        .memory = "m", .turns = {}, .filter = must(read_query(filter, "filter")), .dry_run = dry_run, .wait = true};
   };
   const Receipt dry = must(engine_.try_forget(request(true)));
   EXPECT_TRUE(dry.dry_run);

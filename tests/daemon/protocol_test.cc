@@ -292,7 +292,8 @@ TEST(Protocol, ForgetReadsNumbersAndRanges) {
   ASSERT_TRUE(filtered) << filtered.error().message;
   EXPECT_TRUE(filtered->turns.empty());
   ASSERT_TRUE(filtered->filter);
-  EXPECT_TRUE(filtered->filter(0, Turn{.role = Role::tool, .name = {}, .content = "x", .time_us = 0, .metadata = ""}));
+  EXPECT_TRUE(
+      filtered->filter->matches(0, Turn{.role = Role::tool, .name = {}, .content = "x", .time_us = 0, .metadata = ""}));
   EXPECT_TRUE(filtered->dry_run);
   EXPECT_FALSE(filtered->wait);
 }

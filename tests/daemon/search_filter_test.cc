@@ -61,7 +61,7 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
              R"({"turn":{"gte":100000}})",
          }) {
       Json value = Json::parse(json);
-      const TurnFilter meant = read_filter(value, "filter").value();
+      const auto meant = read_query(value, "filter").value().matches;
       std::set<uint64_t> chunks;
       for (const StoredTurn& turn : turns) {
         if (!meant(turn.turn, turn.value)) continue;
@@ -71,6 +71,15 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
       ASSERT_LT(chunks.size(), search_limit_max);
       for (const SearchMode mode : {SearchMode::hybrid, SearchMode::landmark, SearchMode::lexical}) {
         value = Json::parse(json);
+      value = Json::parse(json);
+      const Receipt dry = must(engine.try_forget(
+          {.memory = "m", .turns = {}, .filter = read_query(value, "filter").value(), .dry_run = true}));
+      std::vector<uint64_t> walked, to_forget;
+      for (const StoredTurn& turn : turns)
+        if (meant(turn.turn, turn.value)) walked.push_back(turn.turn);
+      for (const TurnRange& range : dry.turns)
+        for (uint64_t turn = range.first; turn <= range.last; ++turn) to_forget.push_back(turn);
+      EXPECT_EQ(to_forget, walked) << json;
         SearchRequest request{.memory = "m",
                               .query = "herring",
                               .mode = mode,
