@@ -119,6 +119,12 @@ class Engine::Impl {
     double took_ms = 0;
   };
   struct Together;  // a search of several memories under way
+  struct Both;      // a hybrid search while the model and its words are worked on
+  // A ranking by words that was begun beside the model.
+  struct BegunWords {
+    std::unique_ptr<LexicalBegun> ranking;  // null: it failed, and is tried again
+    double beside_ms = 0, waited_ms = 0;    // RankingTimes: words_beside_ms, and what of words_ms went before
+  };
 
   // A search between the model thread (landmarks) and a read worker (words and text).
   struct Ranking {
@@ -163,7 +169,10 @@ class Engine::Impl {
   void rank_and_collect(Query query);
   Expected<void> select_turns(Query& query) const;
   Expected<void> restrict(const Query& query, Ranking& ranking) const;
-  void collect(Query query, Expected<Ranking> ranking);
+  void rank_both(Query query);
+  void begin_words(Both& both) const;
+  void collect(Both& both);
+  void collect(Query query, Expected<Ranking> ranking, BegunWords words);
   static size_t ranked(const Query& query);
   Expected<Asked> ask(const Query& query);
   void explain_query(std::span<const uint32_t> tokens, Asked& asked) const;
@@ -171,7 +180,8 @@ class Engine::Impl {
   Expected<Ranking> rank(const Query& query);
   Expected<Ranking> rank(const Query& query, const Asked& asked);
   Expected<Ranking> cover_by_words(const Query& query) const;
-  Expected<void> add_words(const SearchRequest& request, Ranking& ranking) const;
+  static LexicalQuery words_asked(const SearchRequest& request, const Ranking& ranking);
+  Expected<void> add_words(const SearchRequest& request, Ranking& ranking, BegunWords begun) const;
   Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
   Expected<void> add_token_scores(Ranking& ranking) const;
   Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) const;

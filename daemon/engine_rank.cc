@@ -44,23 +44,37 @@ Expected<void> Engine::Impl::add_token_scores(Ranking& ranking) const {
     }
   }
   std::vector<std::byte> kv(chunks.size() * model_->kv_bytes());
+  const auto record = [&](size_t i) { return ByteView(kv).subspan(i * model_->kv_bytes(), model_->kv_bytes()); };
+  // The CPU compares what has arrived while the rest is on its way.
+  size_t arrived = 0;
+  double compared_ms = 0;
+  FetchWait wait;
+  if (!gpu_)
+    wait.whole = [&](size_t i) {
+      const Clock::time_point whole = Clock::now();
+      of_stored[i]->tokens = static_cast<double>(model_->late_score(tokens, record(i)));
+      ++arrived;
+      compared_ms += milliseconds_since(whole);
+    };
   std::vector<Unreadable> damaged;
-  RECALLD_CHECK(store_->fetch(ranking.memory.id, chunks, kv, &damaged));
+  RECALLD_CHECK(store_->fetch(ranking.memory.id, chunks, kv, &damaged, wait));
   const Clock::time_point fetched = Clock::now();
   const auto is_damaged = [&](uint64_t chunk) {
     return std::ranges::any_of(damaged,
                                [&](const Unreadable& each) { return each.first <= chunk && chunk <= each.last; });
   };
-  for (size_t i = 0; i < chunks.size(); ++i) {
+  // Of what was told while it arrived, some may have been read anew, unless that was everything.
+  for (size_t i = 0; arrived < chunks.size() && i < chunks.size(); ++i) {
+    of_stored[i]->tokens.reset();
     if (is_damaged(chunks[i])) continue;
     compared.push_back(of_stored[i]);
-    records.push_back(std::span(kv).subspan(i * model_->kv_bytes(), model_->kv_bytes()));
+    records.push_back(record(i));
   }
   RECALLD_TRY(const std::vector<float> scores, late_scores(tokens, records));
   for (size_t i = 0; i < compared.size(); ++i) compared[i]->tokens = static_cast<double>(scores[i]);
   std::ranges::move(damaged, std::back_inserter(ranking.unreadable));
-  ranking.took.fetch_ms = milliseconds_between(begun, fetched);
-  ranking.took.tokens_ms = milliseconds_since(fetched);
+  ranking.took.fetch_ms = milliseconds_between(begun, fetched) - compared_ms;
+  ranking.took.tokens_ms = milliseconds_since(fetched) + compared_ms;
   return {};
 }
 

@@ -35,22 +35,65 @@ void Engine::Impl::rank_and_collect(Query query) {
   if (query.request.mode == SearchMode::lexical) {
     boost::asio::post(readers_, [this, query = std::move(query)]() mutable {
       Expected<Ranking> ranking = cover_by_words(query);
-      collect(std::move(query), std::move(ranking));
+      collect(std::move(query), std::move(ranking), {});
     });
     return;
   }
+  if (query.request.mode == SearchMode::hybrid) return rank_both(std::move(query));
   model_thread_->search([this, query = std::move(query)]() mutable {
     Expected<Ranking> ranking = rank(query);
     boost::asio::post(readers_, [this, query = std::move(query), ranking = std::move(ranking)]() mutable {
-      collect(std::move(query), std::move(ranking));
+      collect(std::move(query), std::move(ranking), {});
     });
   });
 }
 
+struct Engine::Impl::Both {
+  Query query;  // not changed meanwhile
+  Expected<Ranking> ranking;
+  BegunWords words;
+  Clock::time_point ranked, words_ended;
+  std::atomic<int> missing = 2;  // whoever ends last goes on
+};
+
+// The words are begun when the model is, not before: so few rankings hold rows however many searches wait in line.
+void Engine::Impl::rank_both(Query query) {
+  // Shared by the model thread and a read worker.
+  auto both = std::make_shared<Both>();
+  both->query = std::move(query);
+  model_thread_->search([this, both] {
+    boost::asio::post(readers_, [this, both] {
+      begin_words(*both);
+      both->words_ended = Clock::now();
+      if (--both->missing == 0) collect(*both);
+    });
+    both->ranking = rank(both->query);
+    both->ranked = Clock::now();
+    if (--both->missing == 0) boost::asio::post(readers_, [this, both] { collect(*both); });
+  });
+}
+
+// On a read worker. Ranks what the model will cover, unless the memory changes meanwhile.
+void Engine::Impl::begin_words(Both& both) const {
+  const Clock::time_point begun = Clock::now();
+  const Expected<Ranking> covered = cover_by_words(both.query);
+  if (!covered) return;
+  auto ranking = store_->begin_lexical(covered->memory.id, words_asked(both.query.request, *covered));
+  if (ranking) both.words.ranking = *std::move(ranking);
+  both.words.beside_ms = milliseconds_since(begun);
+}
+
 // On a read worker.
-void Engine::Impl::collect(Query query, Expected<Ranking> ranking) {
+void Engine::Impl::collect(Both& both) {
+  both.words.waited_ms = std::max(0.0, milliseconds_between(both.ranked, both.words_ended));
+  both.words.beside_ms = std::max(0.0, both.words.beside_ms - both.words.waited_ms);
+  collect(std::move(both.query), std::move(both.ranking), std::move(both.words));
+}
+
+// On a read worker.
+void Engine::Impl::collect(Query query, Expected<Ranking> ranking, BegunWords words) {
   if (ranking && query.request.mode != SearchMode::landmark) {
-    auto added = add_words(query.request, *ranking);
+    auto added = add_words(query.request, *ranking, std::move(words));
     if (!added)
       ranking = std::unexpected(std::move(added).error());
     else if (query.request.mode == SearchMode::hybrid)
@@ -175,18 +218,22 @@ Expected<Engine::Impl::Ranking> Engine::Impl::cover_by_words(const Query& query)
   return ranking;
 }
 
+LexicalQuery Engine::Impl::words_asked(const SearchRequest& request, const Ranking& ranking) {
+  return {.text = request.query,
+          .chunks_max = ranking.memory.encoded_chunks,
+          .end_token = ranking.end_token,
+          .k = ranking.limit,
+          .only = ranking.only()};
+}
+
 // Ranks by words, and in a hybrid search joins both rankings: what order() needs to know of each chunk.
-Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ranking) const {
+Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ranking, BegunWords begun_words) const {
   const Clock::time_point begun = Clock::now();
   std::vector<uint64_t> known;
   for (const Candidate& candidate : ranking.best) known.push_back(candidate.chunk);
-  RECALLD_TRY(LexicalRanking words,
-              store_->lexical_top_k(ranking.memory.id, {.text = request.query,
-                                                        .chunks_max = ranking.memory.encoded_chunks,
-                                                        .end_token = ranking.end_token,
-                                                        .k = ranking.limit,
-                                                        .also = known,
-                                                        .only = ranking.only()}));
+  LexicalQuery asked = words_asked(request, ranking);
+  asked.also = known;
+  RECALLD_TRY(LexicalRanking words, store_->lexical_top_k(ranking.memory.id, asked, std::move(begun_words.ranking)));
   ranking.unindexed_chunks = words.unindexed_chunks;
   std::ranges::move(words.unreadable, std::back_inserter(ranking.unreadable));
   const auto take = [](Candidate& into, const LexicalScore& score) {
@@ -216,7 +263,8 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
     }
     ranking.best[found->second].lexical_rank = i + 1;
   }
-  ranking.took.words_ms = milliseconds_since(begun);
+  ranking.took.words_ms = begun_words.waited_ms + milliseconds_since(begun);
+  ranking.took.words_beside_ms = begun_words.beside_ms;
   if (request.mode != SearchMode::hybrid) return {};
   RECALLD_CHECK(add_meaning(ranking));
   return add_token_scores(ranking);

@@ -110,7 +110,7 @@ Expected<SearchReply> Engine::Impl::merge(Together& together) const {
     if (!each)
       ranked = std::unexpected(each.error());
     else if (request.mode != SearchMode::landmark)
-      ranked = add_words(together.parts[i].request, *each);
+      ranked = add_words(together.parts[i].request, *each, {});
     // Of a prefix, a memory that was deleted since its name was read is none that begins so.
     if (!ranked && ranked.error().kind == ErrorKind::not_found && request.prefix) continue;
     if (!ranked) return std::unexpected(std::move(ranked).error());

@@ -71,12 +71,13 @@ enum class Expand { none, chunks, turns };
 
 // Where the time of a hybrid search went before its results were read.
 struct RankingTimes {
-  double query_ms = 0;      // the model read the query
-  double landmarks_ms = 0;  // all landmarks were scored
-  double words_ms = 0;      // words were looked up
-  double meaning_ms = 0;    // the meaning of chunks was compared with the question's
-  double fetch_ms = 0;      // K/V was fetched,
-  double tokens_ms = 0;     // and the question's tokens were compared with those of chunks
+  double query_ms = 0;         // the model read the query
+  double landmarks_ms = 0;     // all landmarks were scored
+  double words_ms = 0;         // words were looked up, as far as the search waited for it,
+  double words_beside_ms = 0;  // and so long that went on meanwhile, beside the model
+  double meaning_ms = 0;       // the meaning of chunks was compared with the question's
+  double fetch_ms = 0;         // K/V was fetched,
+  double tokens_ms = 0;        // and the question's tokens were compared with those of chunks
 };
 
 struct SearchRequest {

@@ -25,6 +25,8 @@ class ChunkSet {
 
   bool any(uint64_t from, uint64_t end) const { return first_in(from, end) < end; }
 
+  bool operator==(const ChunkSet&) const = default;
+
   uint64_t size() const {
     uint64_t count = 0;
     for (const uint64_t word : words_) count += static_cast<uint64_t>(std::popcount(word));

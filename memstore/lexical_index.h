@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -75,9 +76,17 @@ class LexicalIndex {
     std::vector<std::pair<uint64_t, uint64_t>> hidden;
     const ChunkSet* only = nullptr;  // others are not ranked, but what they hold still weighs the words
   };
-  // As Store::lexical_top_k, which says what the arguments mean. `terms`: different ones, in order.
-  Expected<LexicalRanking> rank(const Chunks& chunks, std::span<const Term> terms, size_t k, float context_weight,
-                                std::span<const uint64_t> also) const;
+  // A ranking that has found its best and keeps what it read. Belongs to one thread at a time.
+  class Ranked {
+   public:
+    virtual ~Ranked() = default;
+    // The best, and the scores of these chunks, too; called once.
+    virtual Expected<LexicalRanking> with(std::span<const uint64_t> also) = 0;
+  };
+  // As Store::lexical_top_k, which says what the arguments mean. `terms`: different ones, in order. `chunks`, and what
+  // it borrows, must outlive what is returned.
+  Expected<std::unique_ptr<Ranked>> rank(const Chunks& chunks, std::span<const Term> terms, size_t k,
+                                         float context_weight) const;
 
  private:
   const Catalog& catalog_;

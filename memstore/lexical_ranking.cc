@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <utility>
 
@@ -35,22 +36,25 @@ bool better(const Candidate& x, const Candidate& y) {
   return x.total != y.total ? x.total > y.total : x.score.chunk < y.score.chunk;
 }
 
-class Ranking : private RankedRows {
+class Ranking final : public LexicalIndex::Ranked, private RankedRows {
  public:
   Ranking(const Catalog& catalog, size_t page_chunks, uint64_t rows_bytes_max, const LexicalIndex::Chunks& chunks,
           std::span<const Term> terms, size_t k, float context_weight)
       : RankedRows(catalog, page_chunks, rows_bytes_max, chunks, terms), k_(k), context_weight_(context_weight) {}
 
-  Expected<LexicalRanking> run(std::span<const uint64_t> also) {
+  // Finds the best.
+  Expected<void> run() {
     RECALLD_CHECK(read());
+    ranks_ = weigh();
+    return ranks_ ? rank_pages() : Expected<void>();
+  }
+
+  Expected<LexicalRanking> with(std::span<const uint64_t> also) override {
     LexicalRanking ranking;
     ranking.unindexed_chunks = unindexed_;
     ranking.also.reserve(also.size());
     for (const uint64_t chunk : also) ranking.also.push_back({.chunk = chunk});
-    if (weigh()) {
-      RECALLD_CHECK(rank_pages());
-      RECALLD_CHECK(score(ranking.also));
-    }
+    if (ranks_) RECALLD_CHECK(score(ranking.also));
     std::ranges::sort(best_, better);
     for (const Candidate& candidate : best_) ranking.best.push_back(candidate.score);
     ranking.unreadable = std::move(unreadable_);
@@ -352,6 +356,7 @@ class Ranking : private RankedRows {
   const float context_weight_;
   float length_weight_ = 0;  // by which a word more makes a count less
   float context_length_weight_ = 0;
+  bool ranks_ = false;           // there is anything to rank
   std::vector<Candidate> best_;  // a heap, the worst on top
 
   // Of the page that is being scored: its chunks stand from place 1 on, between their neighbours.
@@ -366,9 +371,11 @@ class Ranking : private RankedRows {
 
 }  // namespace
 
-Expected<LexicalRanking> LexicalIndex::rank(const Chunks& chunks, std::span<const Term> terms, size_t k,
-                                            float context_weight, std::span<const uint64_t> also) const {
-  return Ranking(catalog_, page_chunks_, rows_bytes_max_, chunks, terms, k, context_weight).run(also);
+Expected<std::unique_ptr<LexicalIndex::Ranked>> LexicalIndex::rank(const Chunks& chunks, std::span<const Term> terms,
+                                                                   size_t k, float context_weight) const {
+  auto ranking = std::make_unique<Ranking>(catalog_, page_chunks_, rows_bytes_max_, chunks, terms, k, context_weight);
+  RECALLD_CHECK(ranking->run());
+  return ranking;
 }
 
 }  // namespace recalld

@@ -263,6 +263,13 @@ struct LexicalRanking {
   std::vector<Unreadable> unreadable;  // left out
 };
 
+// A ranking by words of which the best are found, and what was read for it: Store::begin_lexical(). It is made and used
+// up by one thread at a time, and must not outlive its store.
+class LexicalBegun {
+ public:
+  virtual ~LexicalBegun() = default;
+};
+
 // What is written again of a chunk.
 struct MendedChunk {
   uint64_t chunk = 0;
@@ -416,6 +423,10 @@ class Store {
   // looked at. Turns that are not indexed and whose rows are damaged are told by the selection.
   Expected<std::shared_ptr<const TurnSelection>> select(MemoryId id, const TurnQuery& query) const;
 
+  // The numbers of these turns, apart from each other, in order. Fails with corrupt where damage keeps one from being
+  // judged.
+  Expected<std::vector<TurnRange>> meant_turns(MemoryId id, const TurnQuery& query) const;
+
   // The chunks in which at least one token of a selected turn lies that has not been forgotten.
   Expected<SelectedChunks> selected_chunks(MemoryId id, const TurnSelection& selection) const;
 
@@ -423,15 +434,17 @@ class Store {
   // from `from` on, unless bytes of it are to be erased. Returns the turn to go on from, or nothing. Fails as append().
   Expected<std::optional<uint64_t>> index_turns(MemoryId id, uint64_t from);
 
-  // The numbers of these turns, apart from each other, in order. Fails with corrupt where damage keeps one from being
-  // judged.
-  Expected<std::vector<TurnRange>> meant_turns(MemoryId id, const TurnQuery& query) const;
-
   // ---- Words
   // Chunks in order of the words that they share with a text, by BM25 (k1 1.2, b 0.75) over all chunks that the query
   // speaks of; of equals the lower chunk comes first. Of a text of more words the 64 rarest count. Chunks in which
   // turns stand that are being forgotten are left out.
-  Expected<LexicalRanking> lexical_top_k(MemoryId id, const LexicalQuery& query) const;
+  // With `begun`, the same work is not done again; where it was begun for another query, `also` aside, or the memory
+  // was changed since, it goes unused: the result is the same.
+  Expected<LexicalRanking> lexical_top_k(MemoryId id, const LexicalQuery& query,
+                                         std::unique_ptr<LexicalBegun> begun = nullptr) const;
+  // Finds the best of a query of which `also` is not known yet. What it holds of rows is bounded, and files that were
+  // given up stay on disk as long as it reads them: it is not kept for long.
+  Expected<std::unique_ptr<LexicalBegun>> begin_lexical(MemoryId id, const LexicalQuery& query) const;
 
   // Indexes the words of chunks that were encoded by an earlier version, or whose rows were dropped: of the first page
   // of a generation that lacks them, from `page` on. Returns the page to go on from; nothing when none is left. Fails

@@ -105,8 +105,9 @@ class Store::Impl {
                              Catalog::Batch& rows) const;
   Encodings::Checked check_words(const Generation& of, uint64_t chunk, uint64_t end) const;
   Expected<void> drop_words(const Generation& of, const Verification::Lost& lost);
-  Expected<LexicalRanking> rank(const MemoryRecord& memory, const LexicalQuery& query,
-                                std::span<const Term> terms) const;
+  struct Begun;  // a ranking by words, as LexicalBegun holds it
+  Expected<std::unique_ptr<Begun>> begin(std::shared_ptr<const MemoryRecord> memory, const LexicalQuery& query,
+                                         std::span<const Term> terms) const;
 
   Expected<bool> erases_turns(MemoryId id, TurnStretch stretch) const;
   // Adds turns that are to be indexed, the first of which would get this number and position.

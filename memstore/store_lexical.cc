@@ -59,36 +59,91 @@ Expected<std::optional<uint64_t>> Store::index_words(const StreamInfo& of, uint6
 
 // ---- Ranking
 
-Expected<LexicalRanking> Store::lexical_top_k(MemoryId id, const LexicalQuery& query) const {
-  const std::vector<Term> terms = WordReader().terms(query.text);
+// The ranking borrows what stands before it.
+struct Store::Impl::Begun final : LexicalBegun {
+  // Whether it has what is asked for, but for `also`, of the memory as it is now.
+  bool serves(const MemoryRecord& now, const LexicalQuery& other) const {
+    return is_of(now) && query.text == other.text && query.chunks_max == other.chunks_max &&
+           query.end_token == other.end_token && query.k == other.k && query.context_weight == other.context_weight &&
+           (query.only == nullptr) == (other.only == nullptr) && (query.only == nullptr || only == *other.only);
+  }
+  bool is_of(const MemoryRecord& now) const {
+    return now.id == record->id && now.serving.stream() == record->serving.stream() && now.gaps() == record->gaps();
+  }
+
+  std::shared_ptr<const MemoryRecord> record;  // shared with those who read by it
+  std::string text;
+  ChunkSet only;
+  LexicalQuery query;  // borrows both, without `also`
+  std::vector<ChunkWords> tail;
+  std::vector<Unreadable> unreadable;  // of the tail
+  LexicalIndex::Chunks chunks;
+  std::unique_ptr<LexicalIndex::Ranked> ranked;
+};
+
+Expected<std::unique_ptr<LexicalBegun>> Store::begin_lexical(MemoryId id, const LexicalQuery& query) const {
   RECALLD_TRY(auto record, impl_->table.recent(id));
+  return impl_->begin(std::move(record), query, WordReader().terms(query.text));
+}
+
+Expected<LexicalRanking> Store::lexical_top_k(MemoryId id, const LexicalQuery& query,
+                                              std::unique_ptr<LexicalBegun> known) const {
+  std::unique_ptr<Impl::Begun> begun(static_cast<Impl::Begun*>(known.release()));  // there are no others
+  RECALLD_TRY(auto record, impl_->table.recent(id));
+  if (begun && !begun->serves(*record, query)) begun.reset();
+  std::vector<Term> terms;
+  if (!begun) terms = WordReader().terms(query.text);
   while (true) {
-    auto ranking = impl_->rank(*record, query, terms);
+    Expected<LexicalRanking> ranking;
+    if (!begun) {
+      auto anew = impl_->begin(record, query, terms);
+      if (anew)
+        begun = *std::move(anew);
+      else
+        ranking = std::unexpected(std::move(anew).error());
+    }
+    if (begun) {
+      ranking = begun->ranked->with(query.also);
+      if (ranking) std::ranges::move(begun->unreadable, std::back_inserter(ranking->unreadable));
+    }
+    begun.reset();
     RECALLD_TRY(auto now, impl_->table.recent(id));
     if (now->serving.stream() == record->serving.stream() && now->gaps() == record->gaps()) return ranking;
     record = std::move(now);
+    if (terms.empty()) terms = WordReader().terms(query.text);
   }
 }
 
-Expected<LexicalRanking> Store::Impl::rank(const MemoryRecord& memory, const LexicalQuery& query,
-                                           std::span<const Term> terms) const {
+Expected<std::unique_ptr<Store::Impl::Begun>> Store::Impl::begin(std::shared_ptr<const MemoryRecord> record,
+                                                                 const LexicalQuery& query,
+                                                                 std::span<const Term> terms) const {
+  auto begun = std::make_unique<Begun>();
+  begun->record = std::move(record);
+  begun->text = query.text;
+  if (query.only != nullptr) begun->only = *query.only;
+  begun->query = query;
+  begun->query.text = begun->text;
+  begun->query.also = {};
+  if (query.only != nullptr) begun->query.only = &begun->only;
+
+  const MemoryRecord& memory = *begun->record;
   const Generation& of = memory.serving;
   const uint64_t stored = std::min(of.encoding.chunks, query.chunks_max);
   const uint64_t end_token = std::min(query.end_token, of.tokens(memory.journal));
-  LexicalIndex::Chunks chunks{
-      .extents = of.layout.extents, .stored = stored, .tail = {}, .hidden = {}, .only = query.only};
-  std::vector<Unreadable> unreadable;
-  std::vector<ChunkWords> tail;
+  LexicalIndex::Chunks& chunks = begun->chunks;
+  chunks.extents = of.layout.extents;
+  chunks.stored = stored;
+  chunks.only = begun->query.only;
   if (end_token > stored * chunk_tokens) {
     WordReader reader;
     auto read = journal.words(memory.id, of.layout.gaps, memory.gaps(), stored, end_token, reader);
     if (!read && read.error().kind != ErrorKind::corrupt) return std::unexpected(std::move(read).error());
     if (read)
-      tail = *std::move(read);
+      begun->tail = *std::move(read);
     else
-      unreadable.push_back({stored, (end_token - 1) / chunk_tokens, read.error().message});
+      begun->unreadable.push_back({stored, (end_token - 1) / chunk_tokens, read.error().message});
   }
-  chunks.tail = tail;
+  chunks.tail = begun->tail;
   // Turns that are being forgotten are in the chunks still, and must not be found by their words.
   if (memory.next) {
     for (const Gaps::Gap& gap : memory.gaps().gaps()) {
@@ -101,9 +156,8 @@ Expected<LexicalRanking> Store::Impl::rank(const MemoryRecord& memory, const Lex
         chunks.hidden.emplace_back(first_chunk, last_chunk);
     }
   }
-  RECALLD_TRY(LexicalRanking ranking, lexical.rank(chunks, terms, query.k, query.context_weight, query.also));
-  std::ranges::move(unreadable, std::back_inserter(ranking.unreadable));
-  return ranking;
+  RECALLD_TRY(begun->ranked, lexical.rank(chunks, terms, query.k, query.context_weight));
+  return begun;
 }
 
 // ---- Verifying and mending

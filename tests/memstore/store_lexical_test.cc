@@ -225,11 +225,15 @@ TEST_F(StoreLexicalTest, RanksTheSameWhateverItKeepsInRam) {
   for (int i = 0; i < 20; ++i) {
     const std::vector<Term> terms = WordReader().terms(talk.turn(5));
     const LexicalIndex::Chunks all{.extents = extents, .stored = chunks, .tail = {}, .hidden = {}};
-    const auto roomy = LexicalIndex(**catalog, page_chunks, 64 << 20).rank(all, terms, 10, 1, also);
+    const auto rank = [&](uint64_t rows_bytes_max) {
+      auto ranked = LexicalIndex(**catalog, page_chunks, rows_bytes_max).rank(all, terms, 10, 1);
+      return ranked ? (*ranked)->with(also) : Expected<LexicalRanking>(std::unexpected(ranked.error()));
+    };
+    const auto roomy = rank(64 << 20);
     ASSERT_TRUE(roomy);
     ASSERT_FALSE(roomy->best.empty());
     for (const uint64_t bytes : {0, 1'000, 5'000, 20'000}) {
-      const auto tight = LexicalIndex(**catalog, page_chunks, bytes).rank(all, terms, 10, 1, also);
+      const auto tight = rank(bytes);
       ASSERT_TRUE(tight);
       EXPECT_EQ(tight->best, roomy->best) << bytes;
       EXPECT_EQ(tight->also, roomy->also) << bytes;
@@ -353,6 +357,44 @@ TEST_F(StoreLexicalTest, FindsForgottenTurnsNeverAgain) {
   for (const auto& [row, of] : rows()) EXPECT_NE(decode_posting_key(row)->term, term);
   store_.reset();
   EXPECT_EQ(count_in_files(data(), {key, value}), 0u);
+}
+
+TEST_F(StoreLexicalTest, ARankingThatWasBegunEndsAsOneThatWasNot) {
+  Talk talk(12);
+  std::vector<std::string> contents;
+  for (int i = 0; i < 200; ++i) contents.push_back(talk.turn(20));
+  contents[90] = "the secret word is xylophone47 " + talk.turn(5);
+  const MemoryId id = append("m", contents);
+  settle(id);
+  const std::vector<uint64_t> also{0, 3, 17};
+  const std::string text = "xylophone47 " + talk.turn(4);
+  ChunkSet odd(1'000);
+  for (uint64_t chunk = 1; chunk < 1'000; chunk += 2) odd.add(chunk, chunk + 1);
+  const uint64_t tokens = store_->memory(id)->tokens;
+  const auto ranked = [&](const LexicalQuery& query, const LexicalQuery& begun_for, auto meanwhile) {
+    auto begun = store_->begin_lexical(id, begun_for);
+    EXPECT_TRUE(begun);
+    meanwhile();
+    const auto with = store_->lexical_top_k(id, query, *std::move(begun)), without = store_->lexical_top_k(id, query);
+    EXPECT_TRUE(with && without);
+    EXPECT_EQ(with->best, without->best);
+    EXPECT_EQ(with->also, without->also);
+    return with->best;
+  };
+  const auto nothing = [] {};
+  const LexicalQuery all{.text = text, .end_token = tokens, .k = 10, .also = also};
+  LexicalQuery of_odd = all, shorter = all, of_even = all;
+  ChunkSet even(1'000);
+  for (uint64_t chunk = 0; chunk < 1'000; chunk += 2) even.add(chunk, chunk + 1);
+  of_odd.only = &odd;
+  of_even.only = &even;
+  shorter.end_token = 40 * chunk_tokens;
+  for (const LexicalQuery& query : {all, of_odd, of_even, shorter})
+    for (const LexicalQuery& begun_for : {all, of_odd, of_even, shorter})
+      EXPECT_FALSE(ranked(query, begun_for, nothing).empty());
+  const auto found = ranked(all, all, nothing);
+  const auto left = ranked(all, all, [&] { ASSERT_TRUE(store_->forget(id, std::array{TurnRange{90, 90}})); });
+  EXPECT_NE(left, found);  // the begun one knew what was forgotten
 }
 
 TEST_F(StoreLexicalTest, RemovesTheWordsOfAMemoryWithIt) {

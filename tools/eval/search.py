@@ -201,7 +201,12 @@ def mean_parts(answers: Answers) -> dict[str, float]:
     text."""
     parts = {name.removesuffix("_ms"): float(np.mean([one[name] for one in answers.parts_ms]))
              for name in answers.parts_ms[0]}
-    return parts | {"rest": max(0.0, float(np.mean(answers.inside_ms)) - sum(parts.values()))}
+    return parts | {"rest": max(0.0, float(np.mean(answers.inside_ms)) - inside_of(parts))}
+
+
+def inside_of(parts: dict[str, float]) -> float:
+    """The time of these parts, but for what went on beside the model."""
+    return sum(ms for name, ms in parts.items() if name != "words_beside")
 
 
 class Report:
@@ -273,7 +278,7 @@ class Report:
         for outcome in self.outcomes:
             for answers in (one for one in outcome.answers if one.parts_ms):
                 parts = mean_parts(answers)
-                names, inside = list(parts), sum(parts.values())
+                names, inside = list(parts), inside_of(parts)
                 rows.append([outcome.data.name, f"{inside:.1f}",
                              *(f"{value:.2f} ({value / inside:.0%})" for value in parts.values())])
         if rows:
