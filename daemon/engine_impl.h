@@ -123,6 +123,7 @@ class Engine::Impl {
   // A ranking by words that was begun beside the model.
   struct BegunWords {
     std::unique_ptr<LexicalBegun> ranking;  // null: it failed, and is tried again
+    std::unique_ptr<LexicalBegun> of_all;   // with a filter: without it
     double beside_ms = 0, waited_ms = 0;    // RankingTimes: words_beside_ms, and what of words_ms went before
   };
 
@@ -136,6 +137,7 @@ class Engine::Impl {
     uint64_t unindexed_chunks = 0;
     std::optional<SelectedChunks> selected;  // with a filter
     const ChunkSet* only() const { return selected ? &selected->chunks : nullptr; }
+    bool means(uint64_t chunk) const { return !selected || selected->chunks.contains(chunk); }
     // To score chunks by their landmarks that were found by words:
     std::vector<Bf16> query;
     std::vector<float> tail_dots;        // of the chunks that are not stored
@@ -181,6 +183,7 @@ class Engine::Impl {
   Expected<Ranking> rank(const Query& query, const Asked& asked);
   Expected<Ranking> cover_by_words(const Query& query) const;
   static LexicalQuery words_asked(const SearchRequest& request, const Ranking& ranking);
+  static LexicalQuery words_of_all(const SearchRequest& request, const Ranking& ranking);
   Expected<void> add_words(const SearchRequest& request, Ranking& ranking, BegunWords begun) const;
   Expected<double> landmark_score(const Ranking& ranking, uint64_t chunk) const;
   Expected<void> add_token_scores(Ranking& ranking) const;

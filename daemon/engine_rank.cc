@@ -72,7 +72,8 @@ Expected<void> Engine::Impl::add_token_scores(Ranking& ranking) const {
   }
   RECALLD_TRY(const std::vector<float> scores, late_scores(tokens, records));
   for (size_t i = 0; i < compared.size(); ++i) compared[i]->tokens = static_cast<double>(scores[i]);
-  std::ranges::move(damaged, std::back_inserter(ranking.unreadable));
+  for (Unreadable& each : damaged)
+    if (ranking.means(each.first)) ranking.unreadable.push_back(std::move(each));
   ranking.took.fetch_ms = milliseconds_between(begun, fetched) - compared_ms;
   ranking.took.tokens_ms = milliseconds_since(fetched) + compared_ms;
   return {};

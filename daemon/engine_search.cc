@@ -78,8 +78,12 @@ void Engine::Impl::begin_words(Both& both) const {
   const Clock::time_point begun = Clock::now();
   const Expected<Ranking> covered = cover_by_words(both.query);
   if (!covered) return;
-  auto ranking = store_->begin_lexical(covered->memory.id, words_asked(both.query.request, *covered));
-  if (ranking) both.words.ranking = *std::move(ranking);
+  const auto begin = [&](const LexicalQuery& query, std::unique_ptr<LexicalBegun>& into) {
+    auto ranking = store_->begin_lexical(covered->memory.id, query);
+    if (ranking) into = *std::move(ranking);
+  };
+  begin(words_asked(both.query.request, *covered), both.words.ranking);
+  if (covered->selected) begin(words_of_all(both.query.request, *covered), both.words.of_all);
   both.words.beside_ms = milliseconds_since(begun);
 }
 
@@ -165,30 +169,46 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   ranking.memory = std::move(memory);
   ranking.unreadable = std::move(unreadable);
   RECALLD_CHECK(restrict(query, ranking));
-  const size_t limit = ranked(query);
-  TopK top(limit);
-  uint64_t end_token = ranking.memory.encoded_chunks * chunk_tokens;
-  std::vector<Unreadable> pages;
-  RECALLD_TRY(const auto stored, store_->top_k(ranking.memory.id, embedding, limit, *pool_, &pages, ranking.only()));
-  ranking.unreadable.insert(ranking.unreadable.begin(), pages.begin(), pages.end());
-  for (const ScoredChunk& chunk : stored) top.offer(chunk);
+  ranking.limit = ranked(query);
+  ranking.end_token = tail ? tail->end_token : ranking.memory.encoded_chunks * chunk_tokens;
   std::vector<float> dots;
   if (tail) {
-    end_token = tail->end_token;
     dots.resize(tail->landmarks.size() / embedding.size());
     landmark_dots_cpu(embedding, tail->landmarks.data(), dots.size(), dots.data());
+  }
+  const auto first_of = [&](size_t limit, const ChunkSet* only,
+                            std::vector<Unreadable>& lost) -> Expected<std::vector<ScoredChunk>> {
+    TopK top(limit);
+    RECALLD_TRY(const auto stored, store_->top_k(ranking.memory.id, embedding, limit, *pool_, &lost, only));
+    for (const ScoredChunk& chunk : stored) top.offer(chunk);
     for (size_t i = 0; i < dots.size(); ++i) {
       const uint64_t chunk = tail->first_chunk + i;
-      if (!ranking.selected || ranking.selected->chunks.contains(chunk)) top.offer({chunk, dots[i]});
+      if (only == nullptr || only->contains(chunk)) top.offer({chunk, dots[i]});
     }
-  }
-  ranking.end_token = end_token;
-  ranking.limit = limit;
-  for (const ScoredChunk& chunk : top.take()) {
+    return top.take();
+  };
+  const auto add = [&](const ScoredChunk& chunk, size_t place) -> Candidate& {
     Candidate& candidate = ranking.best.emplace_back();
     candidate.chunk = chunk.chunk;
     candidate.landmark = candidate.score = static_cast<double>(chunk.dot * model_->score_scale());
-    candidate.landmark_rank = ranking.best.size();
+    candidate.landmark_rank = place + 1;
+    return candidate;
+  };
+  std::vector<Unreadable> pages;
+  RECALLD_TRY(const auto best, first_of(ranking.limit, ranking.only(), pages));
+  ranking.unreadable.insert(ranking.unreadable.begin(), pages.begin(), pages.end());
+  for (size_t i = 0; i < best.size(); ++i) add(best[i], i).further = ranking.selected.has_value();
+  // What the filter leaves out is compared all the same: scores tell how a chunk stands among those.
+  if (ranking.selected && query.request.mode == SearchMode::hybrid) {
+    std::vector<Unreadable> of_others;
+    RECALLD_TRY(const auto of_all, first_of(Fusion::depth, nullptr, of_others));
+    for (size_t i = 0; i < of_all.size(); ++i) {
+      const auto known = std::ranges::find(ranking.best, of_all[i].chunk, &Candidate::chunk);
+      if (known != ranking.best.end())
+        known->further = false;
+      else
+        add(of_all[i], i).meant = false;
+    }
   }
   if (query.request.mode == SearchMode::hybrid || query.request.explain) {
     ranking.asked = asked;
@@ -216,6 +236,14 @@ Expected<Engine::Impl::Ranking> Engine::Impl::cover_by_words(const Query& query)
   ranking.limit = ranked(query);
   RECALLD_CHECK(restrict(query, ranking));
   return ranking;
+}
+
+// With a filter: as it is asked without, for those that set the standing.
+LexicalQuery Engine::Impl::words_of_all(const SearchRequest& request, const Ranking& ranking) {
+  LexicalQuery query = words_asked(request, ranking);
+  query.k = Fusion::depth;
+  query.only = nullptr;
+  return query;
 }
 
 LexicalQuery Engine::Impl::words_asked(const SearchRequest& request, const Ranking& ranking) {
@@ -246,22 +274,35 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
     take(ranking.best[i], words.also[i]);
   }
   double lowest = 0;  // for a chunk whose landmark cannot be read
-  if (!ranking.best.empty()) lowest = ranking.best.back().landmark;
-  for (size_t i = 0; i < words.best.size(); ++i) {
-    const LexicalScore& score = words.best[i];
-    const auto [found, added] = place.emplace(score.chunk, ranking.best.size());
-    if (added) {
-      Candidate& candidate = ranking.best.emplace_back();
-      candidate.chunk = score.chunk;
-      take(candidate, score);
-      candidate.score = candidate.bm25 + candidate.context;
-      if (request.mode == SearchMode::hybrid) {
-        auto landmark = landmark_score(ranking, score.chunk);
-        if (!landmark && landmark.error().kind != ErrorKind::corrupt) return std::unexpected(landmark.error());
-        candidate.landmark = landmark.value_or(lowest);
+  if (!ranking.best.empty()) lowest = std::ranges::min(ranking.best, {}, &Candidate::landmark).landmark;
+  const auto join = [&](std::span<const LexicalScore> best, bool of_all) -> Expected<void> {
+    for (size_t i = 0; i < best.size(); ++i) {
+      const LexicalScore& score = best[i];
+      const auto [found, added] = place.emplace(score.chunk, ranking.best.size());
+      if (added) {
+        Candidate& candidate = ranking.best.emplace_back();
+        candidate.chunk = score.chunk;
+        candidate.meant = !of_all;  // else it were here already
+        candidate.further = ranking.selected.has_value();
+        take(candidate, score);
+        candidate.score = candidate.bm25 + candidate.context;
+        if (request.mode == SearchMode::hybrid) {
+          auto landmark = landmark_score(ranking, score.chunk);
+          if (!landmark && landmark.error().kind != ErrorKind::corrupt) return std::unexpected(landmark.error());
+          candidate.landmark = landmark.value_or(lowest);
+        }
       }
+      Candidate& candidate = ranking.best[found->second];
+      if (of_all) candidate.further = false;
+      if (!of_all || !candidate.meant) candidate.lexical_rank = i + 1;
     }
-    ranking.best[found->second].lexical_rank = i + 1;
+    return {};
+  };
+  RECALLD_CHECK(join(words.best, false));
+  if (ranking.selected && request.mode == SearchMode::hybrid) {
+    RECALLD_TRY(const LexicalRanking of_all, store_->lexical_top_k(ranking.memory.id, words_of_all(request, ranking),
+                                                                   std::move(begun_words.of_all)));
+    RECALLD_CHECK(join(of_all.best, true));
   }
   ranking.took.words_ms = begun_words.waited_ms + milliseconds_since(begun);
   ranking.took.words_beside_ms = begun_words.beside_ms;
@@ -273,6 +314,7 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
 // Puts the candidates of a hybrid search, of one memory or of several, into one order.
 void Engine::Impl::order(const SearchRequest& request, std::vector<Candidate>& best) const {
   fusion_.rank(best);
+  std::erase_if(best, [](const Candidate& each) { return !each.meant; });
   if (request.min_score) std::erase_if(best, [&](const Candidate& each) { return each.score < *request.min_score; });
 }
 

@@ -23,16 +23,16 @@ size_t at(Feature feature) {
   return static_cast<size_t>(feature);
 }
 
-// How one part stands among the deep candidates.
+// How one part stands among the candidates that set it.
 class Standing {
  public:
   Standing(const std::vector<Candidate>& candidates, auto part) {
     double count = 0;
-    for (const Candidate& each : candidates) count += Fusion::is_deep(each);
+    for (const Candidate& each : candidates) count += Fusion::sets_standing(each);
     for (const Candidate& each : candidates)
-      if (Fusion::is_deep(each)) mean_ += part(each) / count;
+      if (Fusion::sets_standing(each)) mean_ += part(each) / count;
     for (const Candidate& each : candidates) {
-      if (!Fusion::is_deep(each)) continue;
+      if (!Fusion::sets_standing(each)) continue;
       deviation_ += (part(each) - mean_) * (part(each) - mean_) / count;
       best_ = std::max(best_, part(each));
     }
@@ -47,10 +47,11 @@ class Standing {
   double mean_ = 0, deviation_ = 0, best_ = -std::numeric_limits<double>::infinity();
 };
 
-// Of a part that not every candidate has the lowest that one has; 0 where nobody has it.
+// Of a part that not every candidate has the lowest that one has which sets the standing; 0 where nobody has it.
 double lowest_of(const std::vector<Candidate>& candidates, std::optional<double> Candidate::*part) {
   double lowest = std::numeric_limits<double>::infinity();
-  for (const Candidate& each : candidates) lowest = std::min(lowest, (each.*part).value_or(lowest));
+  for (const Candidate& each : candidates)
+    if (Fusion::sets_standing(each)) lowest = std::min(lowest, (each.*part).value_or(lowest));
   return std::isinf(lowest) ? 0 : lowest;
 }
 
@@ -76,7 +77,7 @@ void set_features(std::vector<Candidate>& candidates) {
   std::map<std::pair<size_t, uint64_t>, const Candidate*> place;  // by memory and chunk
   double lowest_landmark = std::numeric_limits<double>::infinity();
   for (const Candidate& each : candidates) {
-    if (!Fusion::is_deep(each)) continue;  // so that the number of results that is wanted changes no score
+    if (!Fusion::sets_standing(each)) continue;  // so that the number of results that is wanted changes no score
     place.emplace(std::pair(each.memory, each.chunk), &each);
     lowest_landmark = std::min(lowest_landmark, each.landmark);
   }
@@ -181,20 +182,22 @@ Expected<Fusion> Fusion::parse(std::string_view text) {
 
 void Fusion::rank(std::vector<Candidate>& candidates) const {
   if (candidates.empty()) return;
+  // One order of summation, so that a filter, which brings candidates in another one, changes no bit of a score.
+  std::ranges::sort(candidates, {}, [](const Candidate& each) { return std::pair(each.memory, each.chunk); });
   set_features(candidates);
-  double best = -std::numeric_limits<double>::infinity();
+  double best = std::numeric_limits<double>::lowest();
   for (Candidate& each : candidates) {
     each.score = 0;
     for (size_t i = 0; i < order_features; ++i) each.score += order_[i] * each.features[i];
-    best = std::max(best, each.score);
+    if (sets_standing(each)) best = std::max(best, each.score);
   }
   std::ranges::sort(candidates, [](const Candidate& a, const Candidate& b) {
     if (a.score != b.score) return a.score > b.score;
     return a.memory != b.memory ? a.memory < b.memory : a.chunk < b.chunk;
   });
-  double sum = 1e-300;  // were no candidate deep, which no ranking gives
+  double sum = 1e-300;  // did no candidate set it, which no ranking gives
   for (const Candidate& each : candidates)
-    if (is_deep(each)) sum += std::exp(each.score - best);
+    if (sets_standing(each)) sum += std::exp(each.score - best);
   double of_search = rivals_ * (best + std::log(sum)) + bias_;
   for (size_t i = order_features; i < feature_count; ++i)
     of_search += search_[i - order_features] * candidates.front().features[i];

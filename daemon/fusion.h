@@ -18,7 +18,8 @@
 
 namespace recalld {
 
-// Of a chunk. "Standing" is (x - mean) / deviation over the deep candidates of the search, 0 where all are equal.
+// Of a chunk. "Standing" is (x - mean) / deviation over the candidates that set it, 0 where all are equal: those that
+// are deep without a filter, so that a score means the same with one.
 enum class Feature : size_t {
   bm25,           // BM25 over the chunk's words, times 1 - e^-(best_bm25 / 10)^2: common words alone tell little
   context,        // BM25 over its words and its neighbours', likewise
@@ -55,6 +56,9 @@ struct Candidate {
   Features features{};
   double score = 0;
   size_t memory = 0;  // which of those that are searched together
+  // With a filter:
+  bool meant = true;     // else it sets the standing of others, and is no result; its ranks are those among all chunks
+  bool further = false;  // it is deep among what the filter means alone: it sets no standing
 };
 
 class Fusion {
@@ -64,6 +68,8 @@ class Fusion {
   static bool is_deep(const Candidate& candidate) {
     return candidate.landmark_rank.value_or(depth + 1) <= depth || candidate.lexical_rank.value_or(depth + 1) <= depth;
   }
+
+  static bool sets_standing(const Candidate& candidate) { return is_deep(candidate) && !candidate.further; }
 
   Fusion();  // weights that serve a checkpoint without fusion.json
 

@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <random>
+#include <ranges>
 #include <set>
 #include <string>
 
@@ -69,8 +71,6 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
           chunks.insert(token / chunk_tokens);
       }
       ASSERT_LT(chunks.size(), search_limit_max);
-      for (const SearchMode mode : {SearchMode::hybrid, SearchMode::landmark, SearchMode::lexical}) {
-        value = Json::parse(json);
       value = Json::parse(json);
       const Receipt dry = must(engine.try_forget(
           {.memory = "m", .turns = {}, .filter = read_query(value, "filter").value(), .dry_run = true}));
@@ -80,6 +80,8 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
       for (const TurnRange& range : dry.turns)
         for (uint64_t turn = range.first; turn <= range.last; ++turn) to_forget.push_back(turn);
       EXPECT_EQ(to_forget, walked) << json;
+      for (const SearchMode mode : {SearchMode::hybrid, SearchMode::landmark, SearchMode::lexical}) {
+        value = Json::parse(json);
         SearchRequest request{.memory = "m",
                               .query = "herring",
                               .mode = mode,
@@ -107,6 +109,50 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
       }
     }
   }
+}
+
+TEST(SearchFilter, AChunkHasTheSameScoreWithAndWithoutAFilter) {
+  const TempDir directory;
+  EngineDriver engine(directory.path() / "data");
+  engine.open();
+  std::mt19937_64 random(11);
+  ASSERT_TRUE(engine.append(said(random, 200)));
+  AppendRequest told = EngineDriver::request("m", {fact});
+  told.turns[0].turn.name = "Runa";
+  told.wait_searchable = true;
+  ASSERT_TRUE(engine.append(std::move(told)));
+  ASSERT_TRUE(engine.append(said(random, 200)));
+  ASSERT_GT(engine.info("m").encoded_chunks, 2 * Fusion::depth);  // so that a filter brings in further ones
+
+  const auto search = [&](const std::string& json) {
+    SearchRequest request{
+        .memory = "m", .query = question, .limit = Fusion::depth, .max_tokens = {}, .min_score = {}, .explain = true};
+    Json value = Json::parse(json);
+    if (!value.is_null()) request.filter = read_query(value, "filter").value();
+    return must(answer<SearchReply>([&](auto done) { engine->search(std::move(request), std::move(done)); })).results;
+  };
+  std::map<uint64_t, SearchReply::Result> without;
+  for (auto& result : search("null")) without.emplace(result.chunk, std::move(result));
+  const double of_fact = std::ranges::max(without | std::views::values, {}, &SearchReply::Result::score).score;
+  for (const std::string json : {R"({"name":"Runa"})", R"({"name":"Bo"})", R"({"role":{"in":["tool","user"]}})",
+                                 R"({"turn":{"gte":100}})", R"({"turn":{"gte":0}})"}) {
+    size_t same = 0, further = 0;
+    for (const auto& result : search(json)) {
+      const auto known = without.find(result.chunk);
+      further += known == without.end();
+      if (known == without.end()) continue;
+      ++same;
+      EXPECT_EQ(result.score, known->second.score) << json << ", chunk " << result.chunk;
+      EXPECT_EQ(*result.why->features, *known->second.why->features) << json << ", chunk " << result.chunk;
+    }
+    EXPECT_GT(same, 0u) << json;
+    if (json.contains("Bo")) {
+      EXPECT_GT(further, 0u);
+    }
+  }
+  const auto right = search(R"({"name":"Runa"})");
+  ASSERT_FALSE(right.empty());
+  EXPECT_EQ(right.front().score, of_fact);
 }
 
 }  // namespace
