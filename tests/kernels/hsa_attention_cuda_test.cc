@@ -208,6 +208,16 @@ TEST_F(HsaAttentionCuda, AgreesWithTheCpuWhereScoresCountFromTheBest) {
     }
 }
 
+// Small enough for compute-sanitizer's racecheck (tools/sanitize_gpu.sh): a tile and more of tokens and of heads,
+// groups of chunks that are alone, that are merged, and as many as there may be.
+TEST_F(HsaAttentionCuda, FewTokensOfEveryPathAgreeWithTheCpu) {
+  for (const uint32_t k : {1, 8, 9, 65, 128})
+    Problem({.tokens = 2, .group_heads = 2, .k = k, .chunks = 140, .weighting = {.softmax = k == 9}}, k)
+        .expect_parity();
+  Problem({.tokens = 35, .group_heads = 1, .k = 5, .chunks = 30}, 2).expect_parity();
+  Problem({.tokens = 2, .group_heads = 17, .kv_heads = 2, .retrieval_heads = 2, .k = 12}, 3).expect_parity();
+}
+
 // Many more chunks in a block than the ring holds, most of them for one token; and all tokens with the same ones.
 TEST_F(HsaAttentionCuda, ReadsChunksThatFewOrAllTokensSelect) {
   Problem({.tokens = 64, .group_heads = 1, .k = 8, .chunks = 1000}).expect_parity();

@@ -32,7 +32,7 @@ class LandmarkTopKBatchCuda : public GpuTest {
     const DeviceArray<float> dots(count * k);
     const DeviceArray<uint64_t> chunks(count * k);
     const DeviceArray<std::byte> workspace(cuda::landmark_topk_batch_workspace(k));
-    workspace.fill(0xa5);
+    if (!is_unfilled()) workspace.fill(0xa5);
     for (int call = 0; call < 2; ++call) {
       dots.fill(0xff);
       chunks.fill(0xff);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <span>
 #include <vector>
@@ -30,13 +31,20 @@ class GpuTest : public ::testing::Test {
   }
 };
 
+// Whether arrays are left as they come.
+inline bool is_unfilled() {
+  static const char* const wanted = std::getenv("RECALLD_TEST_UNFILLED");
+  return wanted != nullptr && *wanted != '\0';
+}
+
 template <class T>
 class DeviceArray {
  public:
-  // Filled with bytes 0xff: a NaN, where nothing is written.
+  // Filled with bytes 0xff: a NaN, where nothing is written. With RECALLD_TEST_UNFILLED in the environment it is left
+  // as it comes, so that compute-sanitizer's initcheck (tools/sanitize_gpu.sh) sees a kernel read what nobody wrote.
   explicit DeviceArray(size_t count) : count_(count) {
     must(cudaMalloc(&data_, std::max<size_t>(1, count) * sizeof(T)));
-    fill(0xff);
+    if (!is_unfilled()) fill(0xff);
   }
   explicit DeviceArray(std::span<const T> values) : count_(values.size()) {
     must(cudaMalloc(&data_, std::max<size_t>(1, count_) * sizeof(T)));
