@@ -9,8 +9,10 @@
 #include "kernels/landmark_topk_batch_cuda.h"
 #include "kernels/landmark_topk_cuda.h"
 #include "kernels/landmark_topk_int8_cuda.h"
+#include "tools/bench/gpu_inputs.cuh"
 #include "tools/bench/gpu_timing.cuh"
 #include "tools/bench/kernels.h"
+#include "tools/bench/model_selections.h"
 
 namespace recalld::bench {
 namespace {
@@ -216,6 +218,60 @@ bool bench_codes(const Buffers& buffers, const Shape& shape, double bytes_per_us
   return right;
 }
 
+// Landmarks as they are: those of the shipped model, whose numbers are not spread as evenly as made-up ones, and its
+// own queries. Of the k best chunks by the CPU, how many are among those that codes and rescoring find.
+bool bench_recall() {
+  constexpr uint32_t n = 1 << 14, questions = 1024, k = 8;
+  constexpr double recall_min = 0.999;
+  const ModelLandmarks real = landmarks_by_model(n, questions);
+  const Array<Bf16> landmarks(real.landmarks), queries(real.queries);
+  const Array<int8_t> codes(real.landmarks.size());
+  const Array<float> scales(n), dots(size_t{questions} * k);
+  const Array<uint64_t> chunks(size_t{questions} * k);
+  const Array<std::byte> workspace(cuda::landmark_topk_int8_workspace(k));
+  must(cuda::landmarks_to_int8(landmarks.data(), n, real.dim, codes.data(), scales.data(), nullptr), "make codes");
+  for (uint32_t question = 0; question < questions; ++question)
+    must(cuda::landmark_topk_int8({.query = queries.data() + size_t{question} * real.dim,
+                                   .codes = codes.data(),
+                                   .scales = scales.data(),
+                                   .landmarks = landmarks.data(),
+                                   .n = n,
+                                   .dim = real.dim,
+                                   .k = k,
+                                   .dots = dots.data() + size_t{question} * k,
+                                   .chunks = chunks.data() + size_t{question} * k,
+                                   .workspace = workspace.data()},
+                                  nullptr),
+         "launch landmark_topk_int8");
+  const std::vector<uint64_t> found = chunks.host(size_t{questions} * k);
+
+  uint32_t there = 0, same = 0;
+  std::vector<float> all(n);
+  for (uint32_t question = 0; question < questions; ++question) {
+    const std::vector<Bf16> query(real.queries.begin() + size_t{question} * real.dim,
+                                  real.queries.begin() + size_t{question + 1} * real.dim);
+    landmark_dots_cpu(query, real.landmarks.data(), n, all.data());
+    TopK best(k);
+    for (uint64_t i = 0; i < n; ++i) best.offer({i, all[i]});
+    const uint64_t* const of_question = found.data() + size_t{question} * k;
+    uint32_t places = 0;
+    const auto expected = best.take();
+    for (uint32_t i = 0; i < k; ++i) {
+      there += std::find(of_question, of_question + k, expected[i].chunk) != of_question + k ? 1 : 0;
+      places += of_question[i] == expected[i].chunk ? 1 : 0;
+    }
+    same += places == k ? 1 : 0;
+  }
+  const double recall = static_cast<double>(there) / (static_cast<double>(questions) * k);
+  const bool right = recall >= recall_min;
+  std::printf(
+      "%8u x %4u, landmarks of the shipped model, %u questions: recall@%u %.5f (goal %.3f)%s; all %u in the CPU's "
+      "order "
+      "for %u questions\n",
+      n, real.dim, questions, k, recall, recall_min, right ? "" : ": TOO LOW", k, same);
+  return right;
+}
+
 }  // namespace
 
 bool bench_landmarks(double bytes_per_us) {
@@ -259,6 +315,8 @@ bool bench_landmarks(double bytes_per_us) {
         static_cast<void*>(buffers.chunks), buffers.workspace, buffers.batch_workspace,
         static_cast<void*>(buffers.codes), static_cast<void*>(buffers.scales), buffers.int8_workspace})
     must(cudaFree(data), "free");
+  std::printf("landmark_topk_int8, recall\n");
+  right &= bench_recall();
   return right;
 }
 

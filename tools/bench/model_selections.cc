@@ -1,6 +1,7 @@
 #include "tools/bench/model_selections.h"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <functional>
 #include <span>
@@ -8,6 +9,7 @@
 
 #include "kernels/landmark_topk.h"
 #include "kernels/worker_pool.h"
+#include "model/gpu_ramba.h"
 #include "model/ramba.h"
 #include "model/tokenizer.h"
 #include "tools/bench/daemon_process.h"
@@ -27,10 +29,12 @@ std::filesystem::path shipped_model() {
   give_up("find the shipped model", "there is no share/recalld-models/default beside or above " + here.string());
 }
 
-std::vector<uint32_t> read_prose(const std::filesystem::path& model, const Config& config, size_t count) {
-  const Tokenizer tokenizer =
-      must(Tokenizer::open(model / "tokenizer.model", config.recall_token_id, config.newline_token_id),
-           "open the tokenizer");
+Tokenizer tokenizer_of(const std::filesystem::path& model, const Config& config) {
+  return must(Tokenizer::open(model / "tokenizer.model", config.recall_token_id, config.newline_token_id),
+              "open the tokenizer");
+}
+
+std::vector<uint32_t> read_prose(const Tokenizer& tokenizer, size_t count) {
   Prose prose(17);
   std::vector<uint32_t> ids;
   for (bool of_user = true; ids.size() < count; of_user = !of_user) {
@@ -47,7 +51,8 @@ ModelSelections select_by_model(uint32_t chunks, uint32_t tokens, uint32_t k) {
   const auto directory = shipped_model();
   WorkerPool pool(std::max(1u, std::thread::hardware_concurrency()));
   const auto model = must(Ramba::open(directory, Precision::automatic, Parts::all, pool), "open the model");
-  const std::vector<uint32_t> ids = read_prose(directory, model->config(), chunks * chunk_tokens + tokens);
+  const std::vector<uint32_t> ids =
+      read_prose(tokenizer_of(directory, model->config()), chunks * chunk_tokens + tokens);
 
   const size_t width = model->config().hidden_size, dim = model->landmark_dim();
   RecurrentState state = model->lower_zero_state();
@@ -79,6 +84,39 @@ ModelSelections select_by_model(uint32_t chunks, uint32_t tokens, uint32_t k) {
       result.chunks.push_back(static_cast<uint32_t>(each.chunk));
       result.scores.push_back(each.dot * model->score_scale());
     }
+  }
+  return result;
+}
+
+ModelLandmarks landmarks_by_model(uint32_t chunks, uint32_t questions) {
+  constexpr uint64_t budget_bytes = uint64_t{1} << 30;
+  const auto directory = shipped_model();
+  const Config config = must(Config::read(directory / "config.json"), "read the model's shape");
+  const Tokenizer tokenizer = tokenizer_of(directory, config);
+  const std::vector<uint32_t> ids = read_prose(tokenizer, size_t{chunks} * chunk_tokens);
+  const auto gpu = must(open_gpu_ramba({.model = directory, .budget_bytes = budget_bytes, .encode_states = 8}),
+                        "open the model on the GPU");
+
+  ModelLandmarks result{.dim = static_cast<uint32_t>(config.retrieval_dim), .landmarks = {}, .queries = {}};
+  result.landmarks.resize(size_t{chunks} * result.dim);
+  const size_t kv_bytes = 2 * config.chunk_size * config.num_kv_heads * config.attention_head_dim * sizeof(Bf16);
+  const uint64_t at_once = gpu->segment_chunks();
+  std::vector<std::byte> kv(at_once * kv_bytes);  // not looked at
+  RecurrentState state = must(gpu->zero_state(), "make a state");
+  for (uint64_t first = 0; first < chunks; first += at_once) {
+    const uint64_t count = std::min<uint64_t>(at_once, chunks - first);
+    const Backend::Segment segment{
+        .state = &state,
+        .tokens = std::span(ids).subspan(first * chunk_tokens, count * chunk_tokens),
+        .landmarks = std::span(result.landmarks).subspan(first * result.dim, count * result.dim),
+        .kv = std::span(kv).first(count * kv_bytes)};
+    must(gpu->encode(std::array{segment}), "encode");
+  }
+
+  Prose prose(23);
+  for (uint32_t i = 0; i < questions; ++i) {
+    const auto query = must(gpu->query(tokenizer.encode_query(prose.sentence())), "read a question");
+    result.queries.insert(result.queries.end(), query.landmark.begin(), query.landmark.end());
   }
   return result;
 }
