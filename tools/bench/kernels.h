@@ -1,7 +1,11 @@
 // The parts of tools/bench/kernels. Each prints its figures and says whether every kernel agreed with its CPU twin.
 #pragma once
 
+#include <cstdint>
+
 namespace recalld::bench {
+
+inline constexpr uint32_t prefill_tokens = 4096;  // that attend to chunks in one call
 
 // Products in bf16 of an H100 SXM or H200, by the data sheet.
 inline constexpr double peak_flops_per_us = 989e6;

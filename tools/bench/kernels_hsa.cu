@@ -252,7 +252,7 @@ bool bench_hsa() {
     std::printf("\n");
   }
 
-  std::printf("prefill, 4096 tokens, 16 heads\n");
+  std::printf("prefill, %u tokens, 16 heads\n", prefill_tokens);
   struct Prefill {
     uint32_t k, chunks;
     Choice choice;
@@ -262,11 +262,11 @@ bool bench_hsa() {
        {Prefill{8, 64, Choice::model, 98}, Prefill{8, 64, Choice::random, 98}, Prefill{8, 64, Choice::shared, 98},
         Prefill{8, 1024, Choice::model, 98}, Prefill{8, 1024, Choice::random, 98}, Prefill{8, 1024, Choice::shared, 98},
         Prefill{64, 1024, Choice::random, 0}, Prefill{64, 1024, Choice::shared, 0}}) {
-    const Inputs inputs({4096, 16, row.k, row.chunks, row.choice});
+    const Inputs inputs({prefill_tokens, 16, row.k, row.chunks, row.choice});
     const bool right = inputs.agrees(cuda::HsaPath::prefill);
     all_agree = all_agree && right;
     const double cold = inputs.cold_us(cuda::HsaPath::prefill), warm = inputs.warm_us(cuda::HsaPath::prefill);
-    const double floor = 4096.0 * row.k * 16 * chunk_tokens * dim * 4 / flops_per_us;
+    const double floor = 1.0 * prefill_tokens * row.k * 16 * chunk_tokens * dim * 4 / flops_per_us;
     std::printf(
         "  k %2u of %4u chunks, %-6s (%5.1f chunks of 32 tokens): %s; cold %7.2f us, warm %7.2f us; floor %6.2f us",
         row.k, row.chunks, name_of(row.choice), inputs.chunks_of_32(), verdict(right), cold, warm, floor);
