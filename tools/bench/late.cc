@@ -1,12 +1,16 @@
 // What it costs to compare a question's tokens with the keys of 128 chunks, as a hybrid search does it: on the CPU, by
 // plain loops, and, where there is a GPU, as the daemon asks it, from records in host memory to scores in host memory.
+// Ends with 1 when the GPU's scores have another sum than the CPU's. A CPU without fused multiply-add may differ in the
+// last bits.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "kernels/cpu_isa.h"
@@ -57,6 +61,8 @@ int main() try {
     each.emplace_back(record);
   }
   const auto gpu = gpu_if_any();
+  const bool is_fused = std::string_view(cpu_isa_name()) != "SSE4";
+  bool right = true;
   for (const size_t n : {8, 16, 32, 128}) {
     std::vector<float> q(n * shape.heads * shape.head_dim);
     for (float& value : q) value = number(random);
@@ -86,9 +92,12 @@ int main() try {
       std::printf("    %s, %3zu chunks: %.3f ms; one thread of the CPU takes %.1f x\n", gpu->name().c_str(), count,
                   took, fast * static_cast<double>(count) / static_cast<double>(chunks) / took);
     }
-    if (gpu_sum != fast_sum) std::printf("    sums differ: %.9g, and %.9g on the CPU\n", gpu_sum, fast_sum);
+    const double apart = std::abs(gpu_sum - fast_sum);
+    if (apart <= (is_fused ? 0 : 1e-4 * std::abs(fast_sum))) continue;
+    std::printf("    sums differ: %.9g, and %.9g on the CPU\n", gpu_sum, fast_sum);
+    right = false;
   }
-  return 0;
+  return right ? 0 : 1;
 } catch (const std::exception& reason) {
   std::fprintf(stderr, "late: %s\n", reason.what());
   return 1;
