@@ -51,8 +51,17 @@ __device__ __forceinline__ bool select_of(const ChunkSelection& all, const Selec
   return false;
 }
 
+// To a host that looks at the word while the kernel runs. Where it is the last one, a load with acquire order that sees
+// it sees also what the whole block wrote before its last barrier.
+__device__ __forceinline__ void tell(uint32_t* word, uint32_t value, bool is_last) {
+  if (is_last)
+    asm volatile("st.release.sys.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+  else
+    asm volatile("st.relaxed.sys.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
 // A block a lane. Where the lanes lie in pinned memory, theirs comes over the bus once. Of a lane that waits the host
-// hears before the kernel ends: the fence is behind all that the block has told.
+// hears before the kernel ends: its word is behind all that the block has told.
 __device__ __forceinline__ bool select(const ChunkSelection& all) {
   constexpr uint32_t words = sizeof(SelectionLane) / sizeof(uint32_t);
   static_assert(sizeof(SelectionLane) % sizeof(uint32_t) == 0 && words <= selection_threads);
@@ -66,8 +75,7 @@ __device__ __forceinline__ bool select(const ChunkSelection& all) {
   }
   if (threadIdx.x == 0) {
     all.ready[blockIdx.x] = ready;
-    if (waits) __threadfence_system();
-    all.told_ready[blockIdx.x] = ready;
+    tell(all.told_ready + blockIdx.x, ready ? 1 : 0, waits);
   }
   return ready;
 }

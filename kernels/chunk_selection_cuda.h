@@ -43,8 +43,8 @@ struct ChunkSelection {
   uint32_t* told_ids = nullptr;            // pinned: [rows, heads, k] chunks of the memory, newest first, then no_chunk
   float* told_scores = nullptr;            // pinned: the same as scores
   uint32_t* told_ready = nullptr;          // pinned: the same as ready. Where that is 0 of a lane that is not idle, its
-                                           // word is the last thing told of it: a host that sees it come need not wait
-                                           // for the kernel
+                                           // word is the last thing told of it, with release order: a host that sees it
+                                           // come, with acquire order, need not wait for the kernel
 };
 
 // A dot product that is NaN is of a chunk that cannot be read: it is left out. One kernel. cudaErrorInvalidValue: a
@@ -78,7 +78,8 @@ cudaError_t copy_rows(const float* x, const uint32_t* ready, uint32_t width, flo
 // What the host tells of a record that is still being read when the kernel is enqueued. It says so once, with release
 // order, and leaves the record as it is then.
 inline constexpr uint32_t on_its_way = 0, has_arrived = 1, does_not_come = 2;
-inline constexpr uint64_t arrival_wait_ns_max = 200'000'000;  // a record that has not arrived by then does not come
+// A record that has not arrived so long after its launch began does not come. Launches of one call follow each other.
+inline constexpr uint64_t arrival_wait_ns_max = 200'000'000;
 
 // A record on its way from pinned memory into a slot, or (without a record) a chunk that leaves the cache. The struct
 // is read on the host, when the call is made.

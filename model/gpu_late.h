@@ -28,6 +28,9 @@ class GpuLate {
   // Overwrites whatever a call that failed has left, once no call is under way.
   cudaError_t erase();
 
+  // Pinned memory, where a call has the question and the chunks. Zeros when none is under way, for tests.
+  ByteSpan pinned() { return staging_; }
+
  private:
   static constexpr size_t chunks_max = 128;  // of one launch: as many as a hybrid search of one memory compares
 

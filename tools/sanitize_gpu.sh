@@ -11,7 +11,7 @@
 #   --logs DIR        keep what the tools print in DIR/TOOL/TEST.log
 # The exit status is 0 only where every test has ended and no tool has found anything.
 #
-# What is looked at: all of kernels_cuda_test, and of model_cuda_test the test of late interaction, whose kernel alone
+# What is looked at: all of kernels_cuda_test, and of model_cuda_test the tests of late interaction, whose kernel alone
 # is watched there by racecheck and initcheck. racecheck and initcheck watch our own kernels (their names hold
 # "recalld") and not cuBLASLt's (nvjet_*), whose copies by TMA and barriers in shared memory they do not follow; memcheck
 # watches all.
@@ -30,7 +30,7 @@ set -euo pipefail
 readonly slow='HsaAttentionCuda.AgreesWithTheCpuForAny*:HsaAttentionCuda.BitsDoNotDependOnTheSlots:'\
 'LandmarkTopKBatchCuda.HasTheBitsAndTheOrderOfTheCpu:LandmarkTopKBatchCuda.AgreesWhereOnlyASampleSetsTheFloor'
 readonly unseen='MatmulCuda.*'
-readonly of_late='GpuRambaTest.ScoresChunksByTheTokensOfAQuestionWithTheBitsOfTheCpu'
+readonly of_late='GpuRambaTest.ScoresChunksByTheTokensOfAQuestionWithTheBitsOfTheCpu:GpuLateTest.*'
 
 die() { printf 'sanitize_gpu: %s\n' "$*" >&2; exit 2; }
 
@@ -70,6 +70,8 @@ host_copies=()
 if grep -q -e --check-api-memory-access <<<"$help"; then
   host_copies=(--check-api-memory-access no)  # a test may copy more to the host than it looks at
 fi
+has_ports=false
+if grep -q -e --port <<<"$help"; then has_ports=true; fi
 
 # tests_of PROGRAM FILTER: their names, one a line; none where the program is not there
 tests_of() {
@@ -78,15 +80,17 @@ tests_of() {
     awk '/^[^ ]/ { suite = $1; next } /^  / { print suite $1 }'
 }
 
-# run TOOL PROGRAM TEST: what becomes of it goes to LOG.state, as one word
+# run NUMBER TOOL PROGRAM TEST: what becomes of it goes to LOG.state, as one word
 run() {
-  local tool=$1 program=$2 test=$3 rc=0 state command
+  local number=$1 tool=$2 program=$3 test=$4 rc=0 state command
   local log=$logs/$tool/${test//\//_}.log left=$((end - $(date +%s)))
   if ((left < 3)); then
     echo late >"${log%.log}.state"
     return
   fi
   command=(compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20)
+  # Ports of its own, should it talk to the test by TCP.
+  if $has_ports; then command+=(--port $((49152 + number % 500 * 32))); fi
   if [[ $program == model_cuda_test && $tool != memcheck ]]; then
     command+=("$watch" kns=late_kernel)
   elif [[ $tool != memcheck ]]; then
@@ -141,12 +145,12 @@ done | sort -n -s -k1,1 >"$logs/queue"
 printf '%s tests under %s, %s side by side, at most %s s\n' "$(wc -l <"$logs/queue")" "${tools[*]}" "$jobs" "$within"
 
 end=$(($(date +%s) + within))
-export build logs end watch
+export build logs end watch has_ports
 export -f run
 export host_copies_joined="${host_copies[*]:-}"
 # An array does not go through the environment.
 # shellcheck disable=SC2016
-cut -d' ' -f2- "$logs/queue" |
+cut -d' ' -f2- "$logs/queue" | awk '{ print NR, $0 }' |
   xargs -P "$jobs" -L 1 bash -c 'read -ra host_copies <<<"$host_copies_joined"; run "$@"' run || true
 
 failed=false

@@ -3,19 +3,25 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdio>
+#include <memory>
 #include <optional>
 #include <random>
+#include <stop_token>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "daemon/decoder_cpu.h"
 #include "daemon/encoder.h"
 #include "daemon/gpu_decoder.h"
 #include "daemon/reencoder.h"
+#include "kernels/chunk_selection_cuda.h"
 #include "model/gpu_ramba.h"
 #include "tests/daemon/engine_fixture.h"
 #include "tests/support/device_array.h"
+#include "tests/support/slow_file_io.h"
 
 namespace recalld {
 namespace {
@@ -34,10 +40,28 @@ class DecoderParityTest : public GpuTest, public ::testing::WithParamInterface<G
     StoreOptions options;
     options.shape = loaded.shape;
     options.memory_budget_bytes = uint64_t{64} << 20;
+    options.file_io = [this]() -> Expected<std::unique_ptr<FileIo>> {
+      auto disk = std::make_unique<SlowFileIo>(open_file_io_posix(DirectIo::never));
+      disk_ = disk.get();
+      return disk;
+    };
     store_ = must(Store::open(directory_.path() / "data", std::move(options)));
     gpu_ = must(open_gpu_ramba({.model = GetParam().model, .budget_bytes = uint64_t{512} << 20, .encode_states = 64}));
     encoder_ = std::make_unique<Encoder>(*store_, *gpu_, loaded.shape, *tokenizer_, uint64_t{64} << 20,
                                          gpu_->states_max() - 1);
+  }
+
+  NewTurn turn_of(std::string content) const {
+    Turn turn{.role = Role::user, .name = {}, .content = std::move(content), .time_us = 0, .metadata = {}};
+    Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
+    return {std::move(turn), std::move(tokens.ids), std::move(tokens.ends)};
+  }
+  // A short turn, that is not encoded.
+  void append_few() {
+    AppendBatch batch;
+    batch.memory = "m";
+    batch.turns.push_back(turn_of("It rains."));
+    must(must(store_->append(std::array{batch})).front());
   }
 
   // A fact in every tenth turn, between small talk that says nothing.
@@ -47,11 +71,7 @@ class DecoderParityTest : public GpuTest, public ::testing::WithParamInterface<G
     std::mt19937 random(17);
     AppendBatch batch;
     batch.memory = "m";
-    const auto add = [&](std::string content) {
-      Turn turn{.role = Role::user, .name = {}, .content = std::move(content), .time_us = 0, .metadata = {}};
-      Tokens tokens = tokenizer_->encode_turn(turn_prefix(turn), turn.content);
-      batch.turns.push_back({std::move(turn), std::move(tokens.ids), std::move(tokens.ends)});
-    };
+    const auto add = [&](std::string content) { batch.turns.push_back(turn_of(std::move(content))); };
     for (size_t fact = 0; fact < facts; ++fact) {
       for (int i = 0; i < 9; ++i)
         add("We walked past the " + std::string(places[random() % places.size()]) + " on a " +
@@ -96,6 +116,7 @@ class DecoderParityTest : public GpuTest, public ::testing::WithParamInterface<G
   std::unique_ptr<Ramba> model_;
   std::optional<Tokenizer> tokenizer_;
   std::unique_ptr<Store> store_;
+  SlowFileIo* disk_ = nullptr;
   std::unique_ptr<Gpu> gpu_;
   std::unique_ptr<Encoder> encoder_;
   std::vector<std::string> questions_;
@@ -188,6 +209,78 @@ TEST_P(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
       EXPECT_TRUE(reads[q].logits == alone[q][static_cast<size_t>(written[q])]) << "stream " << q;
     }
   }
+}
+
+// The first tokens of answers from an empty cache, and the same once more where the disk disturbs them.
+TEST_P(DecoderParityTest, AnAnswerThatIsAloneDoesNotDependOnHowItsReadsGo) {
+  const MemoryInfo memory = append_facts(200);
+  uint64_t last_turn = memory.next_turn;
+  append_few();
+  const Decoder::Source source{
+      .memory = memory, .stored_chunks = memory.encoded_chunks, .tail_landmarks = {}, .tail_kv = {}};
+  constexpr int tokens_max = 8;
+  // The logits after each token, and how many chunks it missed. disturb() is called before each.
+  struct Run {
+    std::vector<std::vector<float>> logits;
+    std::vector<uint64_t> missed;
+  };
+  const auto run = [&](const std::string& question, auto disturb) {
+    GpuDecoder decoder(*store_, *model_, *gpu_);
+    const auto stream = must(decoder.open(source));
+    Decoder::Read read = read_prompt(decoder, *stream, tokenizer_->encode_query(question));
+    Run result;
+    for (int i = 0; i < tokens_max; ++i) {
+      const uint64_t before = decoder.counts().misses;
+      {
+        [[maybe_unused]] const auto disturbing = disturb();
+        read = write_token(decoder, *stream, best_of(read.logits));
+      }
+      result.logits.push_back(read.logits);
+      result.missed.push_back(decoder.counts().misses - before);
+    }
+    return result;
+  };
+  struct Restored {
+    SlowFileIo* disk;
+    ~Restored() { disk->delay(std::chrono::microseconds(0)); }
+  };
+  // Each read takes longer than half the time that the GPU waits: of two or more the last ones come too late.
+  const auto slow = [&] {
+    disk_->delay(std::chrono::microseconds(cuda::arrival_wait_ns_max / 1000 * 11 / 20));
+    return Restored{disk_};
+  };
+  // While the first read is held a turn comes and another goes, and then that read fails: all are read again.
+  const auto changed = [&] {
+    disk_->hold([](uint64_t) { return true; });
+    return std::jthread([&](const std::stop_token& ended) {
+      while (!disk_->holds_a_read()) {
+        if (ended.stop_requested()) return disk_->release();
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+      append_few();
+      must(store_->forget(memory.id, std::array{TurnRange{last_turn, last_turn}}));
+      ++last_turn;
+      disk_->fail_next(1);
+      disk_->release();
+    });
+  };
+  int tokens_late = 0, tokens_read_again = 0;
+  for (const std::string& question : questions_) {
+    if (tokens_late >= 4 && tokens_read_again >= 4) break;
+    const Run expected = run(question, [] { return 0; });
+    const uint64_t turn = last_turn;
+    const Run late = run(question, slow), again = run(question, changed);
+    for (int i = 0; i < tokens_max; ++i) {
+      EXPECT_TRUE(late.logits[i] == expected.logits[i]) << question << " token " << i;
+      EXPECT_TRUE(again.logits[i] == expected.logits[i]) << question << " token " << i;
+      tokens_late += expected.missed[i] >= 2 ? 1 : 0;
+    }
+    tokens_read_again += static_cast<int>(last_turn - turn);
+  }
+  std::printf("%d tokens whose last chunks came too late, %d whose chunks were read again\n", tokens_late,
+              tokens_read_again);
+  EXPECT_GE(tokens_late, 1);
+  EXPECT_GE(tokens_read_again, 1);
 }
 
 INSTANTIATE_TEST_SUITE_P(, DecoderParityTest, ::testing::ValuesIn(golden_checkpoints()),

@@ -103,20 +103,24 @@ class GpuDecoderTest : public ::testing::Test {
   }
   std::filesystem::path data() const { return directory_.path() / "data"; }
 
-  // Appends so many chunks to a memory; what they know is random.
-  MemoryInfo make(const std::string& name, uint64_t chunks, uint32_t seed) {
+  // Appends one turn.
+  MemoryId append(const std::string& name, size_t tokens) {
     AppendBatch batch;
     batch.memory = name;
     NewTurn turn;
-    turn.turn.content = std::string(chunks * chunk_tokens, 'x');
+    turn.turn.content = std::string(tokens, 'x');
     const size_t prefix = turn_prefix(turn.turn).size();
-    for (size_t i = 0; i < chunks * chunk_tokens; ++i) {
+    for (size_t i = 0; i < tokens; ++i) {
       turn.ids.push_back(static_cast<uint32_t>(i % 500));
       turn.ends.push_back(static_cast<uint32_t>(prefix + i + 1));
     }
     turn.ends.back() = static_cast<uint32_t>(stream_text(turn.turn).size());
     batch.turns.push_back(std::move(turn));
-    const MemoryId id = must(must(store_->append(std::array{batch})).front()).id;
+    return must(must(store_->append(std::array{batch})).front()).id;
+  }
+  // Appends so many chunks to a memory; what they know is random.
+  MemoryInfo make(const std::string& name, uint64_t chunks, uint32_t seed) {
+    const MemoryId id = append(name, chunks * chunk_tokens);
 
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
@@ -662,6 +666,54 @@ TEST_F(GpuDecoderTest, AGpuThatLostPatienceWithTheDiskGetsTheChunksAgain) {
   talk.stream.reset();
   expect_same(ask(decoder, source(n_), 1), expected(source(n_), 1));
   expect_same(ask(decoder, source(m_), 2), expected(source(m_), 2));
+}
+
+TEST_F(GpuDecoderTest, ChunksThatArrivedBeforeAGpuLostPatienceComeOnceMoreWithTheOthers) {
+  const auto gpu = open_gpu(slots_min({{&m_, 2}, {&n_, 1}}));
+  GpuDecoder decoder(*store_, *model_, *gpu);
+  const Answer undisturbed = expected(source(n_), 1);
+  for (const size_t arrivals : {1, 2, 3}) {
+    SCOPED_TRACE(std::to_string(arrivals) + " arrive");
+    Talk talk = begin(decoder, source(n_), 1);
+    crowd_out(decoder, *gpu, n_, m_);
+    gpu->lose_patience_next(1000, arrivals);
+    const uint64_t fills = gpu->calls(Call::fill);
+    write(decoder, {&talk, 1}, answer_tokens);
+    gpu->lose_patience_next(0);
+    EXPECT_GT(gpu->calls(Call::fill), fills);
+    expect_same(talk.answer, undisturbed);
+  }
+}
+
+// Some reads fail, others have arrived; since turns came and went meanwhile, all are read again.
+TEST_F(GpuDecoderTest, ChunksThatAreReadAgainSinceTheMemoryWasChangedGiveTheSameAnswer) {
+  constexpr size_t few = 10;  // tokens: of no whole chunk
+  make("again", 200, 6);
+  const MemoryInfo memory = must(store_->memory(append("again", few)));
+  ASSERT_EQ(memory.encoded_chunks, 200u);
+  const auto gpu = open_gpu(slots_min({{&m_, 2}, {&memory, 1}}));
+  GpuDecoder decoder(*store_, *model_, *gpu);
+  const Answer undisturbed = expected(source(memory), 1);
+  for (const uint64_t turn : {1, 2, 3}) {
+    SCOPED_TRACE(std::to_string(turn) + " reads fail");
+    Talk talk = begin(decoder, source(memory), 1);
+    crowd_out(decoder, *gpu, memory, m_);
+    hold_reads_of(memory);
+    const uint64_t prepared = gpu->calls(Call::prepare), fills = gpu->calls(Call::fill), reads = disk_->reads();
+    std::jthread writing([&] { write(decoder, {&talk, 1}, 1); });
+    EngineDriver::wait_for("a read to be held", [&] { return disk_->holds_a_read(); });
+    EXPECT_TRUE(gpu->is_prepared());
+    append("again", few);
+    must(store_->forget(memory.id, std::array{TurnRange{turn, turn}}));
+    disk_->fail_next(turn);
+    disk_->release();
+    writing.join();
+    EXPECT_GT(disk_->reads(), reads + turn + 1) << "some arrive before the second read";
+    EXPECT_GT(gpu->calls(Call::prepare), prepared);
+    EXPECT_EQ(gpu->calls(Call::fill), fills + 1) << "what was copied is any of both";
+    write(decoder, {&talk, 1}, answer_tokens - 1);
+    expect_same(talk.answer, undisturbed);
+  }
 }
 
 TEST_F(GpuDecoderTest, ADeviceThatFailsWhileChunksAreReadEndsTheStreamAlone) {

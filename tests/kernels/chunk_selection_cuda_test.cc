@@ -328,6 +328,89 @@ TEST_F(ChunkSelectionCuda, ABranchIsTakenWhereAnyLaneIsReady) {
   }
 }
 
+// The first lane waits and is told of at once; the second one keeps the kernel going, as all it reads comes over the
+// bus. Where the host sees the word it takes what was told, while the kernel still runs.
+TEST_F(ChunkSelectionCuda, WhatIsToldOfALaneThatWaitsIsThereWithItsWordBeforeTheKernelEnds) {
+  constexpr uint32_t tokens = 64, k = cuda::selection_k_max, calls = 100, untold = 0xabcdabcd;
+  constexpr size_t of_lane = size_t{tokens} * k;
+  cuda::PinnedBuffer slow_dots, slow_chunks, slow_pages, lanes, told;
+  must(cuda::PinnedBuffer::allocate(of_lane * sizeof(float), slow_dots));
+  must(cuda::PinnedBuffer::allocate(of_lane * sizeof(uint64_t), slow_chunks));
+  must(cuda::PinnedBuffer::allocate(k * sizeof(uint32_t), slow_pages));
+  must(cuda::PinnedBuffer::allocate(2 * sizeof(cuda::SelectionLane), lanes));
+  must(cuda::PinnedBuffer::allocate((4 * of_lane + lanes_max) * sizeof(uint32_t), told));
+  std::vector<float> dots(of_lane);
+  std::vector<uint64_t> chunks(of_lane);
+  for (size_t i = 0; i < of_lane; ++i) {
+    dots[i] = static_cast<float>(i);
+    chunks[i] = i % k;
+  }
+  std::memcpy(slow_dots.as<void>(), dots.data(), slow_dots.bytes());
+  std::memcpy(slow_chunks.as<void>(), chunks.data(), slow_chunks.bytes());
+  std::fill_n(slow_pages.as<uint32_t>(), k, 5u);
+  std::vector<uint32_t> pages(k, 5);
+  pages[17] = no_chunk;
+  const DeviceArray<float> fast_dots(dots), scores(2 * of_lane);
+  const DeviceArray<uint64_t> fast_chunks(chunks);
+  const DeviceArray<uint32_t> fast_pages(pages), slots(2 * of_lane), ready(lanes_max);
+  lanes.as<cuda::SelectionLane>()[0] = {.dots = fast_dots.data(),
+                                        .chunks = fast_chunks.data(),
+                                        .page_table = fast_pages.data(),
+                                        .tokens = tokens,
+                                        .found = k,
+                                        .row = 0,
+                                        .enters = true};
+  lanes.as<cuda::SelectionLane>()[1] = {.dots = slow_dots.as<float>(),
+                                        .chunks = slow_chunks.as<uint64_t>(),
+                                        .page_table = slow_pages.as<uint32_t>(),
+                                        .tokens = tokens,
+                                        .found = k,
+                                        .row = tokens,
+                                        .enters = true};
+  auto* const ids = told.as<uint32_t>();
+  auto* const told_scores = reinterpret_cast<float*>(ids + 2 * of_lane);
+  auto* const words = ids + 4 * of_lane;
+  const cuda::ChunkSelection selection{.lanes = lanes.as<cuda::SelectionLane>(),
+                                       .lane_count = 2,
+                                       .heads = 1,
+                                       .k = k,
+                                       .scale = scale,
+                                       .ready_before = nullptr,
+                                       .slots = slots.data(),
+                                       .scores = scores.data(),
+                                       .ready = ready.data(),
+                                       .told_ids = ids,
+                                       .told_scores = told_scores,
+                                       .told_ready = words};
+  cuda::Stream stream;
+  must(cuda::Stream::open(stream));
+  must(cudaDeviceSynchronize());  // the stream does not wait for what filled the arrays
+  std::vector<uint32_t> found_ids(of_lane);
+  std::vector<float> found_scores(of_lane);
+  uint32_t before_the_end = 0;
+  for (uint32_t call = 0; call < calls; ++call) {
+    std::fill_n(ids, told.bytes() / sizeof(uint32_t), untold);
+    must(cuda::select_chunks(selection, stream.get()));
+    const std::atomic_ref<uint32_t> word(words[0]);
+    const auto begun = std::chrono::steady_clock::now();
+    while (word.load(std::memory_order_acquire) == untold)
+      ASSERT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(10)) << "it is never told";
+    std::memcpy(found_ids.data(), ids, of_lane * sizeof(uint32_t));
+    std::memcpy(found_scores.data(), told_scores, of_lane * sizeof(float));
+    before_the_end += cudaStreamQuery(stream.get()) == cudaErrorNotReady ? 1 : 0;
+    cudaGetLastError();
+    must(cudaStreamSynchronize(stream.get()));
+    EXPECT_EQ(words[0], 0u);
+    EXPECT_EQ(words[1], 1u);
+    for (size_t i = 0; i < of_lane; ++i) {  // newest first
+      const size_t from = i / k * k + (k - 1 - i % k);
+      ASSERT_EQ(found_ids[i], k - 1 - i % k) << "call " << call << " place " << i;
+      ASSERT_EQ(found_scores[i], dots[from] * scale) << "call " << call << " place " << i;
+    }
+  }
+  EXPECT_GT(before_the_end, calls / 2) << "the host looked while the kernel ran";
+}
+
 // ---- point_states, copy_rows
 
 TEST_F(ChunkSelectionCuda, LanesThatAreNotReadyPointAtStatesThatAreThrownAway) {

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <thread>
 
+#include "kernels/chunk_selection_cuda.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/landmark_topk.h"
 #include "model/ramba.h"
@@ -308,23 +309,41 @@ class Pager {
     must_have(gpu_.fill(*memory_, fills, evicted));
   }
 
-  // The same for a lane that waits alone: the records come when the GPU knows what follows, the first one last, and
-  // where that `is_late` it comes when the lane has been gone on with.
-  Gpu::LaneResult resume(const Gpu::LaneWork& lane, const Gpu::Selection& selection, bool is_late) {
+  // How the records of a lane that waits alone come, the first one last.
+  enum class Reads : uint8_t {
+    good,        // when the GPU knows what follows
+    late,        // the first one when the lane has been gone on with
+    too_late,    // the first one after longer than the GPU waits
+    done_again,  // the first one not at all, and all by another read, as where the memory was changed meanwhile
+  };
+
+  // The same for a lane that waits alone.
+  Gpu::LaneResult resume(const Gpu::LaneWork& lane, const Gpu::Selection& selection, Reads reads) {
     const ByteSpan staging = gpu_.staging(lane.lane);
     const auto [fills, evicted] = plan(selection, staging);
     must_have(gpu_.prepare(lane, *memory_, fills, evicted));
-    for (size_t i = fills.size(); i-- > (is_late ? 1 : 0);) {
+    for (size_t i = fills.size(); i-- > 0;) {
       if (i % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
+      if (i == 0 && reads == Reads::too_late)
+        std::this_thread::sleep_for(std::chrono::nanoseconds(cuda::arrival_wait_ns_max) +
+                                    std::chrono::milliseconds(50));
+      if (i == 0 && (reads == Reads::late || reads == Reads::done_again)) break;
       copy_record(fills, i, staging);
       gpu_.arrived(i);
     }
+    if (reads == Reads::done_again)
+      for (size_t i = 0; i < fills.size(); ++i) copy_record(fills, i, staging);
     Gpu::LaneResult result = must_have(gpu_.go_on());
-    if (!is_late) return result;
+    if (reads == Reads::good) return result;
     EXPECT_FALSE(result.done);
     EXPECT_EQ(result.selections.size(), 1u);
     EXPECT_FALSE(result.selections.at(0).cached);
     EXPECT_EQ(result.selections.at(0).chunks, selection.chunks);
+    if (reads == Reads::done_again) {  // nobody knows which of both reads was copied
+      std::vector<Gpu::Mapped> filled;
+      for (const Gpu::Fill& each : fills) filled.push_back({memory_.get(), each.chunk});
+      must_have(gpu_.unmap(filled));
+    }
     copy_record(fills, 0, staging);
     must_have(gpu_.fill(*memory_, fills, evicted));
     return std::move(must_have(gpu_.step(std::array{lane})).front());
@@ -535,7 +554,14 @@ TEST_F(GpuGenerateTest, ALaneThatIsPreparedGoesOnWithTheBitsOfOneThatIsNot) {
     auto result = std::move(must_have(gpu->step(std::array{work})).front());
     EXPECT_FALSE(result.done);
     work.tokens = {};
-    while (!result.done) result = pager.resume(work, result.selections.back(), ++resumed % 5 == 0);
+    while (!result.done) {
+      ++resumed;
+      const Pager::Reads reads = resumed % 20 == 0  ? Pager::Reads::too_late
+                                 : resumed % 5 == 0 ? Pager::Reads::late
+                                 : resumed % 5 == 2 ? Pager::Reads::done_again
+                                                    : Pager::Reads::good;
+      result = pager.resume(work, result.selections.back(), reads);
+    }
     EXPECT_TRUE(result.logits == expected[of]) << "token " << of;
   }
   EXPECT_GE(resumed, singles);

@@ -406,7 +406,8 @@ void CpuGpu::arrived(size_t i) {
   promise(is_prepared_ && i < awaited_.size(), "a record arrives that was not prepared");
   promise(!has_arrived_[i], "a record arrives twice");
   has_arrived_[i] = true;
-  if (impatient_ > 0) return;
+  const auto arrivals = static_cast<size_t>(std::ranges::count(has_arrived_, true));
+  if (impatient_ > 0 && arrivals > patient_arrivals_) return;
   moves_ = {awaited_[i]};
   move_all();
 }

@@ -56,8 +56,11 @@ class CpuGpu final : public Gpu {
   // half before, prepare() of what makes way.
   void fail_next(Call call, int n = 1) { failing_[static_cast<size_t>(call)] = n; }
   uint64_t calls(Call call) const { return calls_[static_cast<size_t>(call)]; }
-  // The next n times that go_on() is called it had no patience: no record has arrived in time.
-  void lose_patience_next(int n = 1) { impatient_ = n; }
+  // The next n times that go_on() is called it had no patience: only so many records have arrived in time.
+  void lose_patience_next(int n = 1, size_t arrivals = 0) {
+    impatient_ = n;
+    patient_arrivals_ = arrivals;
+  }
   bool is_prepared() const { return is_prepared_; }  // between prepare() and go_on()
 
   ByteView cache();                                    // all slots, as they are when what is on its way has arrived
@@ -147,6 +150,7 @@ class CpuGpu final : public Gpu {
   std::vector<bool> has_arrived_;  // of them
   std::atomic<bool> is_prepared_ = false;
   int impatient_ = 0;
+  size_t patient_arrivals_ = 0;
   std::vector<const Memory*> mapped_;                  // [slots] whose page table has it; null: none
   const std::shared_ptr<std::atomic<size_t>> states_;  // that there are; shared with them, who outlive this
   std::atomic<uint64_t> landmarks_bytes_ = 0, host_landmarks_bytes_ = 0;

@@ -36,6 +36,11 @@ class SlowFileIo final : public FileIo {
     const std::lock_guard lock(mutex_);
     fails_one_in_ = reads;
   }
+  // The next n reads that end fail.
+  void fail_next(uint64_t n) {
+    const std::lock_guard lock(mutex_);
+    fails_next_ = n;
+  }
   uint64_t reads() const {
     const std::lock_guard lock(mutex_);
     return reads_;
@@ -77,6 +82,10 @@ class SlowFileIo final : public FileIo {
  private:
   bool is_to_fail() {
     const std::lock_guard lock(mutex_);
+    if (fails_next_ > 0) {
+      --fails_next_;
+      return true;
+    }
     return fails_one_in_ > 0 && ++ended_ % fails_one_in_ == 0;
   }
   void take_time(uint64_t offset) {
@@ -99,6 +108,7 @@ class SlowFileIo final : public FileIo {
   uint64_t waiting_ = 0;
   uint64_t fails_one_in_ = 0;  // 0: none does
   uint64_t ended_ = 0;
+  uint64_t fails_next_ = 0;
 };
 
 }  // namespace recalld
