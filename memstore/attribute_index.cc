@@ -26,9 +26,6 @@ uint64_t bytes_of(std::span<const IndexedTurn> turns) {
   return bytes;
 }
 
-// Behind a block's number: greater than every key of its rows.
-const std::string last_of_block(18, '\xff');
-
 // How many of the first turns fill a block; nothing when all of them do not.
 std::optional<size_t> fill(std::span<const IndexedTurn> turns) {
   uint64_t bytes = 0;
@@ -203,18 +200,16 @@ Expected<uint64_t> AttributeIndex::stage_removal(MemoryId id, std::span<const Tu
   uint64_t first = turns.front().first;
   uint64_t done = 0;  // turns before this one have no block any more that need go
   for (const TurnRange& range : turns) {
-    for (uint64_t at = std::max(range.first, done); at <= range.last;) {
-      RECALLD_TRY(const auto* const block, blocks.find(at));
-      if (block == nullptr || block->number > range.last) break;
-      stage_removal(id, {block->number, block->head.end}, batch);
-      first = std::min(first, block->number);
-      at = done = block->head.end;
-    }
+    if (range.last < done) continue;
+    RECALLD_TRY(const AttributeBlocks::Place place, blocks.place_of(range.first));
+    stage_removal(id, {place.first_row, range.last + 1}, batch);
+    first = std::min(first, place.first_row);
+    done = place.whole_end;
   }
   // An open block that was split when it got columns may have told of its turns from within the block before.
   if (first == 0) return 0;
   Catalog::Cursor rows = catalog_.cursor(Family::attributes, row_key(id));
-  const auto found = rows.seek_before(block_key(id, first - 1).append(last_of_block));
+  const auto found = rows.seek_before(end_key(id, first - 1));
   if (!found && found.error().kind != ErrorKind::corrupt) return std::unexpected(found.error());
   return (found && *found) || rows.on_row() ? number_of(rows.key()) : 0;
 }

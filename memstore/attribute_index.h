@@ -44,6 +44,14 @@ class AttributeBlocks {
   // rows cannot even be listed there is none.
   Expected<const Block*> find(uint64_t turn);
 
+  // Where the rows stand that speak of a turn, or may do so: behind the last block before it that is whole, those of
+  // blocks that are damaged.
+  struct Place {
+    uint64_t first_row = 0;  // the number of their block
+    uint64_t whole_end = 0;  // of a block that is whole and speaks of the turn, turns it ends before; else 0
+  };
+  Expected<Place> place_of(uint64_t turn);
+
   // The turns of the block; null: its row is damaged.
   const TurnsView* turns(const Block& block);
 
@@ -102,7 +110,8 @@ class AttributeIndex {
   void stage_block(MemoryId id, const Made& made, bool last, Catalog::Batch& batch) const;
 
   // ---- Removing
-  // Removes the blocks that speak of any of these turns (ranges by number, apart from each other; at least one).
+  // Removes the blocks that speak of any of these turns (ranges by number, apart from each other; at least one), and
+  // those that may do so, since they are damaged.
   // Returns the turn from which on there may be rows, these or earlier ones, that spoke of any of them.
   Expected<uint64_t> stage_removal(MemoryId id, std::span<const TurnRange> turns, Catalog::Batch& batch) const;
   // All rows of the blocks of a stretch.

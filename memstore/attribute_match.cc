@@ -101,6 +101,22 @@ Expected<const AttributeBlocks::Block*> AttributeBlocks::find(uint64_t turn) {
   }
 }
 
+Expected<AttributeBlocks::Place> AttributeBlocks::place_of(uint64_t turn) {
+  loaded_.clear();
+  turns_.reset();
+  for (uint64_t at = turn;;) {
+    const auto found = rows_.seek_before(end_key(id_, at));
+    if (!found && found.error().kind != ErrorKind::corrupt) return std::unexpected(found.error());
+    if (found ? !*found : !rows_.on_row()) return Place{};
+    const uint64_t number = number_of(rows_.key());
+    RECALLD_TRY(const bool whole, go_to(number));
+    if (whole && block_.head.end > turn) return Place{number, block_.head.end};
+    if (whole) return Place{block_.head.end, 0};
+    if (number == 0) return Place{};
+    at = number - 1;
+  }
+}
+
 const TurnsView* AttributeBlocks::turns(const Block& block) {
   if (!turns_) turns_ = view_turns(block.head, block.number);
   return turns_ ? &*turns_ : nullptr;

@@ -199,6 +199,10 @@ std::string column_key(MemoryId id, uint64_t block, std::string_view attribute) 
   return attribute_key(id, block, attribute) += '\1';
 }
 
+std::string end_key(MemoryId id, uint64_t block) {
+  return block_key(id, block).append(sizeof(Hash128) + 2, '\xff');
+}
+
 bool is_block_key(std::string_view key) {
   return key.size() == 16;
 }

@@ -31,6 +31,7 @@ struct IndexedTurn {
 std::string block_key(MemoryId id, uint64_t block);
 std::string attribute_key(MemoryId id, uint64_t block, std::string_view attribute);
 std::string column_key(MemoryId id, uint64_t block, std::string_view attribute);
+std::string end_key(MemoryId id, uint64_t block);  // greater than every key of the block
 bool is_block_key(std::string_view key);
 uint32_t attribute_mark(std::string_view attribute);  // by which the first row of a block lists it
 

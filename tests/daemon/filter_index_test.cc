@@ -12,6 +12,7 @@
 
 #include "daemon/filter.h"
 #include "daemon/rfc3339.h"
+#include "memstore/attribute_rows.h"
 #include "memstore/catalog.h"
 #include "memstore/rows.h"
 #include "memstore/store.h"
@@ -180,6 +181,20 @@ class FilterIndex : public ::testing::Test {
     return found.rows;
   }
 
+  // No part of these stands anywhere else, so that tables have them as they are.
+  const std::array<std::string, 3> words{"Zb3mPq8LtR", "kq7x9zw2vj", "w5Hd0sYc1N"};
+
+  // Appends a turn with attributes of these words; returns its number.
+  uint64_t append_told() {
+    Turn told = turn();
+    told.name = words[0];
+    told.metadata = R"({"keypad":")" + words[1] + R"(",")" + words[2] + R"(":1})";
+    AppendBatch batch{
+        .memory = "m", .turns = {Model::tokenise(told)}, .operation_id = {}, .operation_digest = {}, .now_us = 9};
+    EXPECT_TRUE(store_->append({&batch, 1}).value().at(0));
+    return said_ - 1;
+  }
+
   void index() {
     for (std::optional<uint64_t> turn = 0; turn;) turn = store_->index_turns(id_, *turn).value();
   }
@@ -258,16 +273,9 @@ TEST_F(FilterIndex, StoresOfEarlierVersionsAreAnsweredByTheirTurnsAndIndexedWith
 TEST_F(FilterIndex, ForgettingLeavesNoTraceOfAnAttributeAndNoRowOfAMemoryThatIsDeleted) {
   open();
   for (int i = 0; i < 3; ++i) append(1'500);  // with columns, and an open block behind them
-  Turn told = turn();
-  told.name = "Zb3mPq8LtR";  // no part of these stands anywhere else, so that tables have them as they are
-  told.metadata = R"({"keypad":"kq7x9zw2vj","w5Hd0sYc1N":1})";
-  AppendBatch batch{
-      .memory = "m", .turns = {Model::tokenise(told)}, .operation_id = {}, .operation_digest = {}, .now_us = 9};
-  ASSERT_TRUE(store_->append({&batch, 1}).value().at(0));
-  const uint64_t number = said_ - 1;
+  const uint64_t number = append_told();
   append(2);
   open();  // writes it to tables
-  const std::array<std::string, 3> words{"Zb3mPq8LtR", "kq7x9zw2vj", "w5Hd0sYc1N"};
   for (const std::string& each : words) EXPECT_FALSE(files_with(data(), each).empty()) << each;
   EXPECT_EQ(expect_same(R"({"metadata.keypad":"kq7x9zw2vj"})"), 0u);
   ASSERT_TRUE(store_->forget(id_, std::array{TurnRange{number, number}}));
@@ -283,6 +291,40 @@ TEST_F(FilterIndex, ForgettingLeavesNoTraceOfAnAttributeAndNoRowOfAMemoryThatIsD
   EXPECT_TRUE(left.empty()) << left[0].message;
   store_.reset();
   EXPECT_TRUE(RawRows(data() / "catalog").all(Family::attributes).empty());
+}
+
+TEST_F(FilterIndex, ForgettingLeavesNoTraceOfAnAttributeWhoseBlockIsDamaged) {
+  for (const bool with_columns : {false, true}) {
+    for (const bool removed : {false, true}) {
+      SCOPED_TRACE(std::string(with_columns ? "with columns" : "open") + (removed ? ", missing" : ", damaged"));
+      store_.reset();
+      std::filesystem::remove_all(data());
+      said_ = 0;
+      open();
+      append(with_columns ? 100 : 4'200);
+      const uint64_t number = append_told();
+      append(with_columns ? 4'200 : 3);
+      store_.reset();
+      {
+        RawRows raw(data() / "catalog");
+        std::string key, value;  // of the row that begins the turn's block
+        for (const auto& [each, row] : raw.all(Family::attributes))
+          if (is_block_key(each) && number_of(each) <= number) key = each, value = row;
+        value.back() = static_cast<char>(value.back() ^ 4);
+        if (removed)
+          raw.remove(Family::attributes, key);
+        else
+          raw.put(Family::attributes, key, value);
+      }
+      open();
+      for (const std::string& each : words) EXPECT_FALSE(files_with(data(), each).empty()) << each;
+      ASSERT_TRUE(store_->forget(id_, std::array{TurnRange{number, number}}));
+      ASSERT_TRUE(store_->erase_forgotten(id_));
+      for (const std::string& each : words) EXPECT_TRUE(files_with(data(), each).empty()) << each;
+      index();
+      expect_sound();
+    }
+  }
 }
 
 TEST_F(FilterIndex, DamagedRowsOfTheIndexAreNamedAnsweredAroundAndMadeAgain) {
