@@ -18,6 +18,7 @@ using Json = nlohmann::json;
 
 constexpr double common_words = 10;   // BM25 that a chunk has by a few of them
 constexpr double telling_words = 15;  // BM25 from which on what a text is about adds little
+constexpr double weight_max = 1e6;    // with greater ones, sums might be no finite numbers
 
 size_t at(Feature feature) {
   return static_cast<size_t>(feature);
@@ -118,6 +119,7 @@ class Numbers {
     if (found == object.end()) return wrong(member, "the member is missing");
     if (!found->is_number() || !std::isfinite(found->get<double>())) return wrong(member, "expected a number");
     value = found->get<double>();
+    if (std::abs(value) > weight_max) return wrong(member, "expected a number from -1000000 to 1000000");
     if (value < least)
       wrong(member, "expected a number that is not below 0, as a better part must not make a chunk worse");
   }

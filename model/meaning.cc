@@ -14,6 +14,7 @@ namespace recalld {
 namespace {
 
 constexpr float beside_share = 0.75F;  // of what a chunk beside has
+constexpr float length_max = 1e6F;     // of a vector: sums of longer ones might be no finite numbers
 
 // Eight sums, which the compiler makes a vector of.
 double dot(std::span<const float> a, std::span<const float> b) {
@@ -54,15 +55,17 @@ Expected<std::optional<Meaning>> Meaning::of_checkpoint(const std::filesystem::p
   meaning.dimensions_ = (*shape)[1];
   meaning.weights_ = std::move(*tells);
   for (const Bf16 value : *vectors) meaning.units_.push_back(to_float(value));
-  if (!are_finite(meaning.units_) || !are_finite(meaning.weights_) || std::ranges::min(meaning.weights_) < 0)
-    return refused("expected finite vectors, and weights that are not below 0");
+  if (!are_finite(meaning.units_)) return refused("vectors: expected finite numbers");
+  if (!std::ranges::all_of(meaning.weights_, [](float weight) { return weight >= 0 && weight <= 1; }))
+    return refused("weights: expected numbers from 0 to 1");
   for (uint32_t piece = 0; piece < pieces; ++piece) {
     const auto length = static_cast<float>(std::sqrt(dot(meaning.unit(piece), meaning.unit(piece))));
+    if (!(length <= length_max))
+      return refused("vectors: expected none that is longer than 1000000, got one for piece " + std::to_string(piece));
     meaning.lengths_.push_back(length);
     for (size_t i = 0; i < meaning.dimensions_; ++i)
       meaning.units_[piece * meaning.dimensions_ + i] /= std::max(length, 1e-30F);
   }
-  if (!are_finite(meaning.lengths_)) return refused("expected vectors whose lengths are finite");
   return std::optional(std::move(meaning));
 }
 

@@ -40,7 +40,7 @@ class Meaning {
   void add(uint32_t piece, std::vector<float>& sum) const;
 
   size_t dimensions_ = 0;
-  std::vector<float> weights_;  // [pieces], 0: the piece tells nothing
+  std::vector<float> weights_;  // [pieces] 0 to 1; 0: the piece tells nothing
   std::vector<float> lengths_;  // [pieces] of the vectors
   std::vector<float> units_;    // [pieces, dimensions], each of length 1, or 0
 };

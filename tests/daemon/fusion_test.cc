@@ -191,6 +191,11 @@ TEST(Fusion, TellsWhatAFileOfWeightsHasWrong) {
   EXPECT_THAT(problem(weights(R"("token": 1)")), HasSubstr("order.tokens: the member is missing"));
   EXPECT_THAT(problem(weights(R"("tokens": "1")")), HasSubstr("order.tokens: expected a number"));
   EXPECT_THAT(problem(weights(R"("tokens": -0.1)")), HasSubstr("order.tokens: expected a number that is not below 0"));
+  // Sums of such weights might be no numbers, and chunks in no order.
+  EXPECT_THAT(problem(weights(R"("tokens": 1e308)")), HasSubstr("order.tokens: expected a number from -1000000 to"));
+  std::string bias = weights();
+  bias.replace(bias.find("-3}"), 2, "-1e7");
+  EXPECT_THAT(problem(bias), HasSubstr("score.bias: expected a number from -1000000 to 1000000"));
 }
 
 TEST(Fusion, ReadsTheFileOfACheckpointIfThereIsOne) {

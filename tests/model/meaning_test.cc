@@ -25,10 +25,11 @@ class MeaningTest : public ::testing::Test {
   static constexpr size_t pieces = 5;
 
   // Pieces 0 and 1 point to the right, 2 up, 3 between, 4 to the left; 0 tells nothing.
-  Expected<std::optional<Meaning>> open(const std::vector<float>& weights = {0, 1, 3, 1, 1}, size_t expected = pieces) {
+  Expected<std::optional<Meaning>> open(const std::vector<float>& weights = {0, 0.25, 0.75, 0.25, 0.25},
+                                        size_t expected = pieces, float scale = 0.25f) {
     std::string data;
     for (const float weight : weights) ByteWriter(data).u32(std::bit_cast<uint32_t>(weight));
-    for (size_t i = 0; i < pieces; ++i) ByteWriter(data).u32(std::bit_cast<uint32_t>(0.25f));
+    for (size_t i = 0; i < pieces; ++i) ByteWriter(data).u32(std::bit_cast<uint32_t>(scale));
     for (const int8_t code : {8, 0, 4, 0, 0, 4, 4, 4, -4, 0}) ByteWriter(data).u8(static_cast<uint8_t>(code));
     const std::string end = std::to_string(4 * weights.size()), scales = std::to_string(4 * weights.size() + 20);
     std::string header = R"({"weights":{"dtype":"F32","shape":[)" + std::to_string(weights.size()) +
@@ -93,8 +94,12 @@ TEST_F(MeaningTest, AQuestionOfPiecesThatTellNothingIsEmpty) {
 TEST_F(MeaningTest, WhatDoesNotFitIsRefusedByName) {
   EXPECT_THAT(open({0, 1, 1, 1, 1}, 6).error().message, HasSubstr("a row for each of the 6 pieces"));
   EXPECT_THAT(open({0, 1, 1, 1}).error().message, HasSubstr("weights"));
-  EXPECT_THAT(open({0, 1, -1, 1, 1}).error().message, HasSubstr("not below 0"));
-  EXPECT_THAT(open({0, 1, NAN, 1, 1}).error().message, HasSubstr("finite"));
+  for (const float weight : {-1.0f, 1.5f, NAN, INFINITY})
+    EXPECT_THAT(open({0, 1, weight, 1, 1}).error().message, HasSubstr("weights: expected numbers from 0 to 1"));
+  EXPECT_THAT(open({0, 1, 1, 1, 1}, pieces, NAN).error().message, HasSubstr("no finite number"));
+  // Sums of such vectors would be no numbers, and chunks in no order.
+  for (const float scale : {1e6f, 1e30f})
+    EXPECT_THAT(open({0, 1, 1, 1, 1}, pieces, scale).error().message, HasSubstr("longer than 1000000"));
 }
 
 TEST_F(MeaningTest, TheDefaultCheckpointHasOneForItsTokenizer) {
