@@ -2,16 +2,9 @@
 
 #include <algorithm>
 
+#include "base/shorten.h"
+
 namespace recalld {
-namespace {
-
-constexpr size_t shown_bytes_max = 64;  // of a client's own words in a message to it
-
-std::string shown(std::string_view text) {
-  return text.size() <= shown_bytes_max ? std::string(text) : std::string(text.substr(0, shown_bytes_max)) + "...";
-}
-
-}  // namespace
 
 std::string described(const Json& value) {
   switch (value.type()) {
@@ -20,7 +13,7 @@ std::string described(const Json& value) {
     case Json::value_t::array:
       return "an array of " + std::to_string(value.size());
     case Json::value_t::string:
-      return json_string(shown(value.get_ref<const std::string&>()));
+      return json_string(shortened(value.get_ref<const std::string&>()));
     case Json::value_t::binary:
       return "an integer of more than 64 bits";  // see the builder of json_rpc.cc
     default:
@@ -135,7 +128,7 @@ void Arguments::refuse_the_rest() {
     if (std::ranges::find(known_, member.key()) != known_.end()) continue;
     std::string names;
     for (const std::string_view name : known_) names.append(names.empty() ? "" : ", ").append(name);
-    return refuse(shown(member.key()),
+    return refuse(shortened(member.key()),
                   names.empty() ? "unknown argument: there are none here" : "unknown argument; there are " + names);
   }
 }

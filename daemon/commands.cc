@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "base/shorten.h"
 #include "daemon/protocol.h"
 
 namespace recalld {
@@ -108,7 +109,7 @@ RpcError no_such_method(std::string_view method) {
   std::string names;
   for (const Command& command : commands) names.append(names.empty() ? "" : ", ").append(command.name);
   return {code_method_not_found, ErrorKind::invalid_request,
-          "method: there is no " + json_string(method.substr(0, 64)) + "; there are " + names};
+          "method: there is no " + json_string(shortened(method)) + "; there are " + names};
 }
 
 }  // namespace

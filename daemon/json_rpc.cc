@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/shorten.h"
+
 namespace recalld {
 namespace {
 
@@ -39,7 +41,7 @@ class Builder final : public Json::json_sax_t {
   bool start_object(size_t) override { return open(Json::object()); }
   bool key(string_t& name) override {
     const auto [member, fresh] = open_.back()->emplace(std::move(name), nullptr);
-    if (!fresh) return refuse("the key " + json_string(member.key().substr(0, 64)) + " appears twice in one object");
+    if (!fresh) return refuse("the key " + json_string(shortened(member.key())) + " appears twice in one object");
     slot_ = &member.value();
     return true;
   }

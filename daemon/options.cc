@@ -15,6 +15,8 @@
 #include <toml++/toml.h>
 #include <CLI/CLI.hpp>
 
+#include "base/quote.h"
+#include "base/shorten.h"
 #include "daemon/version.h"
 
 namespace recalld {
@@ -62,8 +64,8 @@ constexpr auto Settings::fields() {
 }
 
 std::unexpected<Error> invalid(std::string_view name, std::string_view expected, const Setting& got) {
-  return fail(ErrorKind::invalid_request,
-              got.place + std::string(name) + ": expected " + std::string(expected) + ", got \"" + got.text + "\"");
+  return fail(ErrorKind::invalid_request, got.place + std::string(name) + ": expected " + std::string(expected) +
+                                              ", got " + in_quotes(shortened(got.text)));
 }
 
 // ---- The configuration file
@@ -109,8 +111,8 @@ Expected<Settings> read_file(const fs::path& file) {
       if (field->is_path && text_value->starts_with('~'))
         return file_error(file, node.source(), std::string(field->name) + ": write the path out; no shell reads the ~");
       // A path in the file counts from where the file lies, not from where the daemon was started.
-      const bool is_relative = field->is_path && !text_value->empty();
-      settings.*field->value = {is_relative ? (file.parent_path() / *text_value).string() : *text_value,
+      const bool counts_from_file = field->is_path && !text_value->empty();  // unless it is absolute
+      settings.*field->value = {counts_from_file ? (file.parent_path() / *text_value).string() : *text_value,
                                 place_in(file, node.source())};
     } else if (const auto number = node.value_exact<int64_t>(); number && !field->is_path) {
       settings.*field->value = {std::to_string(*number), place_in(file, node.source())};
@@ -310,7 +312,7 @@ Expected<uint64_t> parse_bytes(std::string_view text) {
   if (error != std::errc() || unit == units.end() || number > std::numeric_limits<uint64_t>::max() >> unit->second)
     return fail(
         ErrorKind::invalid_request,
-        "expected bytes or a number with KiB, MiB, GiB or TiB, such as 64MiB, got \"" + std::string(text) + "\"");
+        "expected bytes or a number with KiB, MiB, GiB or TiB, such as 64MiB, got " + in_quotes(shortened(text)));
   return number << unit->second;
 }
 

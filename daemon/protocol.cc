@@ -157,7 +157,7 @@ Expected<SearchRequest> search_request(Json& params) {
   Arguments arguments(params, "");
   SearchRequest request;
   take_searched(arguments, request);
-  request.query = arguments.text("query", 1, query_bytes_max);
+  request.query = take_question(arguments, "query");
   request.limit = arguments.optional_integer("limit", 1, search_limit_max).value_or(request.limit);
   request.max_tokens = arguments.optional_integer("max_tokens", 1, number_max);
   request.explain = arguments.optional_flag("explain").value_or(false);
@@ -183,7 +183,7 @@ Expected<GenerateRequest> generate_request(Json& params) {
   Arguments arguments(params, "");
   GenerateRequest request;
   request.memory = take_memory(arguments);
-  request.prompt = arguments.text("prompt", 1, query_bytes_max);
+  request.prompt = take_question(arguments, "prompt");
   request.max_tokens = arguments.optional_integer("max_tokens", 1, generate_tokens_max).value_or(request.max_tokens);
   request.temperature = arguments.optional_number("temperature", 0, temperature_max).value_or(request.temperature);
   request.top_p = arguments.optional_number("top_p", 0, 1).value_or(request.top_p);

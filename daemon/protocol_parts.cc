@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/quote.h"
+#include "base/shorten.h"
 #include "daemon/protocol.h"
 #include "daemon/rfc3339.h"
 
@@ -26,8 +28,7 @@ std::string take_metadata(Arguments& arguments) {
   }
   for (const auto& [key, value] : metadata->items()) {
     if (value.is_primitive() && !value.is_binary()) continue;
-    arguments.refuse("metadata." + key.substr(0, 64), "a string, a number that fits 64 bits, true, false or null",
-                     value);
+    arguments.refuse("metadata." + shortened(key), "a string, a number that fits 64 bits, true, false or null", value);
     return {};
   }
   std::string text = metadata->dump();
@@ -48,8 +49,21 @@ Reply source(const Passage::Source& turn) {
 
 std::string take_memory(Arguments& arguments, std::string_view argument) {
   std::string memory = arguments.text(argument, 1, memory_bytes_max);
-  if (arguments.ok() && !is_memory_name(memory)) arguments.refuse(argument, memory_rule, memory);
+  if (!arguments.ok() || is_memory_name(memory)) return memory;
+  if (memory.ends_with('*'))
+    arguments.refuse(argument, in_quotes(memory) +
+                                   " is the beginning of names, which search alone takes; name one "
+                                   "memory (memories.list with a prefix tells which there are)");
+  else
+    arguments.refuse(argument, memory_rule, memory);
   return memory;
+}
+
+std::string take_question(Arguments& arguments, std::string_view argument) {
+  std::string question = arguments.text(argument, 1, query_bytes_max);
+  if (arguments.ok() && question.find_first_not_of(" \t\n\v\f\r") == std::string::npos)
+    arguments.refuse(argument, "expected a text with something in it, got only spaces");
+  return question;
 }
 
 std::optional<int64_t> take_time(Arguments& arguments, std::string_view argument) {

@@ -19,6 +19,8 @@ inline constexpr uint64_t number_max = uint64_t{1} << 53;  // of turns, chunks, 
 
 // ---- Arguments
 std::string take_memory(Arguments& arguments, std::string_view argument = "memory");
+// The query of a search or the prompt of an answer: more than spaces.
+std::string take_question(Arguments& arguments, std::string_view argument);
 std::optional<int64_t> take_time(Arguments& arguments, std::string_view argument);  // microseconds since 1970
 // The turn that `arguments` is about: role, content, name, time, metadata. `has_time`: whether there was one.
 Turn take_turn(Arguments& arguments, bool& has_time);

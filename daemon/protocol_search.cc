@@ -14,7 +14,7 @@ namespace {
 std::string take_prefix(Arguments& arguments, std::string prefix) {
   prefix.pop_back();
   if (prefix.size() >= memory_bytes_max || !is_memory_name(prefix + "x"))
-    arguments.refuse("memory", "expected the beginning of a memory's name before the \"*\", got " + in_quotes(prefix));
+    arguments.refuse("memory", "expected the beginning of a memory's name before the \"*\", got " + described(prefix));
   return prefix;
 }
 
@@ -24,8 +24,10 @@ std::vector<std::string> take_names(Arguments& arguments) {
     const std::string at = "memory[" + std::to_string(names.size()) + "]";
     const std::string* name = each.get_ptr<const std::string*>();
     if (!name || !is_memory_name(*name)) {
-      arguments.refuse(
-          Error{ErrorKind::invalid_request, at + ": expected the name of a memory, got " + described(each)});
+      const bool is_prefix = name && name->ends_with('*');
+      arguments.refuse(Error{ErrorKind::invalid_request,
+                             at + ": expected the name of a memory, got " + described(each) +
+                                 (is_prefix ? "; the beginning of names stands alone, in no array" : "")});
       return {};
     }
     if (std::ranges::find(names, *name) != names.end()) {

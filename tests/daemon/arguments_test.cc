@@ -81,7 +81,13 @@ TEST(Arguments, WhatNobodyAskedForIsRefusedByName) {
 TEST(Arguments, AClientsOwnWordsAreShownShortened) {
   const std::string message =
       error_of({{"count", std::string(5000, 'x')}}, [](Arguments& arguments) { arguments.integer("count", 0, 1); });
-  EXPECT_EQ(message, "count: expected an integer from 0 to 1, got \"" + std::string(64, 'x') + "...\"");
+  EXPECT_EQ(message, "count: expected an integer from 0 to 1, got \"" + std::string(64, 'x') + "…\"");
+  std::string umlauts = "x";
+  for (int i = 0; i < 40; ++i) umlauts += "ä";
+  const auto count = [](Arguments& arguments) { arguments.integer("count", 0, 1); };
+  EXPECT_EQ(error_of({{"count", umlauts}}, count),
+            "count: expected an integer from 0 to 1, got \"" + umlauts.substr(0, 63) + "…\"")
+      << "whole characters";
 }
 
 }  // namespace
