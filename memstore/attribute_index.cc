@@ -63,7 +63,7 @@ Expected<void> AttributeIndex::stage(MemoryId id, TurnStretch of, std::vector<In
   if (!adds() || of.first == of.end) return {};
   AttributeBlocks blocks(catalog_, id);
   // Open blocks that end where this stretch begins, taken up from the last one on.
-  uint64_t first = of.first, run_turns = 0, run_bytes = 0;
+  uint64_t first = of.first, run_turns = turns.size(), run_bytes = bytes_of(turns);
   const auto take = [&]() -> Expected<bool> {
     if (first == 0) return false;
     RECALLD_TRY(const auto* const block, blocks.find(first - 1));
@@ -78,13 +78,10 @@ Expected<void> AttributeIndex::stage(MemoryId id, TurnStretch of, std::vector<In
   if (of.first > 0) {
     RECALLD_TRY(const auto* const last, blocks.find(of.first - 1));
     if (last != nullptr && last->head.open && last->head.end == of.first) {
-      run_turns = last->head.run_turns;
-      run_bytes = last->head.run_bytes;
+      run_turns += last->head.run_turns;
+      run_bytes += last->head.run_bytes;
       const bool small = last->head.turns < open_turns_max && last->row.size() < open_bytes_max;
-      const uint64_t added_turns = turns.size(), added_bytes = bytes_of(turns);
-      const bool full = run_turns + added_turns >= block_turns_max || run_bytes + added_bytes >= block_bytes_max;
-      run_turns += added_turns;
-      run_bytes += added_bytes;
+      const bool full = run_turns >= block_turns_max || run_bytes >= block_bytes_max;
       for (bool more = small || full; more;) {
         RECALLD_TRY(const bool taken, take());
         more = taken && full;
@@ -92,13 +89,7 @@ Expected<void> AttributeIndex::stage(MemoryId id, TurnStretch of, std::vector<In
       // What was counted may have been forgotten, or lie before what is not indexed.
       if (full) run_turns = turns.size(), run_bytes = bytes_of(turns);
       if (full) batch.remove_range(Family::attributes, block_key(id, first), block_key(id, of.first));
-    } else {
-      run_turns = turns.size();
-      run_bytes = bytes_of(turns);
     }
-  } else {
-    run_turns = turns.size();
-    run_bytes = bytes_of(turns);
   }
   std::span<const IndexedTurn> left = turns;
   for (auto count = fill(left); count; count = fill(left)) {
@@ -224,6 +215,48 @@ Catalog::Range AttributeIndex::range(MemoryId id, TurnStretch blocks) {
 
 // ---- Verifying
 
+namespace {
+
+using Rows = std::vector<std::pair<std::string, std::string>>;
+
+// As many rows as the block has, whatever makes a block full by now; nothing when its turns cannot all be read.
+Expected<std::optional<Rows>> rows_that_belong(const AttributeIndex& index, const MemoryRecord& memory,
+                                               const AttributeBlocks::Block& block) {
+  const uint64_t first = block.number, end = block.head.end;
+  std::vector<IndexedTurn> turns;
+  for (uint64_t at = first; at < end;) {
+    RECALLD_TRY(auto made, index.make(memory, {at, end}));
+    if (!made.of || made.of->first != at || (made.of->end < end && made.next != made.of->end)) return std::nullopt;
+    std::ranges::move(made.turns, std::back_inserter(turns));
+    at = made.of->end;
+  }
+  if (!block.head.open) return rows_of_block(memory.id, first, end, turns);
+  return Rows{
+      {block_key(memory.id, first), encode_open_block(first, end, block.head.run_turns, block.head.run_bytes, turns)}};
+}
+
+// What is wrong with the rows of a block; empty: nothing. Without `expected` they need only be whole.
+std::string compare(Catalog::Cursor& rows, MemoryId id, TurnStretch of, const Rows* expected, uint64_t& bytes) {
+  size_t at = 0;
+  auto found = rows.seek(block_key(id, of.first));
+  for (; !found || *found; found = rows.next()) {
+    if (!found && !rows.on_row()) return "its rows cannot be read: " + found.error().message;
+    const uint64_t there = number_of(rows.key());
+    if (there >= of.end) break;
+    if (there != of.first) return "rows stand where none belong";
+    if (!found) return "a row does not match its checksum";
+    bytes += rows.value().size();
+    if (expected == nullptr) continue;
+    if (at == expected->size() || rows.key() != (*expected)[at].first || rows.value() != (*expected)[at].second)
+      return at < expected->size() && rows.key() > (*expected)[at].first ? "a row is missing"
+                                                                         : "a row does not fit the turns";
+    ++at;
+  }
+  return expected != nullptr && at != expected->size() ? "a row is missing" : "";
+}
+
+}  // namespace
+
 Expected<std::optional<AttributeIndex::Checked>> AttributeIndex::check(const MemoryRecord& memory,
                                                                        uint64_t from) const {
   const MemoryId id = memory.id;
@@ -250,48 +283,13 @@ Expected<std::optional<AttributeIndex::Checked>> AttributeIndex::check(const Mem
   }
   checked.turns = static_cast<uint64_t>(
       std::ranges::count_if(*listed, [&](const IndexedTurn& turn) { return turn.number >= from; }));
-  std::vector<std::pair<std::string, std::string>> expected;
+  Rows expected;
   if (adds()) {
-    // As many rows as the block has, whatever makes a block full by now.
-    std::vector<IndexedTurn> turns;
-    for (uint64_t at = of.first; at < of.end;) {
-      RECALLD_TRY(Made made, make(memory, {at, of.end}));
-      if (!made.of || made.of->first != at || (made.of->end < of.end && made.next != made.of->end)) return checked;
-      std::ranges::move(made.turns, std::back_inserter(turns));
-      at = made.of->end;
-    }
-    if (block->head.open)
-      expected.emplace_back(block_key(id, of.first),
-                            encode_open_block(of.first, of.end, block->head.run_turns, block->head.run_bytes, turns));
-    else
-      expected = rows_of_block(id, of.first, of.end, turns);
+    RECALLD_TRY(auto made, rows_that_belong(*this, memory, *block));
+    if (!made) return checked;
+    expected = *std::move(made);
   }
-  size_t at = 0;
-  for (found = rows.seek(block_key(id, of.first)); !found || *found; found = rows.next()) {
-    if (!found && !rows.on_row()) {
-      checked.cause = "its rows cannot be read: " + found.error().message;
-      return checked;
-    }
-    const uint64_t there = number_of(rows.key());
-    if (there >= of.end) break;
-    if (there != of.first) {
-      checked.cause = "rows stand where none belong";
-      return checked;
-    }
-    if (!found) {
-      checked.cause = "a row does not match its checksum";
-      return checked;
-    }
-    checked.bytes += rows.value().size();
-    if (!adds()) continue;
-    if (at == expected.size() || rows.key() != expected[at].first || rows.value() != expected[at].second) {
-      checked.cause =
-          at < expected.size() && rows.key() > expected[at].first ? "a row is missing" : "a row does not fit the turns";
-      return checked;
-    }
-    ++at;
-  }
-  if (adds() && at != expected.size()) checked.cause = "a row is missing";
+  checked.cause = compare(rows, id, of, adds() ? &expected : nullptr, checked.bytes);
   return checked;
 }
 
