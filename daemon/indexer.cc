@@ -57,6 +57,10 @@ std::optional<MemoryId> Indexer::next_memory() {
 }
 
 void Indexer::step() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopped_) return;
+  }
   if (!left_) {
     const auto memory = next_memory();
     if (!memory) return;

@@ -5,12 +5,17 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <latch>
 #include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
+
 #include "daemon/filter.h"
+#include "daemon/indexer.h"
 #include "daemon/rfc3339.h"
 #include "memstore/attribute_rows.h"
 #include "memstore/catalog.h"
@@ -267,6 +272,30 @@ TEST_F(FilterIndex, StoresOfEarlierVersionsAreAnsweredByTheirTurnsAndIndexedWith
   EXPECT_LT(expect_same(asked), 8'000u);  // what is indexed so far is used
   while (turn) turn = store_->index_turns(id_, *turn).value();
   EXPECT_EQ(expect_same(asked), 0u);
+  expect_sound();
+}
+
+TEST_F(FilterIndex, TheIndexerGoesThroughEverythingAndBeginsNothingOnceItIsStopped) {
+  open(false);
+  for (int i = 0; i < 3; ++i) append(400);
+  open();
+  {
+    boost::asio::thread_pool upkeep(1);
+    std::latch stopped(1);
+    boost::asio::post(upkeep, [&] { stopped.wait(); });
+    Indexer indexer(*store_, upkeep);
+    indexer.start();
+    indexer.index(id_);
+    indexer.stop();
+    stopped.count_down();
+    upkeep.join();
+    indexer.start();  // changes nothing
+    EXPECT_EQ(store_->verify(id_, {})->unindexed_turns, 1'200u);
+  }
+  boost::asio::thread_pool upkeep(1);
+  Indexer indexer(*store_, upkeep);
+  indexer.start();
+  upkeep.join();
   expect_sound();
 }
 
