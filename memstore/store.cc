@@ -48,8 +48,8 @@ Expected<std::unique_ptr<Store>> Store::open(const std::filesystem::path& direct
   if (StoreShares::states_bytes(shape) > shares.working_bytes)
     spdlog::warn(
         "open store: recurrent states of this model have {:.1f} MiB each, and up to {} MiB of them are written and "
-        "compacted at a time, more than the {} MiB that the store's memory budget of {} MiB has for them; raise "
-        "memory-budget",
+        "compacted at a time, more than the {} MiB that the store has for them; raise --memory-budget, of which {} MiB "
+        "are the store's now",
         static_cast<double>(shape.state_bytes) / 1048576.0, StoreShares::states_bytes(shape) >> 20,
         shares.working_bytes >> 20, options.memory_budget_bytes >> 20);
   RECALLD_TRY(DataDirectory data, DataDirectory::open(directory, shape));
