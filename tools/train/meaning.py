@@ -60,8 +60,8 @@ def texts(data: Path) -> Iterator[list[str]]:
 
 def pieces(data: Path, tokenizer) -> np.ndarray:
     """All of the text, a newline behind each line."""
-    newline = tokenizer.piece_to_id("\n")
-    found = [np.array([piece for ids in tokenizer.encode(lines) for piece in (*ids, newline)], np.uint16)
+    newline, number = tokenizer.piece_to_id("\n"), np.min_scalar_type(tokenizer.get_piece_size())
+    found = [np.array([piece for ids in tokenizer.encode(lines) for piece in (*ids, newline)], number)
              for lines in texts(data)]
     return np.concatenate(found)
 
