@@ -39,9 +39,10 @@ Levels levels_of(const SearchReply::Result& result) {
   const auto tokens = result.why.find("tokens");
   double most = 0;
   if (tokens != result.why.end() && tokens->is_array())
-    for (const Json& token : *tokens)
-      if (token.is_object())
-        most = std::max(most, token.value("weight", Json(0)).is_number() ? token["weight"].get<double>() : 0);
+    for (const Json& token : *tokens) {
+      const Json weight = token.is_object() ? token.value("weight", Json()) : Json();
+      if (weight.is_number()) most = std::max(most, weight.get<double>());
+    }
   size_t at = 0;
   if (most > 0)
     for (const Json& token : *tokens) {

@@ -94,8 +94,8 @@ TEST(Report, ExplainPaintsTokensByTheirWeightAndDrawsABarAPart) {
 
 TEST(Report, ExplainSurvivesWhatItDoesNotExpect) {
   SearchReply reply = explained_result();
-  for (const Json& odd :
-       {Json(7), Json::array({7}), Json{{{"byte", -1}, {"text", 3}, {"weight", "x"}}}, Json::object()}) {
+  for (const Json& odd : {Json(7), Json::array({7}), Json::array({{{"byte", -1}, {"text", 3}, {"weight", "x"}}}),
+                          Json::array({{{"byte", 0}, {"text", "a"}}}), Json::object()}) {
     for (const char* member : {"tokens", "parts", "pairs", "matches"}) reply.results[0].why[member] = odd;
     EXPECT_THAT(report(reply, Style{true, 80}), HasSubstr("under the mat"));
   }
