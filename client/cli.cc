@@ -12,6 +12,7 @@
 #include <iostream>
 #include <utility>
 
+#include "base/shorten.h"
 #include "client/text.h"
 
 namespace recalld::client {
@@ -29,7 +30,7 @@ std::string whole_number(const std::string& text, uint64_t least) {
   const char* const end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, number);
   if (error == std::errc() && stop == end && number >= least) return "";
-  return "expected a whole number from " + std::to_string(least) + " on, got '" + text + "'";
+  return "expected a whole number from " + std::to_string(least) + " on, got '" + shortened(text) + "'";
 }
 
 }  // namespace

@@ -98,6 +98,7 @@ std::string default_text(double value);
 // ---- Commands. Each function adds one and binds `run` to what it does when chosen.
 using Run = std::function<int()>;
 
+void add_search(CLI::App& app, const Globals& globals, Run& run);
 void add_ask(CLI::App& app, const Globals& globals, Run& run);
 void add_forget(CLI::App& app, const Globals& globals, Run& run);
 void add_verify(CLI::App& app, const Globals& globals, Run& run);

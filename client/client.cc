@@ -14,6 +14,8 @@
 #include <thread>
 #include <utility>
 
+#include "base/shorten.h"
+
 namespace recalld::client {
 
 namespace {
@@ -94,7 +96,7 @@ Expected<Client> Client::connect(const std::filesystem::path& socket, ClientOpti
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(address.sun_path)) {
-    return fail(ErrorKind::invalid_request, "connect to '" + path + "': a socket's path has 1 to " +
+    return fail(ErrorKind::invalid_request, "connect to '" + shortened(path) + "': a socket's path has 1 to " +
                                                 std::to_string(sizeof(address.sun_path) - 1) + " bytes, this one " +
                                                 std::to_string(path.size()) + "; choose a shorter one with --socket");
   }

@@ -1,5 +1,6 @@
 #include "client/filter_options.h"
 
+#include <algorithm>
 #include <array>
 #include <set>
 #include <string>
@@ -7,13 +8,17 @@
 #include <utility>
 #include <vector>
 
+#include "base/shorten.h"
+
 namespace recalld::client {
 namespace {
 
 // A day means its beginning, in UTC; anything else is for the daemon to judge.
 std::string moment(const std::string& text) {
-  constexpr size_t day_characters = 10;  // 2026-01-31
-  return text.size() == day_characters ? text + "T00:00:00Z" : text;
+  constexpr std::string_view day = "dddd-dd-dd";
+  const bool is_day = std::ranges::equal(
+      text, day, [](char is, char wanted) { return wanted == 'd' ? is >= '0' && is <= '9' : is == wanted; });
+  return is_day ? text + "T00:00:00Z" : text;
 }
 
 // A number, true, false, null or a text in quotes as in JSON; all else is a text as it stands.
@@ -66,7 +71,8 @@ Expected<Json> FilterOptions::read() const {
   for (const std::string& each : where) {
     const size_t at = each.find('=');
     if (at == std::string::npos || at == 0)
-      return fail(ErrorKind::invalid_request, "--where: expected KEY=VALUE, such as draft=true, got '" + each + "'");
+      return fail(ErrorKind::invalid_request,
+                  "--where: expected KEY=VALUE, such as draft=true, got '" + shortened(each) + "'");
     const std::string key = "metadata." + each.substr(0, at);
     // The same key twice: both must hold.
     if (conditions.contains(key))
@@ -86,12 +92,21 @@ Expected<Json> FilterOptions::read() const {
 
 Error FilterOptions::named(Error error) const {
   if (!filter.empty()) return error;
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 4> options{{{"filter.role", "--role"},
-                                                                                  {"filter.name", "--name"},
-                                                                                  {"filter.time.lt", "--before"},
-                                                                                  {"filter.time.gte", "--after"}}};
+  const auto is_of = [&](std::string_view condition) {
+    return error.message.starts_with(std::string(condition) + ":");
+  };
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 2> options{
+      {{"filter.role", "--role"}, {"filter.name", "--name"}}};
   for (const auto& [condition, option] : options)
-    if (error.message.starts_with(std::string(condition) + ":")) error.message.replace(0, condition.size(), option);
+    if (is_of(condition)) error.message.replace(0, condition.size(), option);
+  // A day was sent as its beginning: told is what was typed.
+  const auto expected_time = [&](std::string_view option, const std::string& typed) {
+    error.message = std::string(option) +
+                    ": expected a day, such as 2026-01-31, or a time of RFC 3339, such as 2026-01-31T18:05:00Z, got '" +
+                    shortened(typed) + "'";
+  };
+  if (is_of("filter.time.lt")) expected_time("--before", before);
+  if (is_of("filter.time.gte")) expected_time("--after", after);
   return error;
 }
 

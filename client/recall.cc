@@ -8,15 +8,16 @@
 #include <functional>
 #include <iterator>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
-#include "base/request_defaults.h"
+#include "base/shorten.h"
 #include "client/append_stream.h"
 #include "client/cli.h"
 #include "client/client.h"
-#include "client/filter_options.h"
 #include "client/progress.h"
 #include "client/report.h"
 #include "client/text.h"
@@ -229,23 +230,6 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   return print_line(result);
 }
 
-int run_search(const Globals& globals, const SearchRequest& request, const FilterOptions& which) {
-  auto client = connect(globals);
-  if (!client) return fail_with(client.error(), exit_no_daemon);
-  const auto result = client->call("search", params(request));
-  if (!result) return fail_with(which.named(result.error()));
-  if (globals.json) return print_line(*result);
-  const auto reply = decode<SearchReply>(*result);
-  if (!reply) return fail_with(reply.error());
-  // Where something is always found, the best chunk did not fit.
-  const bool may_find_nothing =
-      request.mode == "lexical" || !request.filter.is_null() || request.min_score || request.memory.ends_with('*');
-  const auto too_small = may_find_nothing ? std::nullopt : request.max_tokens;
-  const int code = print(report(*reply, Style::of_standard_output(), too_small));
-  warn(reply->unreadable);
-  return code;
-}
-
 // ---- listings
 
 struct ListArguments {
@@ -320,60 +304,11 @@ void add_append(CLI::App& app, const Globals& globals, Run& run) {
         const size_t most = AppendStream::operation_prefix_bytes_max;
         return !id.empty() && id.size() <= most ? "" : "expected 1 to " + std::to_string(most) + " bytes";
       });
-  command->add_flag("--wait", arguments->wait, "Wait until everything is encoded and searchable, not only stored");
+  command->add_flag(
+      "--wait", arguments->wait,
+      "Wait until everything is encoded and searchable, not only stored: as long as it takes, or as --timeout says");
   command->callback(
       [&globals, &run, arguments] { run = [&globals, arguments] { return run_append(globals, *arguments); }; });
-}
-
-void add_search(CLI::App& app, const Globals& globals, Run& run) {
-  struct Arguments {
-    SearchRequest request;
-    std::vector<std::string> words;
-    std::vector<std::string> also;
-    FilterOptions which;
-  };
-  auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("search", "Find the chunks that answer a question");
-  command
-      ->add_option("MEMORY", arguments->request.memory,
-                   "The name of the memory; 'BEGINNING*' in quotes: all that begin so")
-      ->required();
-  command->add_option("QUERY", arguments->words, "The question; several words are joined")->required();
-  command->add_option("--also", arguments->also, "Search this memory together with MEMORY; once for each of several")
-      ->allow_extra_args(false);
-  command->add_option("--limit", arguments->request.limit, "At most so many chunks, 1 to 128")
-      ->check(count_check)
-      ->default_str(std::to_string(search_limit_default));
-  command
-      ->add_option("--max-tokens", arguments->request.max_tokens,
-                   "At most so many tokens in all; a chunk has up to 64; default: no limit")
-      ->check(count_check);
-  command->add_option("--mode", arguments->request.mode, "How to rank: hybrid, landmark or lexical")
-      ->default_str("hybrid");
-  command
-      ->add_option(
-          "--expand", arguments->request.expand,
-          "What to show of what is found: none (chunks), chunks (joined where they touch) or turns (whole ones)")
-      ->default_str("none");
-  command
-      ->add_option("--min-score", arguments->request.min_score,
-                   "In a hybrid search, leave out what scores below this, from 0 to 1")
-      ->check(CLI::Range(0.0, 1.0));
-  command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
-  arguments->which.add(*command, "Only chunks with turns");
-  command->callback([&globals, &run, arguments] {
-    run = [&globals, arguments] {
-      arguments->request.query = joined(arguments->words);
-      if (!arguments->also.empty()) {
-        arguments->request.memories = {arguments->request.memory};
-        std::ranges::copy(arguments->also, std::back_inserter(arguments->request.memories));
-      }
-      auto filter = arguments->which.read();
-      if (!filter) return fail_with(filter.error(), exit_usage);
-      arguments->request.filter = *std::move(filter);
-      return run_search(globals, arguments->request, arguments->which);
-    };
-  });
 }
 
 void add_memories(CLI::App& app, const Globals& globals, Run& run) {
@@ -464,8 +399,21 @@ void add_inspection(CLI::App& app, const Globals& globals, Run& run) {
   });
 }
 
-// What CLI11 says, on one line, with the help that belongs to the command that was meant.
-Error usage_error(const CLI::App& app, const CLI::ParseError& problem) {
+// What CLI11 says, which repeats what was typed, however long.
+std::string with_shortened(std::string message, std::span<char* const> typed) {
+  for (const std::string_view argument : typed) {
+    const std::string_view value =
+        argument.starts_with("--") ? argument.substr(std::min(argument.size(), argument.find('=') + 1)) : argument;
+    const std::string brief = shortened(value);
+    if (brief == value) continue;
+    for (size_t at = message.find(value); at != std::string::npos; at = message.find(value, at + brief.size()))
+      message.replace(at, value.size(), brief);
+  }
+  return message;
+}
+
+// On one line, with the help that belongs to the command that was meant.
+Error usage_error(const CLI::App& app, const CLI::ParseError& problem, std::span<char* const> typed) {
   std::string message = problem.what();
   std::string command = app.get_name();
   for (const CLI::App* named = &app; !named->get_subcommands().empty();) {
@@ -475,7 +423,7 @@ Error usage_error(const CLI::App& app, const CLI::ParseError& problem) {
   if (app.get_subcommands().empty() && app.remaining_size() > 0) {
     message = "there is no command '" + app.remaining().front() + "'";
   }
-  return {ErrorKind::invalid_request, message + "; see " + command + " --help"};
+  return {ErrorKind::invalid_request, with_shortened(std::move(message), typed) + "; see " + command + " --help"};
 }
 
 int run_main(int argc, char** argv) {
@@ -490,7 +438,10 @@ int run_main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--json", globals.json, "Print the reply's result, one line of JSON (one a page)");
   const CLI::Option* timeout =
-      app.add_option("--timeout", globals.timeout_s, "Seconds to wait for a reply; 0: for ever")
+      app.add_option(
+             "--timeout", globals.timeout_s,
+             "Seconds to wait for a reply; 0: for ever. What may take long (append --wait, ask, forget, verify and "
+             "the like) waits for ever unless this is given")
           ->check(CLI::Range(0.0, 1e6))
           ->capture_default_str();
 
@@ -513,7 +464,7 @@ int run_main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& problem) {
     if (problem.get_exit_code() == 0) return app.exit(problem);  // --help or --version
-    return fail_with(usage_error(app, problem), exit_usage);
+    return fail_with(usage_error(app, problem, std::span(argv, static_cast<size_t>(argc))), exit_usage);
   }
   globals.timeout_given = timeout->count() > 0;
   return run();

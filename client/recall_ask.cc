@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/request_defaults.h"
+#include "base/shorten.h"
 #include "client/cli.h"
 #include "client/text.h"
 
@@ -85,7 +86,8 @@ CLI::Validator up_to(double most) {
       [most](const std::string& text) {
         double number = -1;
         const bool valid = CLI::detail::lexical_cast(text, number) && number >= 0 && number <= most;
-        return valid ? std::string() : "expected a number from 0 to " + fixed(most, 0) + ", got '" + text + "'";
+        return valid ? std::string()
+                     : "expected a number from 0 to " + fixed(most, 0) + ", got '" + shortened(text) + "'";
       },
       "");
 }

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/shorten.h"
 #include "client/cli.h"
 #include "client/filter_options.h"
 #include "client/progress.h"
@@ -32,7 +33,8 @@ Expected<std::vector<TurnRange>> turn_ranges(const std::string& text) {
   const char* at = text.data();
   const char* const end = at + text.size();
   const auto refuse = [&] {
-    return fail(ErrorKind::invalid_request, "expected numbers of turns, or ranges such as 10-20, got '" + text + "'");
+    return fail(ErrorKind::invalid_request,
+                "expected numbers of turns, or ranges such as 10-20, got '" + shortened(text) + "'");
   };
   for (;;) {
     TurnRange range;
@@ -66,6 +68,11 @@ struct ForgetArguments {
 };
 
 Expected<ForgetRequest> forget_request(const ForgetArguments& arguments) {
+  if (arguments.memory.ends_with('*'))
+    return fail(ErrorKind::invalid_request,
+                "forget: '" + shortened(arguments.memory) +
+                    "' is the beginning of names, which search alone takes; forget in one memory at a time (recall "
+                    "memories list PREFIX tells which there are)");
   ForgetRequest request;
   request.memory = arguments.memory;
   request.wait = !arguments.no_wait;

@@ -101,10 +101,27 @@ TEST(Recall, WrongUsageIsToldInOneLineWithTheHelpThatBelongsToIt) {
             "recall: CHUNK: expected a whole number from 0 on, got '-1'; see recall chunks --help\n");
 }
 
+TEST(Recall, AnOverlongValueIsShownShortened) {
+  const std::string value(3000, 'x');
+  const std::string brief = value.substr(0, 64) + "…";
+  for (const std::string& arguments :
+       {value, "search m q --limit " + value, "search m q --limit=" + value, "append m --format " + value,
+        "chunks m " + value, "forget m " + value, "search m q --where " + value, "search m q --filter " + value,
+        "ask m q --temperature " + value, "health --socket " + value}) {
+    const Outcome outcome = shell("$RECALL " + arguments + " </dev/null");
+    EXPECT_NE(outcome.code, 0) << arguments;
+    EXPECT_THAT(outcome.output, HasSubstr(brief)) << arguments;
+    EXPECT_LT(outcome.output.size(), 400u) << arguments;
+  }
+}
+
 TEST(Recall, NoDaemonIsExitCodeThreeAndSaysHowToStartOne) {
   const Outcome outcome = shell("$RECALL health --socket /nonexistent/s");
   EXPECT_EQ(outcome.code, 3);
   EXPECT_THAT(outcome.output, HasSubstr("recalld --socket /nonexistent/s"));
+  const TempDir directory;
+  EXPECT_EQ(shell("$RECALL health --socket '" + directory.path().string() + "/missing/s'").code, 3);
+  EXPECT_FALSE(std::filesystem::exists(directory.path() / "missing")) << "a client makes nothing";
 }
 
 TEST(Recall, UnknownMemoryIsExitCodeFourARefusedValueTwoAndOtherErrorsOne) {
@@ -160,9 +177,17 @@ TEST(Recall, SearchPassesTheLeastScoreAndRefusesOneThatIsNone) {
   EXPECT_EQ(found.code, 0);
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"]["min_score"], 0.25);
   EXPECT_EQ(found.output.find("--max-tokens"), std::string::npos) << "nothing was likely enough, whatever fits";
+  EXPECT_THAT(found.output, HasSubstr("warning: nothing scores as much as --min-score"));
   const Outcome refused = shell("$RECALL " + at(daemon) + "search m where --min-score 2 2>&1");
   EXPECT_EQ(refused.code, 2);
   EXPECT_NE(refused.output.find("--min-score"), std::string::npos);
+}
+
+TEST(Recall, SearchNamesTheOptionThatTheDaemonRefuses) {
+  const FakeDaemon daemon(
+      [](const std::string& line) { return refuse(line, "max_tokens: expected an integer", "invalid_request"); });
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "search m where --max-tokens 7").output,
+              HasSubstr("recall: --max-tokens: expected an integer"));
 }
 
 TEST(Recall, SearchTakesTheBeginningOfNamesAndWhatToShow) {
@@ -183,6 +208,54 @@ TEST(Recall, SearchTakesSeveralMemoriesByName) {
   EXPECT_EQ(outcome.output, "Nothing found in 2 memories, in 0.5 ms\n");
   const Json expected{{"memory", {"a", "b", "user/c"}}, {"query", "where is it"}};
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], expected);
+}
+
+TEST(Recall, SearchTellsThatTheBeginningOfNamesStandsAlone) {
+  const FakeDaemon daemon([](const std::string& line) { return answer(line, Json::object()); });
+  for (const std::string memories : {"'user/a/*' --also b", "b --also 'user/a/*'"}) {
+    const Outcome refused = shell("$RECALL " + at(daemon) + "search " + memories + " word");
+    EXPECT_EQ(refused.code, 2);
+    EXPECT_THAT(refused.output, HasSubstr("--also: 'user/a/*' is the beginning of names, which stands alone"));
+  }
+  EXPECT_TRUE(daemon.lines().empty());
+}
+
+Json turn_of(uint64_t number, const std::string& name, const std::string& content) {
+  return {{"turn", number}, {"role", "user"}, {"name", name}, {"content", content}, {"time", "2026-01-02T02:04:05Z"}};
+}
+
+TEST(Recall, SearchForASpeakerShowsWhatThatSpeakerSaid) {
+  Json sources = Json::array();
+  for (const char* name : {"Ana", "Ben", "Ana"})
+    sources.push_back(
+        {{"turn", 4 + sources.size()}, {"role", "user"}, {"name", name}, {"time", "2026-01-02T02:04:05Z"}});
+  const Json found{{"results",
+                    {{{"chunk", 1},
+                      {"score", 0.5},
+                      {"text", "the key?\nBen: In the shed.\nAna: Than"},
+                      {"tokens", {64, 128}},
+                      {"turns", sources}}}},
+                   {"searchable_through", 9},
+                   {"took_ms", 1.0}};
+  const FakeDaemon daemon([&](const std::string& line) {
+    if (Json::parse(line)["method"] == "search") return answer(line, found);
+    return answer(
+        line,
+        {{"turns",
+          {turn_of(4, "Ana", "Where is the key?"), turn_of(5, "Ben", "In the shed."), turn_of(6, "Ana", "Thanks.")}},
+         {"next_cursor", nullptr}});
+  });
+  const auto shown = [&](const std::string& options) {
+    return shell("$RECALL " + at(daemon) + "search m where " + options).output;
+  };
+  const std::string said = shown("--name Ben");
+  EXPECT_THAT(said, HasSubstr("turn 5 · Ben (user)"));
+  EXPECT_THAT(said, HasSubstr("      Ben: In the shed.\n\n"));
+  EXPECT_EQ(said.find("Ana"), std::string::npos) << said;
+  EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"memory", "m"}, {"first", 4}, {"limit", 3}}));
+  for (const std::string options : {"", "--role user", "--name Ben --json"})
+    EXPECT_THAT(shown(options), HasSubstr("Ana: Than")) << options;
+  EXPECT_EQ(daemon.lines().size(), 5u) << "nothing more is asked for where all that was found is shown";
 }
 
 // The reply to a generation, after what was told before it.
@@ -665,7 +738,12 @@ TEST(Recall, ForgetNamesTheOptionThatTheDaemonRefuses) {
   const auto told = [&](const std::string& options) {
     return shell("$RECALL " + at(daemon) + "forget m --yes " + options).output;
   };
-  EXPECT_THAT(told("--before noon"), HasSubstr("recall: --before: expected a time"));
+  EXPECT_THAT(told("--before noon"), HasSubstr("recall: --before: expected a day, such as 2026-01-31, or a time of"));
+  EXPECT_THAT(told("--before noon"), HasSubstr("got 'noon'"));
+  EXPECT_THAT(told("--before 2026-99-01"), HasSubstr("got '2026-99-01'")) << "what was typed, not what was sent";
+  EXPECT_EQ(sent(daemon, 2)["params"]["filter"]["time"]["lt"], "2026-99-01T00:00:00Z");
+  told("--before 1234567890");  // ten characters, but no day
+  EXPECT_EQ(sent(daemon, 3)["params"]["filter"]["time"]["lt"], "1234567890");
   EXPECT_THAT(told("--filter '{\"time\":{\"lt\":1}}'"), HasSubstr("recall: filter.time.lt: expected a time"));
 }
 
@@ -697,6 +775,9 @@ TEST(Recall, ForgetRefusesWhatItCannotMean) {
   for (const std::string turns : {"x", "4-", "-4", "9-4", "4,", ",4", "4-5-6", "18446744073709551616", "4.5"})
     EXPECT_THAT(refused("-- " + turns), HasSubstr("expected numbers of turns")) << turns;
   EXPECT_THAT(refused("--filter '[1]'"), HasSubstr("--filter: expected a JSON object"));
+  const Outcome several = shell("$RECALL " + at(daemon) + "forget 'user/a/*' 4 </dev/null");
+  EXPECT_EQ(several.code, 2);
+  EXPECT_THAT(several.output, HasSubstr("'user/a/*' is the beginning of names, which search alone takes"));
   EXPECT_TRUE(daemon.lines().empty());
 }
 
