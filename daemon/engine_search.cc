@@ -145,7 +145,8 @@ size_t Engine::Impl::ranked(const Query& query) {
 Expected<Engine::Impl::Asked> Engine::Impl::ask(const Query& query) {
   const Clock::time_point begun = Clock::now();
   Asked asked;
-  RECALLD_TRY(asked.query, backend_->query(query.tokens));
+  const bool compares = query.request.mode == SearchMode::hybrid || query.request.explain;
+  RECALLD_TRY(asked.query, backend_->query(query.tokens, compares ? QueryParts::all : QueryParts::landmark));
   if (query.request.explain) explain_query(query.tokens, asked);
   keep_compared(query.tokens, asked.query.tokens);
   asked.took_ms = milliseconds_since(begun);

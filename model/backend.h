@@ -31,11 +31,15 @@ struct RecurrentState {
 struct SearchQuery {
   // [landmark_dim] The retrieval embedding with the landmarks' gain folded in, rounded to bf16.
   std::vector<Bf16> landmark;
-  // [heads, head_dim] Queries of the first HSA layer; empty without upper layers.
+  // [heads, head_dim] Queries of the first HSA layer; empty without upper layers, or where it was not asked for.
   std::vector<float> heads;
   // [n, heads, head_dim] The same of each token between the first and the last: those of the question itself. Empty
-  // without upper layers.
+  // likewise.
   std::vector<float> tokens;
+};
+enum class QueryParts : uint8_t {
+  landmark,  // alone: that is all that ranking by landmarks takes
+  all,
 };
 // Of a question that chunks are compared with, the last ones.
 inline constexpr size_t question_tokens_max = 128;
@@ -69,7 +73,7 @@ class Backend {
   virtual Expected<void> encode(std::span<const Segment> segments) = 0;
 
   // The last of `tokens` (newline, question, <|recall|>; not empty) as a query, read from a zero state.
-  virtual Expected<SearchQuery> query(std::span<const uint32_t> tokens) = 0;
+  virtual Expected<SearchQuery> query(std::span<const uint32_t> tokens, QueryParts parts = QueryParts::all) = 0;
 };
 
 }  // namespace recalld

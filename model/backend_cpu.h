@@ -29,7 +29,9 @@ class CpuBackend : public Backend {
   size_t segments_max() const override { return 1; }
   Expected<void> encode(std::span<const Segment> segments) override;
 
-  Expected<SearchQuery> query(std::span<const uint32_t> tokens) override { return model_.query(tokens); }
+  Expected<SearchQuery> query(std::span<const uint32_t> tokens, QueryParts parts) override {
+    return model_.query(tokens, parts);
+  }
 
  private:
   void encode(const Segment& segment);

@@ -148,7 +148,8 @@ class Gpu : public Backend {
   virtual void arrived(size_t i) = 0;
   // Waits for what was prepared and returns what step() would. Chunks whose records have not arrived by now do not
   // come, while others may be in the cache; then the lane still waits, and the first selection is not cached. So it may
-  // be where the reads took so long that the GPU gave up waiting (0.2 s): a fill() of all and a step() are right then.
+  // be where the reads took so long that the GPU gave up waiting: a fill() of all and a step() are right then. It waits
+  // 0.2 s in each launch, and takes 96 records in one: of more the later ones have the time of the earlier ones too.
   virtual Expected<LaneResult> go_on() = 0;
 };
 

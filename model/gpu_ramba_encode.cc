@@ -141,12 +141,13 @@ cudaError_t GpuRamba::end_pass(std::span<const Segment> segments, const std::vec
 
 // ---- Searching
 
-Expected<SearchQuery> GpuRamba::query(std::span<const uint32_t> tokens) {
+Expected<SearchQuery> GpuRamba::query(std::span<const uint32_t> tokens, QueryParts parts) {
   const GpuRetrieval& retrieval = groups_.empty() ? *only_retrieval_ : groups_[0].retrieval;
   RECALLD_TRY(const auto state, states_->take());
   SearchQuery query;
   query.landmark.resize(config_.retrieval_dim * config_.retrieval_heads());
-  const size_t heads_floats = groups_.empty() ? 0 : config_.num_attention_heads * config_.attention_head_dim;
+  const bool has_heads = !groups_.empty() && parts == QueryParts::all;
+  const size_t heads_floats = has_heads ? config_.num_attention_heads * config_.attention_head_dim : 0;
   query.heads.resize(heads_floats);
   if (tokens.size() > 2) query.tokens.resize((tokens.size() - 2) * heads_floats);
   // What rows of encode_hidden_ ask the first HSA layer with.

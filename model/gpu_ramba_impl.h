@@ -46,7 +46,7 @@ class GpuRamba final : public Gpu {
   uint64_t segment_chunks() const override { return 64; }
   size_t segments_max() const override { return segments_max_; }
   Expected<void> encode(std::span<const Segment> segments) override;
-  Expected<SearchQuery> query(std::span<const uint32_t> tokens) override;
+  Expected<SearchQuery> query(std::span<const uint32_t> tokens, QueryParts parts) override;
   Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) override;
 
   Expected<std::unique_ptr<GpuMemory>> open_memory() override;

@@ -235,13 +235,13 @@ std::vector<float> Ramba::lower_from_zero(std::span<const uint32_t> tokens) {
   return hidden;
 }
 
-SearchQuery Ramba::query(std::span<const uint32_t> tokens) {
+SearchQuery Ramba::query(std::span<const uint32_t> tokens, QueryParts parts) {
   const size_t width = impl_->config.hidden_size;
   const std::vector<float> hidden = lower_from_zero(tokens);
   const auto last = std::span(hidden).last(width);
   SearchQuery query;
   query.landmark = scaled(retrieval_embedding(last, 0), landmark_gain(0));
-  if (impl_->first_query) {
+  if (impl_->first_query && parts == QueryParts::all) {
     query.heads = impl_->first_query->run(last);
     // All but the newline before the question and <|recall|> behind it.
     if (tokens.size() > 2)

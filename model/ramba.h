@@ -71,7 +71,7 @@ class Ramba {
 
   // ---- Searching
   // The last of `tokens` (newline, question, <|recall|>; not empty) as a query, read from a zero state.
-  SearchQuery query(std::span<const uint32_t> tokens);
+  SearchQuery query(std::span<const uint32_t> tokens, QueryParts parts = QueryParts::all);
 
   // A landmark's score is its dot product with SearchQuery::landmark times this: 1 / sqrt(width of a retrieval head).
   // With several retrieval heads it is the sum of theirs.

@@ -58,7 +58,9 @@ class WideBackend final : public Backend {
     if (while_encoding) while_encoding();
     return {};
   }
-  Expected<SearchQuery> query(std::span<const uint32_t> tokens) override { return cpu_.query(tokens); }
+  Expected<SearchQuery> query(std::span<const uint32_t> tokens, QueryParts parts) override {
+    return cpu_.query(tokens, parts);
+  }
 
  private:
   struct Count {

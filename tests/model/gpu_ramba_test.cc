@@ -223,6 +223,10 @@ TEST_F(GpuRambaTest, ReadsQueriesAsTheCpuDoes) {
     expect_near(floats(found.landmark), floats(expected.landmark), 2 * tolerance);
     expect_near(found.heads, expected.heads, 2 * tolerance);
     expect_near(found.tokens, expected.tokens, 2 * tolerance);
+    const auto alone = must_have(gpu->query(tokens, QueryParts::landmark));
+    EXPECT_TRUE(same_bits(std::span<const Bf16>(alone.landmark), std::span<const Bf16>(found.landmark)));
+    EXPECT_TRUE(alone.heads.empty());
+    EXPECT_TRUE(alone.tokens.empty());
   }
 }
 

@@ -108,6 +108,11 @@ TEST_P(RambaTest, SaysWhereTheHeadsOfTheFirstHsaLayerLook) {
   const SearchQuery query = ramba.query(std::span(tokens_).first(9));
   const size_t heads = ramba.config().num_attention_heads, dim = ramba.config().attention_head_dim;
   ASSERT_EQ(query.heads.size(), heads * dim);
+  EXPECT_EQ(query.tokens.size(), 7 * heads * dim);
+  const SearchQuery alone = ramba.query(std::span(tokens_).first(9), QueryParts::landmark);
+  EXPECT_TRUE(std::ranges::equal(alone.landmark, query.landmark, {}, &Bf16::bits, &Bf16::bits));
+  EXPECT_TRUE(alone.heads.empty());
+  EXPECT_TRUE(alone.tokens.empty());
   // A key that equals head 2's query, among keys of zeros, draws that head's look.
   EncodedChunk chunk{std::vector<float>(256), std::vector<float>(chunk_size * dim),
                      std::vector<float>(chunk_size * dim)};

@@ -214,9 +214,9 @@ Expected<void> CpuGpu::encode(std::span<const Segment> segments) {
   return {};
 }
 
-Expected<SearchQuery> CpuGpu::query(std::span<const uint32_t> tokens) {
+Expected<SearchQuery> CpuGpu::query(std::span<const uint32_t> tokens, QueryParts parts) {
   RECALLD_CHECK(called(Call::query));
-  return model_->query(tokens);
+  return model_->query(tokens, parts);
 }
 
 Expected<std::vector<float>> CpuGpu::late_scores(std::span<const float> tokens, std::span<const ByteView> records) {

@@ -77,7 +77,7 @@ class CpuGpu final : public Gpu {
   uint64_t segment_chunks() const override { return 16; }
   size_t segments_max() const override { return 4; }
   Expected<void> encode(std::span<const Segment> segments) override;
-  Expected<SearchQuery> query(std::span<const uint32_t> tokens) override;
+  Expected<SearchQuery> query(std::span<const uint32_t> tokens, QueryParts parts) override;
   Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) override;
 
   std::string name() const override { return "CPU in place of a GPU"; }

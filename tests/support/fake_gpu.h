@@ -30,7 +30,7 @@ class FakeGpu : public Gpu {
   uint64_t segment_chunks() const override { return 1; }
   size_t segments_max() const override { return 1; }
   Expected<void> encode(std::span<const Segment>) override { return none(); }
-  Expected<SearchQuery> query(std::span<const uint32_t>) override { return none(); }
+  Expected<SearchQuery> query(std::span<const uint32_t>, QueryParts) override { return none(); }
 
   Expected<std::vector<float>> late_scores(std::span<const float>, std::span<const ByteView>) override {
     return none();
