@@ -41,9 +41,9 @@ Expected<Json> object_of(const std::string& text) {
   Json given = Json::parse(text, look, /*allow_exceptions=*/false);
   if (!given.is_object())
     return fail(ErrorKind::invalid_request,
-                R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + text + "'");
+                R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + shortened(text) + "'");
   if (!twice.empty())
-    return fail(ErrorKind::invalid_request, "--filter: the key '" + twice +
+    return fail(ErrorKind::invalid_request, "--filter: the key '" + shortened(twice) +
                                                 "' appears twice in one object; join conditions that must all hold by "
                                                 R"({"and":[...]})");
   return given;
