@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
@@ -84,28 +85,33 @@ def tokens_of(text: str, tokenizer, newline: int) -> list[int]:
 
 @torch.no_grad()
 def golden_tensors(model: RAMba, tokenizer, text: str) -> dict[str, torch.Tensor]:
-    """By the names that tests/model/golden_test.cc compares; of the hidden states every 16th token."""
+    """By the names that tests/model/golden_test.cc compares; of the hidden states every 16th token. Above the chunks their
+    keys and values are read as stores keep them, in bf16."""
     config = model.config
     ids = tokens_of(text, tokenizer, config.newline_token_id)[:GOLDEN_TOKENS]
     if len(ids) < GOLDEN_TOKENS:
         raise SystemExit(f"export: the golden text has {len(ids)} tokens and needs {GOLDEN_TOKENS}")
     ids = torch.tensor(ids)
     last = GOLDEN_TOKENS - 1
-    out = model(ids[None], model.zero_state(1, "cpu"))
+    state = model.zero_state(1, "cpu")
+    out = model(ids[None], state)
+    memory = model.encode(out.lower)
+    stored = replace(memory, keys=memory.keys.bfloat16().float(), values=memory.values.bfloat16().float())
+    hidden = model.upper(out.lower, state[config.num_lower_layers:], stored, causal=True).hidden[0]
     visible = torch.arange(GOLDEN_TOKENS // CHUNK) < torch.arange(GOLDEN_TOKENS)[:, None] // CHUNK
     weights = model.backbone.layers[model.first_retrieval].log_weights(out.scores, visible)[0].exp()
     selected = torch.full((len(GOLDEN_PLACES), config.chunk_topk), -1, dtype=torch.int32)
     for row, place in zip(selected, GOLDEN_PLACES):
         chunks = weights[place].nonzero().flatten().flip(0)
         row[:len(chunks)] = chunks
-    logits = model.logits(out.hidden[0])
+    logits = model.logits(hidden)
     question = torch.tensor([config.newline_token_id, *tokenizer.encode(GOLDEN_QUESTION), config.recall_token_id])
     embedding = model.questions(question[None], torch.tensor([len(question) - 1]))[0][0]
     golden = {
         "input_ids": ids.int(), "lower_hidden": out.lower[0, ::16], "landmarks": out.landmarks[0],
         "chunk_k.3": out.keys[0, 3 * CHUNK:4 * CHUNK], "chunk_v.3": out.values[0, 3 * CHUNK:4 * CHUNK],
         f"retrieval_scores.{last}": out.scores[0, last], "selected_chunks": selected,
-        f"chunk_weights.{last}": weights[last], "final_hidden": out.hidden[0, ::16], f"logits.{last}": logits[last],
+        f"chunk_weights.{last}": weights[last], "final_hidden": hidden[::16], f"logits.{last}": logits[last],
         "nll": F.cross_entropy(logits[:-1], ids[1:], reduction="none"),
         "query_ids": question.int(), "query_embedding": embedding,
         "query_scores": out.landmarks[0] @ embedding / math.sqrt(config.retrieval_dim)}
