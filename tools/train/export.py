@@ -83,10 +83,17 @@ def tokens_of(text: str, tokenizer, newline: int) -> list[int]:
     return [token for line in text.splitlines() for token in [*tokenizer.encode(line), newline]]
 
 
+def over_stored(model: RAMba, lower: torch.Tensor, state: list) -> torch.Tensor:
+    """lower [B, L, d], the state before it -> [B, L, d] after the final norm, where keys and values of chunks are read as
+    stores keep them, in bf16."""
+    memory = model.encode(lower)
+    stored = replace(memory, keys=memory.keys.bfloat16().float(), values=memory.values.bfloat16().float())
+    return model.upper(lower, state[model.config.num_lower_layers:], stored, causal=True).hidden
+
+
 @torch.no_grad()
 def golden_tensors(model: RAMba, tokenizer, text: str) -> dict[str, torch.Tensor]:
-    """By the names that tests/model/golden_test.cc compares; of the hidden states every 16th token. Above the chunks their
-    keys and values are read as stores keep them, in bf16."""
+    """By the names that tests/model/golden_test.cc compares; of the hidden states every 16th token."""
     config = model.config
     ids = tokens_of(text, tokenizer, config.newline_token_id)[:GOLDEN_TOKENS]
     if len(ids) < GOLDEN_TOKENS:
@@ -95,9 +102,7 @@ def golden_tensors(model: RAMba, tokenizer, text: str) -> dict[str, torch.Tensor
     last = GOLDEN_TOKENS - 1
     state = model.zero_state(1, "cpu")
     out = model(ids[None], state)
-    memory = model.encode(out.lower)
-    stored = replace(memory, keys=memory.keys.bfloat16().float(), values=memory.values.bfloat16().float())
-    hidden = model.upper(out.lower, state[config.num_lower_layers:], stored, causal=True).hidden[0]
+    hidden = over_stored(model, out.lower, state)[0]
     visible = torch.arange(GOLDEN_TOKENS // CHUNK) < torch.arange(GOLDEN_TOKENS)[:, None] // CHUNK
     weights = model.backbone.layers[model.first_retrieval].log_weights(out.scores, visible)[0].exp()
     selected = torch.full((len(GOLDEN_PLACES), config.chunk_topk), -1, dtype=torch.int32)
