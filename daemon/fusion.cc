@@ -6,10 +6,12 @@
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <utility>
 
 #include "base/quote.h"
+#include "base/shorten.h"
 
 namespace recalld {
 namespace {
@@ -114,6 +116,7 @@ class Numbers {
 
   // A member that is `optional` may be missing: `value` stays then.
   void take(const Json& object, std::string_view member, double& value, double least, bool optional = false) {
+    known_.insert(member);
     const auto found = object.find(member);
     if (found == object.end() && optional) return;
     if (found == object.end()) return wrong(member, "the member is missing");
@@ -123,6 +126,11 @@ class Numbers {
     if (value < least)
       wrong(member, "expected a number that is not below 0, as a better part must not make a chunk worse");
   }
+  // Called last: a misspelt member that is optional would otherwise count as 0.
+  void refuse_others(const Json& object) {
+    for (const auto& [member, value] : object.items())
+      if (!known_.contains(member)) wrong(shortened(member), "there is no such weight");
+  }
   const std::string& problem() const { return problem_; }
 
  private:
@@ -130,6 +138,7 @@ class Numbers {
     if (problem_.empty()) problem_.append(path_).append(".").append(member).append(": ").append(why);
   }
   std::string path_;
+  std::set<std::string_view> known_;
   std::string problem_;
 };
 
@@ -177,6 +186,8 @@ Expected<Fusion> Fusion::parse(std::string_view text) {
   score.take(json["score"], "bias", fusion.bias_, any);
   for (size_t i = order_features; i < feature_count; ++i)
     score.take(json["score"], feature_names[i], fusion.search_[i - order_features], any);
+  order.refuse_others(json["order"]);
+  score.refuse_others(json["score"]);
   for (const Numbers& part : {order, score})
     if (!part.problem().empty()) return refused(part.problem());
   return fusion;

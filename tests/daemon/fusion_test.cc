@@ -189,6 +189,7 @@ TEST(Fusion, TellsWhatAFileOfWeightsHasWrong) {
               HasSubstr("depth: the weights must be learned from the best 64"));
   EXPECT_THAT(problem(R"({"format": 1, "depth": 64, "order": []})"), HasSubstr("order: expected an object"));
   EXPECT_THAT(problem(weights(R"("token": 1)")), HasSubstr("order.tokens: the member is missing"));
+  EXPECT_THAT(problem(weights(R"("tokens": 1, "topci": 1)")), HasSubstr("order.topci: there is no such weight"));
   EXPECT_THAT(problem(weights(R"("tokens": "1")")), HasSubstr("order.tokens: expected a number"));
   EXPECT_THAT(problem(weights(R"("tokens": -0.1)")), HasSubstr("order.tokens: expected a number that is not below 0"));
   // Sums of such weights might be no numbers, and chunks in no order.
