@@ -16,7 +16,9 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <iterator>
 
+#include "kernels/dependent_launch.cuh"
 #include "kernels/hsa_attention_cuda.h"
 
 namespace recalld::cuda {
@@ -106,8 +108,8 @@ __device__ __forceinline__ void load_query(const Bf16* q, int heads, int lane, u
   const uint4* const from = reinterpret_cast<const uint4*>(q) + row * row_pieces + lane % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint4 low = row < heads ? __ldg(from + 4 * half) : uint4{};
-    const uint4 high = row + 8 < heads ? __ldg(from + 8 * row_pieces + 4 * half) : uint4{};
+    const uint4 low = row < heads ? from[4 * half] : uint4{};
+    const uint4 high = row + 8 < heads ? from[8 * row_pieces + 4 * half] : uint4{};
     query[2 * half] = {low.x, high.x, low.y, high.y};
     query[2 * half + 1] = {low.z, high.z, low.w, high.w};
   }
@@ -196,9 +198,9 @@ struct Selection {
       const uint32_t place = r * warp + lane;
       uint32_t chunk = hsa_no_chunk;
       if (place < all.k) {
-        chunk = __ldg(all.chunks + first_place + place);
+        chunk = all.chunks[first_place + place];
         const float decay = __fmul_rn(static_cast<float>(place), all.weighting.pos_decay);
-        scores[r] = __fadd_rn(__ldg(all.scores + first_place + place), decay);
+        scores[r] = __fadd_rn(all.scores[first_place + place], decay);
       }
       const bool there = chunk != hsa_no_chunk;
       if (!there) scores[r] = -INFINITY;
@@ -321,17 +323,17 @@ __device__ __forceinline__ void meet(int threads) {
   asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
-// Columns 16 * part to 16 * part + 15 of p · V of the chunk at `place`, and its weight / Σp.
+// Columns 16 * part to 16 * part + 15 of p · V of the chunk at `place`, which lies in `slot`, and its weight / Σp.
 __device__ __forceinline__ Rows team_products(const HsaAttention& all, const Tile& tile, const Selection& selection,
-                                              const uint4 (&query)[4], int place, Team& memory, int part, int lane,
-                                              float (&products)[2][4]) {
-  const Record record(all, __ldg(all.page_table + __ldg(all.chunks + tile.first_place + place)), tile.kv_head);
+                                              const uint4 (&query)[4], int place, uint32_t slot, Team& memory, int part,
+                                              int lane, float (&products)[2][4]) {
+  const Record record(all, slot, tile.kv_head);
   uint4 k[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      k[i][half] = __ldg(record.k + (16 * part + 8 * i + lane / 4) * record.stride + 4 * half + lane % 4);
+      k[i][half] = record.k[(16 * part + 8 * i + lane / 4) * record.stride + 4 * half + lane % 4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     // Of this warp's columns, which no other one reads.
@@ -398,21 +400,25 @@ __global__ void __launch_bounds__(team_threads) decode_kernel(HsaAttention all) 
   __shared__ float factors[group_chunks][rows];
   __shared__ bool is_last;
   const cg::cluster_group cluster = cg::this_cluster();
+  let_next_kernel_start();
   cluster.barrier_arrive();  // waited for before others' shared memory is written
   const uint32_t rank = cluster.block_rank(), groups_of_k = (all.k + group_chunks - 1) / group_chunks;
   const uint32_t token = blockIdx.x / column_tiles / groups_of_k, group = blockIdx.x / column_tiles % groups_of_k;
   const int lane = static_cast<int>(threadIdx.x) % warp, part = static_cast<int>(threadIdx.x) / warp;
   const Tile tile(all, token, blockIdx.y, blockIdx.z);
-  const Selection selection(all, tile.first_place, lane);
   const int first = static_cast<int>(group * group_chunks), place = first + static_cast<int>(rank);
-  const bool there = place < selection.count;
+  // No loads by way of __ldg() in this kernel: what they read must not change while it runs, and it starts early.
+  await_kernel_before();
+  // Its slot is asked for as soon as the chunk is known; what the whole selection is can wait.
+  const uint32_t chunk = place < static_cast<int>(all.k) ? all.chunks[tile.first_place + place] : hsa_no_chunk;
+  const bool there = chunk != hsa_no_chunk;
+  const uint32_t slot = there ? all.page_table[chunk] : 0;
+  uint4 query[4];
+  load_query(all.q + tile.first_element, tile.heads, lane, query);
+  const Selection selection(all, tile.first_place, lane);
   float own[2][4];
   Rows factor;
-  if (there) {
-    uint4 query[4];
-    load_query(all.q + tile.first_element, tile.heads, lane, query);
-    factor = team_products(all, tile, selection, query, place, team, part, lane, own);
-  }
+  if (there) factor = team_products(all, tile, selection, query, place, slot, team, part, lane, own);
   cluster.barrier_wait();
   if (group > 0 && first >= selection.count) return;
   if (there) {
@@ -915,30 +921,30 @@ uint32_t tiles_of(uint32_t heads, uint32_t kv_heads) {
 
 template <class... Arguments>
 cudaError_t launch(void (*kernel)(Arguments...), dim3 grid, int threads, size_t shared_bytes, unsigned cluster_blocks,
-                   cudaStream_t stream, Arguments... arguments) {
+                   bool starts_early, cudaStream_t stream, Arguments... arguments) {
   if (shared_bytes > 0) {
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
   }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = cluster_blocks;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[] = {{}, early_start(starts_early)};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = cluster_blocks;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = std::size(attributes);
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 cudaError_t decode(const HsaAttention& all, uint32_t row_tiles, cudaStream_t stream) {
   const uint32_t groups = (all.k + group_chunks - 1) / group_chunks;
   const dim3 grid(all.tokens * groups * column_tiles, all.kv_heads, row_tiles);
-  return launch(decode_kernel, grid, team_threads, 0, column_tiles, stream, all);
+  return launch(decode_kernel, grid, team_threads, 0, column_tiles, true, stream, all);
 }
 
 // The cache, so that one copy brings K or V of a chunk as ring_place_of() has it: columns, every second of eight
@@ -970,8 +976,8 @@ cudaError_t prefill(const HsaAttention& all, uint32_t row_tiles, cudaStream_t st
   CUtensorMap records{};
   if (const cudaError_t status = describe(all, records); status != cudaSuccess) return status;
   const dim3 grid((all.tokens * row_tiles + Memory::tiles - 1) / Memory::tiles, all.kv_heads);
-  return launch(prefill_kernel<tiles_of_warp>, grid, prefill_threads, sizeof(Memory) + ring_alignment, 1, stream, all,
-                row_tiles, records);
+  return launch(prefill_kernel<tiles_of_warp>, grid, prefill_threads, sizeof(Memory) + ring_alignment, 1, false, stream,
+                all, row_tiles, records);
 }
 
 }  // namespace

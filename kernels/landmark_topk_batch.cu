@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(score_threads, 1) score_all(Batch batch) {
   uint4* const ring = shared + steps * blocks_of_queries * warp + in_block * stages * row_sets * warp;
   const uint32_t every = sample ? batch.sample_stride : 1;
   const uint64_t n = sample ? batch.sampled : topk.n;
-  landmark::let_next_kernel_start();
+  let_next_kernel_start();
   // Neighbours in different blocks, so that the last tiles are spread over all.
   const uint64_t first = static_cast<uint64_t>(in_block) * gridDim.x + blockIdx.x,
                  stride = gridDim.x * uint64_t{score_warps};
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(score_threads, 1) score_all(Batch batch) {
                      ? *reinterpret_cast<const uint4*>(topk.queries + static_cast<size_t>(query) * topk.dim + element)
                      : uint4{};
   }
-  landmark::await_kernel_before();
+  await_kernel_before();
   if constexpr (sample) {
     if (blockIdx.x == 0 && threadIdx.x < landmark_topk_batch_max) {
       workspace.counts[threadIdx.x] = 0;
@@ -392,7 +392,7 @@ __global__ void __launch_bounds__(choose_threads, 1) choose_floors(Batch batch) 
   const LandmarkTopKBatch& topk = batch.topk;
   Workspace& workspace = batch.workspace();
   const uint32_t query = blockIdx.x;
-  landmark::let_next_kernel_start();
+  let_next_kernel_start();
   if (threadIdx.x == 0) norm = 0;
   __syncthreads();
   float sum = 0;
@@ -405,7 +405,7 @@ __global__ void __launch_bounds__(choose_threads, 1) choose_floors(Batch batch) 
   // atomicAdd() rounds to the nearest, 16 times: one part in 2^18 is more than that.
   if (threadIdx.x % warp == 0) atomicAdd(&norm, __fmul_ru(sum, 1 + 0x1p-18f));
   __syncthreads();
-  landmark::await_kernel_before();
+  await_kernel_before();
   for (uint32_t i = threadIdx.x; i < batch.sample_groups; i += choose_threads) {
     const float error = margin(norm, magnitude_of(workspace.sample_magnitudes[i / batch.warp_groups]), topk.dim);
     orders[i] = isinf(error) ? 0 : landmark::order_of(__fsub_rd(workspace.sample_best[query][i], error));
@@ -471,7 +471,7 @@ __global__ void __launch_bounds__(threads, 1) finish(Batch batch) {
     part.load(topk.queries + static_cast<size_t>(blockIdx.x) * topk.dim, topk.dim);
     part.store(query_elements);
   }
-  landmark::await_kernel_before();
+  await_kernel_before();
   if (blockIdx.x < topk.count) {
     const uint32_t count = workspace.counts[blockIdx.x];
     if (count <= candidates_max) finish_query<registers>(batch, blockIdx.x, count, query_elements, orders, lists);

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/bf16.h"
+#include "kernels/dependent_launch.cuh"
 
 namespace recalld::cuda::landmark {
 
@@ -22,17 +23,14 @@ inline int multiprocessors() {
   return count;
 }
 
-// Of kernels that follow each other, all but the first start while the one before them ends: what depends on that one
-// comes after await_kernel_before(). The one before has then ended, and all before it.
+// Of kernels that follow each other, all but the first start while the one before them ends.
 template <class Arguments>
 cudaError_t launch(void (*kernel)(Arguments), uint32_t blocks, uint32_t block_threads, size_t shared_bytes,
                    bool starts_early, const Arguments& arguments, cudaStream_t stream) {
   const cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   if (status != cudaSuccess) return status;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = starts_early ? 1 : 0;
+  cudaLaunchAttribute overlap = early_start(starts_early);
   const cudaLaunchConfig_t config{.gridDim = blocks,
                                   .blockDim = block_threads,
                                   .dynamicSmemBytes = shared_bytes,
@@ -40,12 +38,6 @@ cudaError_t launch(void (*kernel)(Arguments), uint32_t blocks, uint32_t block_th
                                   .attrs = &overlap,
                                   .numAttrs = 1};
   return cudaLaunchKernelEx(&config, kernel, arguments);
-}
-__device__ __forceinline__ void let_next_kernel_start() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-__device__ __forceinline__ void await_kernel_before() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 // Orders numbers as they are; a NaN comes below all numbers, and 0 is no number's.

@@ -169,9 +169,9 @@ __global__ void __launch_bounds__(threads, blocks_per_sm) score_codes(Search sea
   const LandmarkTopKInt8& topk = search.topk;
   Workspace& workspace = search.workspace();
   const int lane = static_cast<int>(threadIdx.x) % warp, in_block = static_cast<int>(threadIdx.x) / warp;
-  landmark::let_next_kernel_start();
+  let_next_kernel_start();
   const Query query = load_query(topk.query, topk.dim, bytes);
-  landmark::await_kernel_before();
+  await_kernel_before();
   if constexpr (sample) {
     if (blockIdx.x == 0 && threadIdx.x == 0) {
       workspace.scan = {};
@@ -219,8 +219,8 @@ constexpr int prune_threads = 1024;
 
 __global__ void __launch_bounds__(prune_threads, 1) choose_floor(Search search) {
   __shared__ uint32_t counts[32];
-  landmark::let_next_kernel_start();
-  landmark::await_kernel_before();
+  let_next_kernel_start();
+  await_kernel_before();
   Workspace& workspace = search.workspace();
   const uint32_t kth = landmark::kth_greatest(workspace.groups, search.groups, search.topk.k, counts);
   if (threadIdx.x == 0) workspace.floor = kth;
@@ -228,9 +228,9 @@ __global__ void __launch_bounds__(prune_threads, 1) choose_floor(Search search) 
 
 __global__ void __launch_bounds__(prune_threads, 1) prune(Search search) {
   __shared__ uint32_t counts[32], kept;
-  landmark::let_next_kernel_start();
+  let_next_kernel_start();
   if (threadIdx.x == 0) kept = 0;
-  landmark::await_kernel_before();
+  await_kernel_before();
   Workspace& workspace = search.workspace();
   const uint32_t count = workspace.candidates;
   if (count > candidates_max) {
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(threads, blocks_per_sm) rescore(Search search)
   __shared__ uint64_t lists[warps / 2 * landmark::Best<registers>::slots];
   const LandmarkTopKInt8& topk = search.topk;
   Workspace& workspace = search.workspace();
-  landmark::await_kernel_before();
+  await_kernel_before();
   const bool all = workspace.kept > candidates_max;
   const uint64_t n = all ? topk.n : workspace.kept;
   const uint32_t parts = landmark::parts_of(n, gridDim.x);

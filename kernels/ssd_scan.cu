@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/dependent_launch.cuh"
 #include "kernels/ssd_scan_cuda.h"
 
 namespace recalld::cuda {
@@ -191,7 +192,7 @@ __device__ __forceinline__ void write_scores(const Window& window, uint32_t bloc
 // grid: (blocks, 1 + heads / decay_warps); the first row makes scores.
 template <int state_size>
 __global__ void __launch_bounds__(decay_warps* warp) decays_kernel(const __grid_constant__ Window window) {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  await_kernel_before();
   const uint32_t block = blockIdx.x, lane = threadIdx.x % warp;
   uint32_t p = 0;
   while (p + 1 < window.part_count && window.parts[p + 1].first_block <= block) ++p;
@@ -274,8 +275,8 @@ __global__ void __launch_bounds__(states_threads) states_kernel(const __grid_con
   const size_t first_at = static_cast<size_t>(part.first_block) * window.heads + head;
   const Bf16* const rows = window.xbc + static_cast<size_t>(part.first) * window.channels;
 
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
+  await_kernel_before();
+  let_next_kernel_start();
 
   // The states before these blocks have been written, by threads that have passed a barrier since. A fence takes about
   // as long as a block: this warp has nothing else to do.
@@ -446,6 +447,7 @@ __global__ void __launch_bounds__(outputs_threads, 4)
   const uint2 tokens = __ldcg(reinterpret_cast<const uint2*>(window.block_tokens + block));
   const uint32_t first = tokens.x, count = tokens.y;
   const Bf16* const rows = window.xbc + static_cast<size_t>(first) * window.channels;
+  let_next_kernel_start();
 
   copy_rows<outputs_threads, block_tokens, state_size * 2, Shared::c_pitch>(
       shared_address(shared.c()), rows + inner + state_size, window.channels, count);
@@ -593,7 +595,7 @@ __global__ void __launch_bounds__(outputs_threads, 4)
 
   // This grid may end before states_kernel has written the last states, and the next one in the stream must not start
   // before.
-  if (blockIdx.y + 1 == gridDim.y && blockIdx.x + 1 == gridDim.x) asm volatile("griddepcontrol.wait;" ::: "memory");
+  if (blockIdx.y + 1 == gridDim.y && blockIdx.x + 1 == gridDim.x) await_kernel_before();
 }
 
 size_t aligned(size_t bytes) {
@@ -622,7 +624,6 @@ int multiprocessors() {
   return count;
 }
 
-// It may start as soon as all thread blocks of the kernel ahead of it in the stream have let it, or have ended.
 template <class... Args>
 cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
                           const Args&... args) {
@@ -631,9 +632,7 @@ cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, int threads, size_
        {std::pair{cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)},
         std::pair{cudaFuncAttributePreferredSharedMemoryCarveout, static_cast<int>(cudaSharedmemCarveoutMaxShared)}})
     if (const cudaError_t status = cudaFuncSetAttribute(kernel, attribute, value); status != cudaSuccess) return status;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attribute = early_start();
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -20,19 +20,21 @@
 # - all tools, *OutOfBounds*: what is refused is not launched.
 # - initcheck, MatmulCuda.*: it does not see what cuBLASLt's kernels write, so our kernel that compares their results
 #   would read memory that nobody wrote.
-# - racecheck, MatmulCuda.*: on a Hopper GPU it breaks off there with an error of its own ("failed to handle a hardware
-#   exception"); memcheck watches these.
+# - racecheck, MatmulCuda.* and the test of late interaction that runs a whole model: on a Hopper GPU it breaks off in
+#   cuBLASLt's kernels with an error of its own ("failed to handle a hardware exception"); memcheck watches these.
 # - racecheck, the tests in `slow`: it takes a thousand times as long and more for kernels that keep to shared memory,
 #   so that these alone would take minutes. The same kernels run in smaller shapes of the other tests, all of the
 #   paths of attention in HsaAttentionCuda.FewTokensOfEveryPathAgreeWithTheCpu.
 # initcheck runs with RECALLD_TEST_UNFILLED, as the tests' arrays are otherwise filled before a kernel sees them. Tests
-# that look at what they were filled with fail then: of initcheck only what the tool says counts.
+# that look at what they were filled with fail then: of initcheck only what the tool says counts. So it is under all
+# tools for the test in `timed`, which wants to see the host look while a kernel runs: a tool may not let it.
 set -euo pipefail
 
 readonly slow='HsaAttentionCuda.AgreesWithTheCpuForAny*:HsaAttentionCuda.BitsDoNotDependOnTheSlots:'\
 'LandmarkTopKBatchCuda.HasTheBitsAndTheOrderOfTheCpu:LandmarkTopKBatchCuda.AgreesWhereOnlyASampleSetsTheFloor'
 readonly unseen='MatmulCuda.*'
-readonly of_late='GpuRambaTest.ScoresChunksByTheTokensOfAQuestionWithTheBitsOfTheCpu:GpuLateTest.*'
+readonly timed=ChunkSelectionCuda.WhatIsToldOfALaneThatWaitsIsThereWithItsWordBeforeTheKernelEnds
+readonly of_late='GpuLateTest.*' of_late_in_model=GpuRambaTest.ScoresChunksByTheTokensOfAQuestionWithTheBitsOfTheCpu
 
 die() { printf 'sanitize_gpu: %s\n' "$*" >&2; exit 2; }
 
@@ -114,7 +116,7 @@ run() {
     state=broken
   elif grep -q '^\[  SKIPPED \]' "$log"; then
     state=skipped
-  elif [[ $tool != initcheck ]] && ((rc != 0)); then
+  elif [[ $tool != initcheck && $test != "$timed" ]] && ((rc != 0)); then
     state=failed
   else
     state=clean
@@ -140,14 +142,16 @@ for tool in "${tools[@]}"; do
     echo "$rank $tool kernels_cuda_test $test"
   done
   if [[ $filter == '*' ]]; then
-    for test in $(tests_of model_cuda_test "$of_late"); do echo "3 $tool model_cuda_test $test"; done
+    of_model=$of_late
+    if [[ $tool != racecheck ]]; then of_model+=:$of_late_in_model; fi
+    for test in $(tests_of model_cuda_test "$of_model"); do echo "3 $tool model_cuda_test $test"; done
   fi
 done | sort -n -s -k1,1 >"$logs/queue"
 [[ -s $logs/queue ]] || die "no test of that name"
 printf '%s tests under %s, %s side by side, at most %s s\n' "$(wc -l <"$logs/queue")" "${tools[*]}" "$jobs" "$within"
 
 end=$(($(date +%s) + within))
-export build logs end watch has_ports
+export build logs end watch has_ports timed
 export -f run
 export host_copies_joined="${host_copies[*]:-}"
 # An array does not go through the environment.
