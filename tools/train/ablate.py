@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What each part of the recipe gives: small models trained alike but for one thing, and what they can do by length.
 
-Usage: ablate.py --prepared PREPARED --runs RUNS [--steps 1500 | --seconds 150] [--only full,mean] ...    trains, evaluates
+Usage: ablate.py --prepared PREPARED --runs RUNS [--steps 1500 | --seconds 225] [--only full,mean] ...    trains, evaluates
        ablate.py --runs RUNS --plot                                                                       draws
 
 A run is a process of train.py and one of evaluate.py in RUNS/NAME; called again, what is there already is kept, and a
 training that was cut off begins anew. RUNS/ablations.csv has a line for each run, task and length; --plot makes of it
 RUNS/ablations.svg and RUNS/ablations.md, the table of docs/ablations.md. All of it must have been trained alike: another
---steps, --seed or --config needs another RUNS. Compiled code is kept in RUNS/cache.
+--steps, --seed or --config needs another RUNS. Where there are several GPUs, processes that name other runs with --only may
+share RUNS. Compiled code is kept in RUNS/cache.
 """
 import argparse
 import csv
@@ -181,9 +182,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--prepared", type=Path, help="what prepare.py wrote")
     parser.add_argument("--config", type=Path, default=HERE / "configs/ablation.json")
     parser.add_argument("--only", type=names, default=list(ABLATIONS), help=",".join(ABLATIONS))
-    parser.add_argument("--seconds", type=float, default=150, help="of training, a run")
+    parser.add_argument("--seconds", type=float, default=225, help="of training, a run")
     parser.add_argument("--steps", type=int, help="instead of --seconds")
-    parser.add_argument("--batch", type=int, default=8, help="sequences of 4,096 tokens a step; of short ones as many cost")
+    parser.add_argument("--batch", type=int, default=16, help="sequences of 4,096 tokens a step; of short ones as many cost")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--log-every", type=int, default=100)

@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -24,7 +25,7 @@ from data import MakerOptions, batches
 from export import read_weights
 from lexical import SPECIAL_PIECES, Lexical
 from losses import Chunks, LateQuestions, contrast, evidence_of, late_interaction, towards_words, weight_of_evidence
-from model import Config, build
+from model import BLOCKS, Config, RAMba, build
 from muon import Muon
 from units import KINDS
 
@@ -36,6 +37,7 @@ CARRY_STATE = 0.5       # of the sequences go on with the state that the one bef
 WARMUP_STEPS = 100
 GRADIENT_NORM_MAX = 1.0
 SAVE_SECONDS = 5        # that --within leaves for the last save
+LAYER = re.compile(r"backbone\.layers\.\d+\.")
 
 
 @dataclass
@@ -202,8 +204,27 @@ class Schedule:
         return self.args.lr * min(1.0, (step + 1) / self.args.warmup) * falling
 
 
+def places_of_shared(model) -> list[int]:
+    """Of the layers that are no blocks: both architectures have them."""
+    return [i for i, layer in enumerate(model.backbone.layers) if not isinstance(layer, tuple(BLOCKS.values()))]
+
+
+def shared_weights(model, directory: Path, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a model with other blocks can take over, under its own names: embeddings, encoder, retrieval and the layers that
+    read chunks, of these as many as both have."""
+    config = Config.from_reference(json.loads((directory / "config.json").read_text()))
+    if config.model_type == model.config.model_type:
+        return found
+    with torch.device("meta"):
+        there = places_of_shared(RAMba(config))
+    name_of = {f"backbone.layers.{a}.": f"backbone.layers.{b}." for a, b in zip(there, places_of_shared(model))}
+    parts = {name: LAYER.match(name) for name in found}
+    return {name_of[part[0]] + name[part.end():] if part else name: found[name]
+            for name, part in parts.items() if part is None or part[0] in name_of}
+
+
 def load_weights(model, directory: Path) -> None:
-    found = {name: tensor.float() for name, tensor in read_weights(directory).items()}
+    found = shared_weights(model, directory, {name: tensor.float() for name, tensor in read_weights(directory).items()})
     if not model.config.enable_pos_decay:
         found = {name: tensor for name, tensor in found.items() if not name.endswith(".pos_decay")}
     missing, unexpected = model.load_state_dict(found, strict=False)
@@ -443,7 +464,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, required=True, help="what prepare.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="directory of this run")
     parser.add_argument("--config", type=Path, required=True, help="config.json of the model")
-    parser.add_argument("--init", type=Path, help="directory with model.safetensors to go on from")
+    parser.add_argument("--init", type=Path, help="directory with model.safetensors to go on from; where its blocks are others, the rest is taken")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--steps", type=int, help="instead of --seconds")
     parser.add_argument("--within", type=float, help="instead of --seconds: of everything, compiling included")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 TRAIN = Path(__file__).resolve().parent.parent
 SOURCE = TRAIN.parents[1]
 STARTER = SOURCE / "tests/golden/starter"
-CHECKPOINTS = {"starter": (STARTER, STARTER), "default": (SOURCE / "model/default", SOURCE / "tests/golden/default")}
+CHECKPOINTS = {"starter": (STARTER, STARTER)} | {name: (SOURCE / "model" / name, SOURCE / "tests/golden" / name)
+                                                 for name in ("default", "swa-hsa")}
 sys.path.insert(0, str(TRAIN))
 from export import over_stored, read_weights  # noqa: E402
 from model import CHUNK, Config, Memory, RAMba, build, reading_loss  # noqa: E402

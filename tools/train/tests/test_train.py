@@ -80,3 +80,21 @@ def test_a_run_that_is_told_to_stop_saves_first(monkeypatch, small, small_config
     run(monkeypatch, small, tmp_path / "run", small_config, "--steps", "1000")
     assert json.loads((tmp_path / "run/run.json").read_text())["step"] == 2
     assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_another_architecture_begins_with_what_both_have(monkeypatch, small, small_config, tmp_path, capsys):
+    run(monkeypatch, small, tmp_path / "ramba", small_config)
+    config = train.Config.from_reference(small_config | {"model_type": "swa_hsa", "sliding_window": 128, "swa_kv_heads": 1,
+                                                          "num_lower_layers": small_config["num_lower_layers"] + 1})
+    model, fresh = train.build(config, 5), train.build(config, 5).state_dict()
+    train.load_weights(model, tmp_path / "ramba")
+    taken = train.read_weights(tmp_path / "ramba")
+    layer = {name.split(".")[2]: name for name in taken if name.endswith((".cls_emb", ".lmk_q_norm.weight"))}
+    assert len(layer) == 2
+    for place, name in layer.items():
+        own = name.replace(f".layers.{place}.", f".layers.{int(place) + 1}.")
+        assert torch.equal(model.state_dict()[own], taken[name])
+    assert torch.equal(model.state_dict()["backbone.embeddings.weight"], taken["backbone.embeddings.weight"])
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, fresh[name])}
+    assert not any(name.startswith(f"backbone.layers.{i}.") for name in changed for i in range(config.num_lower_layers))
+    assert "new in this model: ['backbone.layers.0." in capsys.readouterr().out
