@@ -12,18 +12,27 @@
 namespace recalld {
 namespace {
 
-constexpr uint64_t checkpoint_bytes_max = 24'000'000;
-
-TEST(DefaultCheckpoint, IsACheckpointAndItsCardAndOfAtMost24Megabytes) {
+// Expects a checkpoint and its card in `directory`; bytes of all of it.
+uint64_t expect_checkpoint(const std::filesystem::path& directory) {
   std::vector<std::string> names;
   uint64_t bytes = 0;
-  for (const auto& file : std::filesystem::directory_iterator(default_checkpoint())) {
+  for (const auto& file : std::filesystem::directory_iterator(directory)) {
     names.push_back(file.path().filename());
     bytes += file.file_size();
   }
   EXPECT_THAT(names, ::testing::UnorderedElementsAre("MODEL_CARD.md", "config.json", "fusion.json",
                                                      "meaning.safetensors", "model.safetensors", "tokenizer.model"));
-  EXPECT_LE(bytes, checkpoint_bytes_max);
+  return bytes;
+}
+
+TEST(ShippedCheckpoints, TheDefaultIsACheckpointAndItsCardAndOfAtMost24Megabytes) {
+  EXPECT_LE(expect_checkpoint(default_checkpoint()), 24'000'000u);
+}
+
+TEST(ShippedCheckpoints, TheOneOfSlidingWindowsIsToo) {
+  const auto directory = swa_checkpoint();
+  expect_checkpoint(directory);
+  EXPECT_LT(std::filesystem::file_size(directory / "model.safetensors"), 12'000'000u);
 }
 
 }  // namespace

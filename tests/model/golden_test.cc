@@ -1,6 +1,6 @@
 // The model against tensors that the reference mathematics computed in fp32, stage by stage.
 //
-// GoldenShipped reads the starter and the default checkpoint with their files in tests/golden, and, when
+// GoldenShipped reads the starter and the shipped checkpoints with their files in tests/golden, and, when
 // RECALLD_GOLDEN_DIR names a directory at run time, the checkpoint there with its golden.safetensors. GoldenVariant
 // reads tests/golden/variant.
 #include <gmock/gmock.h>
@@ -57,6 +57,11 @@ class Golden : public ::testing::Test {
   }
 
   double tolerance() const { return precision_ == Precision::f32 ? 1e-3 : 2e-2; }
+  // Of the chunks' weights. With a slope these go with e^(slope * score), so that an error of scores shows several
+  // times.
+  double tolerance_of_weights() const {
+    return precision_ == Precision::bf16 && model_->config().stick_slope > 0 ? 1e-1 : tolerance();
+  }
   size_t width() const { return model_->config().hidden_size; }
 
   std::vector<float> floats(const std::string& name) const {
@@ -66,11 +71,13 @@ class Golden : public ::testing::Test {
   }
   // Compares with the golden tensor of this name, and prints how far they are apart.
   ::testing::AssertionResult near(std::span<const float> got, const std::string& name) const {
+    return near(got, name, tolerance());
+  }
+  ::testing::AssertionResult near(std::span<const float> got, const std::string& name, double tolerance) const {
     const std::vector<float> expected = floats(name);
-    const auto result = tensor_near(got, expected, tolerance());
+    const auto result = tensor_near(got, expected, tolerance);
     if (got.size() == expected.size())
-      std::printf("%-24s relative error %.1e, at most %.0e\n", name.c_str(), relative_error(got, expected),
-                  tolerance());
+      std::printf("%-24s relative error %.1e, at most %.0e\n", name.c_str(), relative_error(got, expected), tolerance);
     return result;
   }
   std::vector<int32_t> ints(const std::string& name) const {
@@ -199,6 +206,7 @@ TEST_P(GoldenShipped, LowerHalf) {
 
 TEST_P(GoldenShipped, RecurrentStates) {
   const Config& config = model_->config();
+  if (config.family == BlockFamily::swa_hsa) GTEST_SKIP() << "windows hold keys and values: tests/model/swa_test.cc";
   const size_t channels = config.num_heads * config.head_dim + 2 * config.state_size;
   const size_t conv = (config.conv_kernel - 1) * channels, state = config.state_size, dim = config.head_dim;
   const auto values = std::span(forward_.lower_state.values);
@@ -237,7 +245,7 @@ TEST_P(GoldenShipped, ChunksAndTheirWeights) {
   std::vector<float> dense(forward_.chunks.size());
   for (size_t i = 0; i < retrieved[1023].chosen.size(); ++i)
     dense[retrieved[1023].chosen[i]] = retrieved[1023].weights[i];
-  EXPECT_TRUE(near(dense, "chunk_weights.1023"));
+  EXPECT_TRUE(near(dense, "chunk_weights.1023", tolerance_of_weights()));
 }
 
 TEST_P(GoldenShipped, UpperHalfAndLogits) {

@@ -18,6 +18,11 @@ inline std::filesystem::path default_checkpoint() {
   return std::filesystem::path(RECALLD_SOURCE_DIR) / "model/default";
 }
 
+// The second architecture's. It may be replaced, likewise.
+inline std::filesystem::path swa_checkpoint() {
+  return std::filesystem::path(RECALLD_SOURCE_DIR) / "model/swa-hsa";
+}
+
 // Matrices in bf16, no positional decay, and it stays: for what depends on weights, answers or ranks.
 inline std::filesystem::path starter_checkpoint() {
   return golden_files("starter");
@@ -36,10 +41,12 @@ struct GoldenCheckpoint {
   std::filesystem::path golden;
 };
 
-// The two above, and "Given": a directory of all these files that RECALLD_GOLDEN_DIR names at run time.
+// Starter and those that are shipped, and "Given": a directory of all these files that RECALLD_GOLDEN_DIR names at run
+// time.
 inline std::vector<GoldenCheckpoint> golden_checkpoints() {
   std::vector<GoldenCheckpoint> all{{"Starter", starter_checkpoint(), starter_checkpoint()},
-                                    {"Default", default_checkpoint(), golden_files("default")}};
+                                    {"Default", default_checkpoint(), golden_files("default")},
+                                    {"SwaHsa", swa_checkpoint(), golden_files("swa-hsa")}};
   if (const char* given = std::getenv("RECALLD_GOLDEN_DIR")) all.push_back({"Given", given, given});
   return all;
 }
