@@ -214,7 +214,8 @@ class Engine::Impl {
                                      SearchMode mode) const;
   Expected<void> explain_attention(const Ranking& ranking, uint64_t chunk, uint64_t text_first,
                                    SearchReply::Why& why) const;
-  Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk) const;
+  // `token_ends` as Store::passage() has it.
+  Expected<ChunkView> chunk_view(MemoryId id, uint64_t chunk, std::vector<size_t>* token_ends = nullptr) const;
 
   EngineOptions options_;
   Clock::time_point start_ = Clock::now();

@@ -65,11 +65,11 @@ Expected<TurnsListReply> Engine::Impl::turns_list(const TurnsListRequest& reques
   return reply;
 }
 
-Expected<ChunkView> Engine::Impl::chunk_view(MemoryId id, uint64_t chunk) const {
+Expected<ChunkView> Engine::Impl::chunk_view(MemoryId id, uint64_t chunk, std::vector<size_t>* token_ends) const {
   ChunkView view;
   view.chunk = chunk;
   RECALLD_TRY(view.entry, store_->chunk(id, chunk));
-  RECALLD_TRY(view.passage, store_->passage(id, chunk * chunk_tokens, (chunk + 1) * chunk_tokens));
+  RECALLD_TRY(view.passage, store_->passage(id, chunk * chunk_tokens, (chunk + 1) * chunk_tokens, token_ends));
   RECALLD_TRY(const auto landmark, store_->landmark(id, chunk));
   view.landmark_norm = norm(landmark);
   return view;
@@ -97,11 +97,13 @@ Expected<ChunkDetail> Engine::Impl::chunks_get(const std::string& name, uint64_t
     return fail(ErrorKind::not_found, "chunk " + std::to_string(chunk) + " of memory " + name + " is not stored: " +
                                           std::to_string(memory.encoded_chunks) + " chunks are, counted from 0");
   ChunkDetail detail;
-  RECALLD_TRY(detail.view, chunk_view(memory.id, chunk));
+  std::vector<size_t> ends;
+  RECALLD_TRY(detail.view, chunk_view(memory.id, chunk, &ends));
   RECALLD_TRY(detail.token_ids, store_->tokens(memory.id, chunk * chunk_tokens, chunk_tokens));
-  for (uint64_t token = chunk * chunk_tokens; token < (chunk + 1) * chunk_tokens; ++token) {
-    RECALLD_TRY(Passage piece, store_->passage(memory.id, token, token + 1));
-    detail.token_texts.push_back(std::move(piece.text));
+  size_t begin = 0;
+  for (const size_t end : ends) {
+    detail.token_texts.push_back(detail.view.passage.text.substr(begin, end - begin));
+    begin = end;
   }
   std::vector<std::byte> kv(model_->kv_bytes());
   RECALLD_CHECK(store_->fetch(memory.id, std::array{chunk}, kv));

@@ -7,6 +7,7 @@
 #include "base/shorten.h"
 #include "daemon/protocol.h"
 #include "daemon/rfc3339.h"
+#include "memstore/words.h"
 
 namespace recalld {
 namespace {
@@ -61,7 +62,7 @@ std::string take_memory(Arguments& arguments, std::string_view argument) {
 
 std::string take_question(Arguments& arguments, std::string_view argument) {
   std::string question = arguments.text(argument, 1, query_bytes_max);
-  if (arguments.ok() && question.find_first_not_of(" \t\n\v\f\r") == std::string::npos)
+  if (arguments.ok() && is_blank(question))
     arguments.refuse(argument, "expected a text with something in it, got only spaces");
   return question;
 }

@@ -224,6 +224,14 @@ Term WordReader::term_of_folded() {
   return std::max<Term>(1, XXH3_64bits(stem.data(), stem.size()));
 }
 
+bool is_blank(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const UChar32 code = next(text, at).code;
+    if (code < 0 || !u_isUWhiteSpace(code)) return false;
+  }
+  return true;
+}
+
 ChunkWords ChunkWords::of(std::vector<Term> terms) {
   ChunkWords chunk{.words = static_cast<uint32_t>(terms.size()), .terms = {}};
   std::ranges::sort(terms);

@@ -32,6 +32,9 @@ struct Word {
   Term term = 0;
 };
 
+// Whether a text has nothing but white space, of any script (Unicode's White_Space).
+bool is_blank(std::string_view text);
+
 // Used by one thread at a time.
 class WordReader {
  public:

@@ -55,6 +55,13 @@ TEST(WordsTest, AreComparedWithoutCaseAndForm) {
   EXPECT_NE(term("harbour"), term("harbours1"));
 }
 
+TEST(WordsTest, ATextOfNothingButWhiteSpaceIsBlank) {
+  for (const char* blank : {"", " \t\r\n\v\f", "\u00a0", "\u3000 \u2003", "\u2028\u2029\u0085"})
+    EXPECT_TRUE(is_blank(blank)) << blank;
+  // U+200B has no width, and is no white space; a byte that is no UTF-8 is something, too.
+  for (const char* text : {"a", " ?", "\u3000\u96ea", "\u200b", "\xff", " \xc2"}) EXPECT_FALSE(is_blank(text)) << text;
+}
+
 TEST(WordsTest, OfEnglishAreStemmed) {
   EXPECT_EQ(term("boats"), term("boat"));
   EXPECT_EQ(term("Running"), term("run"));
