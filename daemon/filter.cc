@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/hash.h"
+#include "base/shorten.h"
 #include "daemon/arguments.h"
 #include "daemon/protocol_parts.h"
 #include "daemon/rfc3339.h"
@@ -188,7 +189,7 @@ class Reader {
     std::vector<Condition> all;
     std::vector<TurnCondition> demands;
     for (auto& [key, member] : value.items()) {
-      RECALLD_TRY(Meaning meaning, this->condition(key, member, path + "." + key.substr(0, 64), depth));
+      RECALLD_TRY(Meaning meaning, this->condition(key, member, path + "." + shortened(key), depth));
       all.push_back(std::move(meaning.holds));
       demands.push_back(std::move(meaning.demands));
     }
@@ -253,7 +254,7 @@ class Reader {
     } else {
       if (value.empty()) return refuse(path, "expected at least one of " + names_of(field));
       for (auto& [name, operand] : value.items()) {
-        const std::string place = path + "." + name.substr(0, 64);
+        const std::string place = path + "." + shortened(name);
         const auto found = std::ranges::find(field.operators, std::string_view(name), &Operator::name);
         if (found == field.operators.end()) return refuse(place, "unknown comparison; there are " + names_of(field));
         RECALLD_TRY(Json::array_t operands, this->operands(field, *found, operand, place));

@@ -117,6 +117,12 @@ TEST(Filter, ValuesAreBoundedOverTheWholeFilter) {
             "filter.or: expected an array of 1 to 1000 filters, got an array of 1001");
 }
 
+TEST(Filter, ALongKeyIsCutBetweenCharactersInAMessage) {
+  const std::string before(63, 'k'), key = before + "é" + "tail";  // its 64th byte is the first of two of é
+  EXPECT_TRUE(meant(R"({")" + key + R"(":1})").starts_with("filter." + before + "…: unknown condition"));
+  EXPECT_TRUE(meant(R"({"turn":{")" + key + R"(":1}})").starts_with("filter.turn." + before + "…: unknown comparison"));
+}
+
 TEST(Filter, ACopyOutlivesWhatItWasReadFrom) {
   TurnQuery copy;
   {
