@@ -15,12 +15,13 @@ abstracts, so that no text of a set that search is evaluated on was read. Writes
   weights        [v]              F32, 0 to 1
 
 The same input, seed and machine give the same file. Needs 2 GB of memory and some minutes; numpy, sentencepiece, torch.
+meaning_questions.py goes on from there.
 """
 import argparse
 import random
 import sys
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import numpy as np
 import sentencepiece
@@ -42,28 +43,42 @@ UNREAD = ("molweni_test", "pubmedqa")
 
 # ---- Text
 
-def texts(data: Path) -> Iterator[list[str]]:
-    """Texts to read, each the lines of one."""
+def passages(data: Path) -> Iterator[dict]:
+    """Records of qa.jsonl.zst whose context may be read."""
     train, _ = prepare.split_squad(prepare.json_lines(data / "qa.jsonl.zst"))
     for record in train:
-        held = record["source"] in UNREAD or (record["source"] == "qmsum" and "test" in record["title"])
-        if not held:
-            yield [line for line in record["context"].split("\n") if line.strip()]
+        if record["source"] not in UNREAD and not (record["source"] == "qmsum" and "test" in record["title"]):
+            yield record
+
+
+def dialogues(data: Path) -> Iterator[list[str]]:
+    """Each its lines."""
     rng = random.Random(0)  # as prepare.py names speakers
     for i, dialogue in enumerate(prepare.json_lines(data / "dialogues.jsonl.zst")):
         lines = prepare.dialogue_lines(dialogue, rng)
         if i % prepare.DIALOGUES_HELD_EVERY and dialogue["source"] != "qmsum_meetings":
             yield lines
+
+
+def novels(data: Path) -> Iterator[list[str]]:
+    """Each its paragraphs."""
     for text in list(prepare.tar_texts(data / "novels.tar.zst", r"_\d{4}\.txt$").values())[:-prepare.NOVELS_HELD]:
         yield prepare.reflow(text).split("\n")
 
 
-def pieces(data: Path, tokenizer) -> np.ndarray:
+def texts(data: Path) -> Iterator[list[str]]:
+    """Texts to read, each the lines of one."""
+    for record in passages(data):
+        yield [line for line in record["context"].split("\n") if line.strip()]
+    yield from dialogues(data)
+    yield from novels(data)
+
+
+def pieces(read: Iterable[list[str]], tokenizer) -> np.ndarray:
     """All of the text, a newline behind each line."""
     newline, number = tokenizer.piece_to_id("\n"), np.min_scalar_type(tokenizer.get_piece_size())
-    found = [np.array([piece for ids in tokenizer.encode(lines) for piece in (*ids, newline)], number)
-             for lines in texts(data)]
-    return np.concatenate(found)
+    return np.concatenate([np.array([piece for ids in tokenizer.encode(lines) for piece in (*ids, newline)], number)
+                           for lines in read])
 
 
 # ---- Vectors
@@ -113,18 +128,21 @@ def weights(text: np.ndarray, size: int, least: int) -> np.ndarray:
     return found.astype(np.float32)
 
 
+def save(vectors: torch.Tensor, weights: torch.Tensor, out: Path) -> None:
+    whole, scale = quantize(vectors)
+    save_file({"vectors": whole, f"vectors{SCALE}": scale, "weights": weights.contiguous()}, out / FILE)
+
+
 def train(data: Path, tokenizer, out: Path, dimensions: int, seed: int, least: int) -> None:
     size = tokenizer.get_piece_size()
     if not 1 <= dimensions <= size:
         sys.exit(f"--dimensions: expected 1 to {size}, the pieces of the tokenizer, got {dimensions}")
-    text = pieces(data, tokenizer)
+    text = pieces(texts(data), tokenizer)
     vectors = directions(information(together(text, size)), dimensions, seed)
     if not np.isfinite(vectors).all():
         sys.exit("meaning: the vectors are not finite; is there text in DATA_DIR?")
-    whole, scale = quantize(torch.from_numpy(np.ascontiguousarray(vectors)))
     out.mkdir(parents=True, exist_ok=True)
-    save_file({"vectors": whole, f"vectors{SCALE}": scale, "weights": torch.from_numpy(weights(text, size, least))},
-              out / FILE)
+    save(torch.from_numpy(np.ascontiguousarray(vectors)), torch.from_numpy(weights(text, size, least)), out)
     print(f"{out / FILE}: {size} pieces of {dimensions} dimensions from {len(text) / 1e6:.1f} M pieces of text, "
           f"{(out / FILE).stat().st_size / 1e3:.0f} kB")
 
