@@ -57,11 +57,6 @@ class Golden : public ::testing::Test {
   }
 
   double tolerance() const { return precision_ == Precision::f32 ? 1e-3 : 2e-2; }
-  // Of the chunks' weights. With a slope these go with e^(slope * score), so that an error of scores shows several
-  // times.
-  double tolerance_of_weights() const {
-    return precision_ == Precision::bf16 && model_->config().stick_slope > 0 ? 1e-1 : tolerance();
-  }
   size_t width() const { return model_->config().hidden_size; }
 
   std::vector<float> floats(const std::string& name) const {
@@ -200,13 +195,29 @@ class GoldenShipped : public Golden, public ::testing::WithParamInterface<Shippe
   }
 };
 
+// Of the first architecture.
+class GoldenMamba2 : public GoldenShipped {};
+
 TEST_P(GoldenShipped, LowerHalf) {
   EXPECT_TRUE(near(every(forward_.lower_hidden, 16, width()), "lower_hidden"));
 }
 
-TEST_P(GoldenShipped, RecurrentStates) {
+// What a state holds shows in what follows: in Mamba-2's as in the windows' keys and values.
+TEST_P(GoldenShipped, LowerHalfGoesOnFromItsState) {
+  const std::vector<uint32_t> tokens = ids("input_ids");
+  std::vector<float> hidden(tokens.size() * width());
+  RecurrentState state = model_->lower_zero_state();
+  size_t begin = 0;
+  for (const size_t end : {1 * chunk_size, 11 * chunk_size, tokens.size()}) {
+    model_->lower(state, std::span(tokens).subspan(begin, end - begin),
+                  std::span(hidden).subspan(begin * width(), (end - begin) * width()));
+    begin = end;
+  }
+  EXPECT_TRUE(near(every(hidden, 16, width()), "lower_hidden"));
+}
+
+TEST_P(GoldenMamba2, RecurrentStates) {
   const Config& config = model_->config();
-  if (config.family == BlockFamily::swa_hsa) GTEST_SKIP() << "windows hold keys and values: tests/model/swa_test.cc";
   const size_t channels = config.num_heads * config.head_dim + 2 * config.state_size;
   const size_t conv = (config.conv_kernel - 1) * channels, state = config.state_size, dim = config.head_dim;
   const auto values = std::span(forward_.lower_state.values);
@@ -245,7 +256,18 @@ TEST_P(GoldenShipped, ChunksAndTheirWeights) {
   std::vector<float> dense(forward_.chunks.size());
   for (size_t i = 0; i < retrieved[1023].chosen.size(); ++i)
     dense[retrieved[1023].chosen[i]] = retrieved[1023].weights[i];
-  EXPECT_TRUE(near(dense, "chunk_weights.1023", tolerance_of_weights()));
+  EXPECT_TRUE(near(dense, "chunk_weights.1023",
+                   precision_ == Precision::f32 ? tolerance() : std::get<0>(GetParam()).bf16_weights_error));
+
+  // Of the golden scores they are the golden ones, whatever the products' precision.
+  const std::vector<float> golden_scores = floats("retrieval_scores.1023");
+  const auto chosen = std::span(selected).last(k);  // newest first
+  std::vector<float> scores;
+  for (const int32_t chunk : chosen) scores.push_back(golden_scores[static_cast<size_t>(chunk)]);
+  const std::vector<float> weights = model_->chunk_weights(scores, 0);
+  std::ranges::fill(dense, 0.0f);
+  for (size_t i = 0; i < k; ++i) dense[static_cast<size_t>(chosen[i])] = weights[i];
+  EXPECT_TRUE(tensor_near(dense, floats("chunk_weights.1023"), 1e-5));
 }
 
 TEST_P(GoldenShipped, UpperHalfAndLogits) {
@@ -288,12 +310,27 @@ TEST_P(GoldenShipped, Query) {
   EXPECT_TRUE(tensor_near(stored, floats("query_scores"), 2e-2));
 }
 
+std::string name_of_case(const ::testing::TestParamInfo<ShippedCase>& test) {
+  return std::get<0>(test.param).name + name_of(std::get<1>(test.param));
+}
+
+std::vector<GoldenCheckpoint> mamba2_checkpoints() {
+  std::vector<GoldenCheckpoint> all = golden_checkpoints();
+  std::erase_if(all, [](const GoldenCheckpoint& one) {
+    const auto config = Config::read(one.model / "config.json");
+    return config && config->family != BlockFamily::ramba;
+  });
+  return all;
+}
+
 INSTANTIATE_TEST_SUITE_P(, GoldenShipped,
                          ::testing::Combine(::testing::ValuesIn(golden_checkpoints()),
                                             ::testing::Values(Precision::f32, Precision::bf16)),
-                         [](const auto& test) {
-                           return std::get<0>(test.param).name + name_of(std::get<1>(test.param));
-                         });
+                         name_of_case);
+INSTANTIATE_TEST_SUITE_P(, GoldenMamba2,
+                         ::testing::Combine(::testing::ValuesIn(mamba2_checkpoints()),
+                                            ::testing::Values(Precision::f32, Precision::bf16)),
+                         name_of_case);
 
 // ---- The reference's other switches
 

@@ -144,7 +144,7 @@ Tokenizer fresh_tokenizer() {
 class GoldenTokenizer : public ::testing::TestWithParam<GoldenCheckpoint> {};
 
 TEST_P(GoldenTokenizer, GivesTheIdsOfTheGoldenText) {
-  const auto& [name, model, golden] = GetParam();
+  const auto& [name, model, golden, bf16_weights_error] = GetParam();
   std::ifstream file(golden / "tokenizer_golden.json");
   ASSERT_TRUE(file) << "no tokenizer_golden.json in " << golden;
   const auto json = nlohmann::json::parse(file);

@@ -39,14 +39,17 @@ struct GoldenCheckpoint {
   std::string name;
   std::filesystem::path model;
   std::filesystem::path golden;
+  // How far the weights of a token's chunks may be off with bf16 products. They go with e^(stick_slope * score), so
+  // that where several chunks lie near the best one an error of their scores shows several times.
+  double bf16_weights_error = 2e-2;
 };
 
-// Starter and those that are shipped, and "Given": a directory of all these files that RECALLD_GOLDEN_DIR names at run
-// time.
+// The starter, those that are shipped, and "Given": a directory of all these files that RECALLD_GOLDEN_DIR names when
+// the tests run.
 inline std::vector<GoldenCheckpoint> golden_checkpoints() {
   std::vector<GoldenCheckpoint> all{{"Starter", starter_checkpoint(), starter_checkpoint()},
                                     {"Default", default_checkpoint(), golden_files("default")},
-                                    {"SwaHsa", swa_checkpoint(), golden_files("swa-hsa")}};
+                                    {"SwaHsa", swa_checkpoint(), golden_files("swa-hsa"), 1e-1}};
   if (const char* given = std::getenv("RECALLD_GOLDEN_DIR")) all.push_back({"Given", given, given});
   return all;
 }
