@@ -447,7 +447,6 @@ __global__ void __launch_bounds__(outputs_threads, 4)
   const uint2 tokens = __ldcg(reinterpret_cast<const uint2*>(window.block_tokens + block));
   const uint32_t first = tokens.x, count = tokens.y;
   const Bf16* const rows = window.xbc + static_cast<size_t>(first) * window.channels;
-  let_next_kernel_start();
 
   copy_rows<outputs_threads, block_tokens, state_size * 2, Shared::c_pitch>(
       shared_address(shared.c()), rows + inner + state_size, window.channels, count);
