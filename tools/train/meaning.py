@@ -130,7 +130,8 @@ def weights(text: np.ndarray, size: int, least: int) -> np.ndarray:
 
 def save(vectors: torch.Tensor, weights: torch.Tensor, out: Path) -> None:
     whole, scale = quantize(vectors)
-    save_file({"vectors": whole, f"vectors{SCALE}": scale, "weights": weights.contiguous()}, out / FILE)
+    save_file({"vectors": whole, f"vectors{SCALE}": scale, "weights": weights.contiguous()}, out / f"{FILE}.new")
+    (out / f"{FILE}.new").replace(out / FILE)  # whatever ends it, there is a whole file
 
 
 def train(data: Path, tokenizer, out: Path, dimensions: int, seed: int, least: int) -> None:

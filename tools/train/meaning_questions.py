@@ -29,11 +29,11 @@ from safetensors.torch import load_file
 
 import meaning
 from export import SCALE
-from lexical import SPECIAL_PIECES
 
 CHUNK = 64
 BESIDE = 0.75              # as beside_share in model/meaning.cc
 QUESTION_MAX = 32          # pieces
+LEAST_TEXT = 32            # pieces of dialogues, and of novels
 OF_PASSAGES = 0.4          # of a batch
 OF_ONE_TITLE = 8
 TITLE_ASKS_MAX = 40        # a title with more is not drawn more often
@@ -61,7 +61,7 @@ class Pairs:
             context = tokenizer.encode(record["context"])
             asked = [(tokenizer.encode(qa["q"])[:QUESTION_MAX],
                       min(len(tokenizer.encode(record["context"][:qa["start"]])), len(context) - 1))
-                     for qa in record["qas"] if qa["a"] and (qa["start"] or 0) >= 0 and qa["start"] is not None]
+                     for qa in record["qas"] if qa["a"] and qa["start"] is not None and qa["start"] >= 0]
             if not asked:
                 continue
             if record["source"] == KEPT_SOURCE and record["title"] in kept:
@@ -77,6 +77,9 @@ class Pairs:
         asks = [piece for piece in range(tokenizer.get_piece_size()) if tokenizer.id_to_piece(piece).endswith("?")]
         self.asking = np.flatnonzero(np.isin(self.said[self.turns[1:] - 2], asks))
         self.prose = meaning.pieces(meaning.novels(data), tokenizer).astype(np.int64)
+        if len(self.prose) < LEAST_TEXT or len(self.said) < LEAST_TEXT:
+            raise SystemExit(f"meaning_questions: too little text in {data}: {len(self.said)} pieces of dialogues and "
+                             f"{len(self.prose)} of novels, at least {LEAST_TEXT} of each are wanted")
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[size, longest question], [size, 3 * CHUNK]; distinct pieces of a question, 0 behind them."""
@@ -132,7 +135,7 @@ class Pairs:
 
     def _told(self):
         size = self.rng.randrange(10, 28)
-        at = self.rng.randrange(max(1, len(self.prose) - size))
+        at = self.rng.randrange(len(self.prose) - size)
         before = self._window(self.prose[:at], at - 2 * CHUNK)
         before[2 * CHUNK:] = self._window(self.prose, at + size)[:CHUNK]
         return self._some(self.prose[at:at + size]), before
@@ -164,7 +167,7 @@ class Pieces(torch.nn.Module):
 
     def forward(self, questions: torch.Tensor, chunks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[n, l], [m, 3 * CHUNK] -> pieces' best cosines [n, m], cosines of sums [n, m]"""
-        weights = self.weights() * (torch.arange(len(self.logits)) >= SPECIAL_PIECES)
+        weights = self.weights()
         three = chunks.view(-1, 3, CHUNK)
         asked, of_question = torch.unique(questions, return_inverse=True)
         there, of_chunk = torch.unique(three, return_inverse=True)
@@ -231,6 +234,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if args.batch < 2 or args.steps < 1:
+        parser.error("--batch: expected 2 or more, --steps 1 or more")
+    if not (args.directory / meaning.FILE).is_file():
+        parser.error(f"there is no {args.directory / meaning.FILE}; meaning.py makes it")
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(args.tokenizer))
     found = load_file(args.directory / meaning.FILE)
     if len(found["weights"]) != tokenizer.get_piece_size():

@@ -212,6 +212,8 @@ def places_of_shared(model) -> list[int]:
 def shared_weights(model, directory: Path, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a model with other blocks can take over, under its own names: embeddings, encoder, retrieval and the layers that
     read chunks, of these as many as both have."""
+    if not (directory / "config.json").is_file():
+        raise SystemExit(f"train: {directory} has no config.json, which says of which architecture its weights are")
     config = Config.from_reference(json.loads((directory / "config.json").read_text()))
     if config.model_type == model.config.model_type:
         return found
@@ -227,6 +229,11 @@ def load_weights(model, directory: Path) -> None:
     found = shared_weights(model, directory, {name: tensor.float() for name, tensor in read_weights(directory).items()})
     if not model.config.enable_pos_decay:
         found = {name: tensor for name, tensor in found.items() if not name.endswith(".pos_decay")}
+    own = model.state_dict()
+    other = sorted(name for name, tensor in found.items() if name in own and tensor.shape != own[name].shape)
+    if other:
+        raise SystemExit(f"train: {directory} has weights of another shape: {other[:4]} ...; the widths in --config must be "
+                         "those of its config.json")
     missing, unexpected = model.load_state_dict(found, strict=False)
     if unexpected:
         raise SystemExit(f"train: {directory} has weights that the model lacks: {sorted(unexpected)[:4]} ...")

@@ -1,9 +1,10 @@
-"""meaning_questions.py: its comparisons are the daemon's, it brings questions near what answers them, reads nothing that is
-held out, and gives the same file for the same input."""
+"""meaning_questions.py: its comparisons are the daemon's, it brings questions near what answers them, reads nothing that
+is held out, and gives the same file for the same input."""
 import sys
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.numpy import load_file
 
@@ -55,7 +56,8 @@ def test_the_pull_is_the_squared_way_of_pieces_that_count():
         pieces.vectors[2] += 1  # has no weight
         pieces.vectors[10, 1] += 0.5
         pieces.logits[11] -= 2
-    assert pieces.distance().item() == pytest.approx((meaning_questions.PULL * 0.25 + meaning_questions.PULL_OF_WEIGHTS * 4) / 3)
+    expected = (meaning_questions.PULL * 0.25 + meaning_questions.PULL_OF_WEIGHTS * 4) / 3
+    assert pieces.distance().item() == pytest.approx(expected)
 
 
 class OneAnswerEach:
@@ -84,11 +86,11 @@ def test_questions_come_near_what_answers_them_and_pieces_without_weight_stay_so
 
 
 def test_the_same_input_gives_the_same_file_and_nothing_held_out_is_asked(corpus, tmp_path, monkeypatch):  # noqa: F811
-    import sentencepiece
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
     pairs = Pairs(corpus, tokenizer, 1)
     assert not pairs.kept and "heldout" not in tokenizer.decode(pairs.said.tolist() + pairs.prose.tolist())
-    monkeypatch.setattr(sys, "argv", ["meaning.py", str(corpus), str(TOKENIZER), str(tmp_path / "a"), "--dimensions", "4"])
+    command = ["meaning.py", str(corpus), str(TOKENIZER), str(tmp_path / "a"), "--dimensions", "4"]
+    monkeypatch.setattr(sys, "argv", command)
     meaning.main()
     start = (tmp_path / "a" / meaning.FILE).read_bytes()
     files = []
@@ -101,3 +103,12 @@ def test_the_same_input_gives_the_same_file_and_nothing_held_out_is_asked(corpus
         files.append((tmp_path / out / meaning.FILE).read_bytes())
     assert files[0] == files[1] != start
     assert load_file(tmp_path / "b" / meaning.FILE)["vectors"].dtype == np.int8
+
+
+@pytest.mark.parametrize("more, told", [(["--batch", "1"], "2 or more"), (["--steps", "0"], "1 or more"),
+                                        ([], "meaning.py makes it")])
+def test_what_cannot_be_done_is_said(more, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["meaning_questions.py", str(tmp_path), str(TOKENIZER), str(tmp_path), *more])
+    with pytest.raises(SystemExit):
+        meaning_questions.main()
+    assert told in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,9 @@ def test_another_architecture_begins_with_what_both_have(monkeypatch, small, sma
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, fresh[name])}
     assert not any(name.startswith(f"backbone.layers.{i}.") for name in changed for i in range(config.num_lower_layers))
     assert "new in this model: ['backbone.layers.0." in capsys.readouterr().out
+
+    with pytest.raises(SystemExit, match="of another shape: .*the widths"):
+        train.load_weights(train.build(replace(config, retrieval_dim=2 * config.retrieval_dim), 5), tmp_path / "ramba")
+    (tmp_path / "ramba" / "config.json").unlink()
+    with pytest.raises(SystemExit, match="has no config.json"):
+        train.load_weights(model, tmp_path / "ramba")
