@@ -136,12 +136,16 @@ def write_golden(out: Path, model: RAMba, tokenizer) -> None:
 
 # ---- The model card
 
+PAPER = """Hierarchical Sparse Attention:
+[arXiv 2504.16795](https://arxiv.org/abs/2504.16795)."""
+PAPER_OF_SWA = """Sliding windows with Hierarchical Sparse
+Attention: [arXiv 2510.17196](https://arxiv.org/abs/2510.17196)."""
+
 CARD = """# {title}
 
 {parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, 
-{encoder}{cls}, {hsa} attention layers that read retrieved chunks (one K/V head of {head}), retrieval vectors of
-width {retrieval}, chunks of {chunk} tokens, the best {top} of them read. Hierarchical Sparse Attention:
-[arXiv 2504.16795](https://arxiv.org/abs/2504.16795). The tokenizer is SentencePiece BPE with {vocabulary} pieces.
+{encoder}{cls}, {hsa} over retrieved chunks (one K/V head of {head}), retrieval vectors of
+width {retrieval}, chunks of {chunk} tokens, the best {top} of them read. {paper} The tokenizer is SentencePiece BPE with {vocabulary} pieces.
 
 **Meant for** finding passages in English conversations and prose and copying short answers out of them, inside
 `recalld`.
@@ -245,7 +249,8 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
         storage="matrices in 8 bits with a scale a row" if int8 else "bf16", lower=config.num_lower_layers,
         upper=config.num_upper_layers, blocks=blocks, hidden=config.hidden_size, encoder=plural(config.encoder_layers, "chunk encoder layer"),
         cls=" with a CLS token" if config.enable_enc_cls else "",
-        hsa=config.num_upper_layers // config.num_mamba_per_gca, head=config.attention_head_dim,
+        hsa=plural(config.num_upper_layers // config.num_mamba_per_gca, "attention layer"), paper=PAPER_OF_SWA if swa else PAPER,
+        head=config.attention_head_dim,
         retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk, vocabulary=config.vocab_size,
         cost=cost, figures="\n\n".join(tables_of(figures.read(found), trained)) or "None recorded.")
 
