@@ -59,6 +59,12 @@ class DataSet:
         memories = {name: turns for name, turns in self.memories.items() if name in asked}
         return DataSet(self.name, self.about, self.split, memories, kept)
 
+    def of_first_memories(self, count: int | None) -> "DataSet":
+        """So many memories, in the order of the file, and all questions about them."""
+        memories = dict(list(self.memories.items())[:count])
+        return DataSet(self.name, self.about, self.split, memories,
+                       [question for question in self.questions if question.memory in memories])
+
 
 class Mistake(Exception):
     """What a line of a data set has wrong."""

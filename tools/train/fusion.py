@@ -85,7 +85,7 @@ def dump(args) -> None:
             return super()._append(turns)
 
     rpc, rng = search.Rpc(args.socket), random.Random(args.seed)
-    sets = [dataset.read(path) for path in args.data]
+    sets = [dataset.read(path).of_first_memories(args.memories) for path in args.data]
     with args.out.open("w", encoding="utf-8") as out:
         for data in sets:
             own = [question for question in data.questions if question.evidence]
@@ -288,6 +288,7 @@ def main():
     command.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument("--limit", type=int, help="at most so many questions of a set, evenly spaced")
+    command.add_argument("--memories", type=int, help="only so many memories of a set, the first ones")
     command.add_argument("--strangers", type=float, default=0.25)
     command.add_argument("--seed", type=int, default=1)
     for name in ("fit", "test"):

@@ -38,6 +38,9 @@ def test_limit_spreads_the_questions_and_keeps_only_their_memories():
     assert [question.text for question in limited.questions] == ["q0", "q3", "q6"]
     assert list(limited.memories) == ["m0", "m3", "m6"]
     assert data.limited(10) is data
+    first = data.of_first_memories(2)
+    assert list(first.memories) == ["m0", "m1"] and {question.memory for question in first.questions} == {"m0", "m1"}
+    assert data.of_first_memories(None) == data
 
 
 MEMORY = {"type": "memory", "memory": "m", "turns": [{"content": "four"}]}
