@@ -35,10 +35,6 @@ struct Decay {
   uint32_t until_end[2][block_tokens / 2];
 };
 
-struct BlockTokens {
-  uint32_t first, count;  // rows
-};
-
 // The blocks of one stream in a window.
 struct Part {
   float* state;
@@ -61,8 +57,7 @@ struct Window {
   // C · Bᵀ, [blocks, block_tokens / 16 of t, block_tokens / 16 of s, warp]: what each lane needs of 16 x 16 scores as
   // the first operand of mma.m16n8k16; nothing above the diagonal.
   uint4* scores;
-  uint32_t* ready;            // [blocks, heads] how many parts of the state are there
-  BlockTokens* block_tokens;  // [blocks]
+  uint32_t* ready;  // [blocks, heads] how many parts of the state are there
   Part parts[ssd_streams_max];
 };
 
@@ -146,6 +141,18 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const Bf16* from, uint32_
   }
 }
 
+// The rows of one block of the window.
+__device__ __forceinline__ void find_tokens(const Window& window, uint32_t block, uint32_t& first, uint32_t& count) {
+  uint32_t p = 0, end = window.part_count;
+  while (end - p > 1) {
+    const uint32_t middle = (p + end) / 2;
+    (window.parts[middle].first_block <= block ? p : end) = middle;
+  }
+  const uint32_t before = (block - window.parts[p].first_block) * block_tokens;
+  first = window.parts[p].first + before;
+  count = min(window.parts[p].tokens - before, static_cast<uint32_t>(block_tokens));
+}
+
 // softplus; the branch is the twin's.
 __device__ __forceinline__ float softplus(float x) {
   return x > 20.0f ? x : log1pf(expf(x));
@@ -194,13 +201,9 @@ template <int state_size>
 __global__ void __launch_bounds__(decay_warps* warp) decays_kernel(const __grid_constant__ Window window) {
   await_kernel_before();
   const uint32_t block = blockIdx.x, lane = threadIdx.x % warp;
-  uint32_t p = 0;
-  while (p + 1 < window.part_count && window.parts[p + 1].first_block <= block) ++p;
-  const uint32_t before = (block - window.parts[p].first_block) * block_tokens;
-  const uint32_t first = window.parts[p].first + before;
-  const uint32_t count = min(window.parts[p].tokens - before, static_cast<uint32_t>(block_tokens));
+  uint32_t first, count;
+  find_tokens(window, block, first, count);
   if (blockIdx.y == 0) {
-    if (threadIdx.x == 0) window.block_tokens[block] = {first, count};
     write_scores<state_size>(window, block, first, count);
     return;
   }
@@ -444,8 +447,8 @@ __global__ void __launch_bounds__(outputs_threads, 4)
   const uint32_t row = lane / 4, pair = lane % 4;
   const uint32_t block = blockIdx.y, inner = window.heads * head_dim;
   const uint32_t head_begin = blockIdx.x * group, head_end = min(head_begin + group, window.heads);
-  const uint2 tokens = __ldcg(reinterpret_cast<const uint2*>(window.block_tokens + block));
-  const uint32_t first = tokens.x, count = tokens.y;
+  uint32_t first, count;
+  find_tokens(window, block, first, count);
   const Bf16* const rows = window.xbc + static_cast<size_t>(first) * window.channels;
 
   copy_rows<outputs_threads, block_tokens, state_size * 2, Shared::c_pitch>(
@@ -611,9 +614,7 @@ uint8_t* place(Window& window, uint32_t state_size, uint64_t blocks, uint8_t* ba
   window.scores = reinterpret_cast<uint4*>(base);
   base += aligned(blocks * token_tiles * token_tiles * warp * sizeof(uint4));
   window.ready = reinterpret_cast<uint32_t*>(base);
-  base += aligned(count * sizeof(uint32_t));
-  window.block_tokens = reinterpret_cast<BlockTokens*>(base);
-  return base + aligned(blocks * sizeof(BlockTokens));
+  return base + aligned(count * sizeof(uint32_t));
 }
 
 int multiprocessors() {

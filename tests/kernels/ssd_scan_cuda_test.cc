@@ -12,6 +12,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/ssd_scan.h"
@@ -205,6 +206,32 @@ TEST_F(SsdScanCuda, HasTheSameBitsInABatch) {
     SCOPED_TRACE("stream " + std::to_string(i));
     expect_same(in_pieces[i], together[i]);
     if (i % 7 == 0) expect_same(on_gpu(layer, {streams[i]})[0], together[i]);
+  }
+}
+
+// A thread block of the last kernel has 4 or 2 heads where those fill the card, and one otherwise. 256 blocks of tokens
+// (64 streams of 4, the last of which are not full) fill 81 to 144 multiprocessors: 19 heads by 2, 35 by 4, and
+// the last group has one less than the others. A stream alone has a thread block for each head.
+TEST_F(SsdScanCuda, SeveralHeadsOfAThreadBlockAreNearTheRecurrenceAndHaveTheBitsOfOne) {
+  for (const auto& [heads, state_size] : std::vector<std::pair<size_t, size_t>>{{19, 64}, {35, 128}}) {
+    const Layer layer(heads, state_size);
+    std::vector<Tokens> streams;
+    for (uint32_t i = 0; i < 16; ++i) streams.emplace_back(layer, 193 + i * 29 % 64, 200 + 3 * i);
+    for (size_t i = streams.size(); i < cuda::ssd_streams_max; ++i) streams.push_back(streams[i % 16]);
+    const std::vector<Scanned> together = on_gpu(layer, streams);
+    for (size_t i = 0; i < streams.size(); ++i) {
+      SCOPED_TRACE("heads " + std::to_string(heads) + " state " + std::to_string(state_size) + " stream " +
+                   std::to_string(i));
+      if (i >= 16) {
+        expect_same(together[i], together[i % 16]);
+        continue;
+      }
+      expect_same(on_gpu(layer, {streams[i]})[0], together[i]);
+      if (i % 8 != 0) continue;
+      const Scanned expected = on_cpu(layer, streams[i]);
+      expect_near(together[i].y, expected.y, 2e-2f);
+      expect_near(together[i].state, expected.state, 2e-2f);
+    }
   }
 }
 
