@@ -33,6 +33,7 @@ constexpr uint64_t sample_least = 16384;    // landmarks, when there are so many
 constexpr uint32_t sample_blocks_max = 128;
 constexpr uint32_t groups_max = 2048;
 constexpr uint32_t queries_bytes_max = 128 << 10;  // in shared memory
+constexpr uint32_t dim_max = 8192;                 // eight queries must fit there
 constexpr uint32_t held_max = 16;  // candidates that a warp collects before it tells; less than a warp's lanes
 
 struct Candidate {
@@ -533,20 +534,23 @@ cudaError_t enqueue(Batch batch, cudaStream_t stream) {
   const auto blocks = static_cast<uint32_t>(std::min(sms, tiles_of(topk.n)));
   // One block a multiprocessor, also where two would fit: else some had two while others had none.
   constexpr size_t bytes_least = 116 << 10;
-  const size_t bytes =
-      std::max(bytes_least, (size_t{topk.dim / step_elements * blocks_of_queries} + score_warps * stages * row_sets) *
-                                warp * sizeof(uint4));
-  cudaError_t status =
-      launch(score_all<blocks_of_queries, true>, sample_blocks, score_threads, bytes, false, batch, stream);
+  constexpr int ring_bytes = score_warps * stages * row_sets * warp * sizeof(uint4),
+                score_bytes_most = queries_bytes_max + ring_bytes;
+  const size_t bytes = std::max(bytes_least, size_t{topk.dim} * blocks_of_queries * 8 * sizeof(Bf16) + ring_bytes);
+  cudaError_t status = launch<score_bytes_most>(score_all<blocks_of_queries, true>, sample_blocks, score_threads, bytes,
+                                                false, batch, stream);
   if (status != cudaSuccess) return status;
   status =
       launch(choose_floors, topk.count, choose_threads, batch.sample_groups * sizeof(uint32_t), true, batch, stream);
   if (status != cudaSuccess) return status;
-  status = launch(score_all<blocks_of_queries, false>, blocks, score_threads, bytes, true, batch, stream);
+  status =
+      launch<score_bytes_most>(score_all<blocks_of_queries, false>, blocks, score_threads, bytes, true, batch, stream);
   if (status != cudaSuccess) return status;
-  const size_t finish_bytes = topk.dim * sizeof(float) + 2 * candidates_max * sizeof(uint32_t);
+  constexpr int candidates_bytes = 2 * candidates_max * sizeof(uint32_t),
+                finish_bytes_most = dim_max * sizeof(float) + candidates_bytes;
   const auto kernel = topk.k <= 32 ? finish<1> : topk.k <= 64 ? finish<2> : finish<4>;
-  return launch(kernel, finish_blocks(), threads, finish_bytes, true, batch, stream);
+  return launch<finish_bytes_most>(kernel, finish_blocks(), threads, topk.dim * sizeof(float) + candidates_bytes, true,
+                                   batch, stream);
 }
 
 }  // namespace
@@ -556,7 +560,6 @@ size_t landmark_topk_batch_workspace(uint32_t k) {
 }
 
 cudaError_t landmark_topk_batch(const LandmarkTopKBatch& topk, cudaStream_t stream) {
-  constexpr uint32_t dim_max = 8192;  // eight queries must fit into shared memory
   if (topk.count > landmark_topk_batch_max || topk.k == 0 || topk.k > landmark_topk_max || topk.dim == 0 ||
       topk.dim % 32 != 0 || topk.dim > dim_max || topk.n >= 0xffffffffu)
     return cudaErrorInvalidValue;

@@ -18,7 +18,7 @@ struct LandmarkTopK {
   const Bf16* query = nullptr;      // [dim]
   const Bf16* landmarks = nullptr;  // [n, dim], at a multiple of 16 bytes
   uint64_t n = 0;                   // below 2^32 - 1
-  uint32_t dim = 0;                 // a positive multiple of 32
+  uint32_t dim = 0;                 // a positive multiple of 32, at most 8192
   uint32_t k = 0;                   // 1 to landmark_topk_max
   float* dots = nullptr;            // [k], best first; of fewer landmarks than k, the first n
   uint64_t* chunks = nullptr;       // [k] indices of landmarks, of equals the lower one first

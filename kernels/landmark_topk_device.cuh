@@ -23,13 +23,17 @@ inline int multiprocessors() {
   return count;
 }
 
-// Of kernels that follow each other, all but the first start while the one before them ends.
-template <class Arguments>
+// Of kernels that follow each other, all but the first start while the one before them ends. shared_bytes_most: of any
+// call of this kernel, where with its static shared memory it may have more than 48 KB. It is the kernel's for all
+// threads, so it must not be what this call needs.
+template <int shared_bytes_most = 0, class Arguments>
 cudaError_t launch(void (*kernel)(Arguments), uint32_t blocks, uint32_t block_threads, size_t shared_bytes,
                    bool starts_early, const Arguments& arguments, cudaStream_t stream) {
-  const cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (status != cudaSuccess) return status;
+  if constexpr (shared_bytes_most > 0)
+    if (const cudaError_t status =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_most);
+        status != cudaSuccess)
+      return status;
   cudaLaunchAttribute overlap = early_start(starts_early);
   const cudaLaunchConfig_t config{.gridDim = blocks,
                                   .blockDim = block_threads,

@@ -46,7 +46,7 @@ class LandmarkTopKCuda : public GpuTest {
 };
 
 TEST_F(LandmarkTopKCuda, HasTheBitsAndTheOrderOfTheCpu) {
-  for (const size_t dim : {32, 64, 96, 256, 320, 1024, 2560}) {
+  for (const size_t dim : {32, 64, 96, 256, 320, 1024, 2560, 8192}) {
     for (const size_t n : {1, 7, 8, 9, 63, 64, 65, 1000, 20'000}) {
       if (n * dim > (size_t{8} << 20)) continue;
       const auto query = rounded(random_floats(dim, 1)), landmarks = rounded(random_floats(dim * n, 2 + n));
@@ -124,8 +124,10 @@ TEST_F(LandmarkTopKCuda, ExtremeNumbersKeepTheirOrder) {
 
 TEST_F(LandmarkTopKCuda, ShapesThatAreOutOfBoundsAreRefused) {
   EXPECT_EQ(cuda::landmark_topk({.n = 1, .dim = 33, .k = 1}, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::landmark_topk({.n = 1, .dim = 8224, .k = 1}, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::landmark_topk({.n = 1, .dim = 32, .k = 0}, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::landmark_topk({.n = 1, .dim = 32, .k = 129}, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::landmark_topk({.n = 0xffffffff, .dim = 32, .k = 1}, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::landmark_topk({.n = 0, .dim = 32, .k = 1}, nullptr), cudaSuccess);
 }
 

@@ -158,6 +158,7 @@ TEST_F(LandmarkTopKInt8Cuda, ShapesThatAreOutOfBoundsAreRefused) {
   EXPECT_EQ(cuda::landmark_topk_int8({.n = 1, .dim = 8224, .k = 1}, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::landmark_topk_int8({.n = 1, .dim = 32, .k = 0}, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::landmark_topk_int8({.n = 1, .dim = 32, .k = 129}, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::landmark_topk_int8({.n = 0xffffffff, .dim = 32, .k = 1}, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::landmark_topk_int8({.n = 0, .dim = 32, .k = 1}, nullptr), cudaSuccess);
 }
 
