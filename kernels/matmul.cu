@@ -18,6 +18,7 @@ namespace {
 
 constexpr uint32_t rows_of_common = 64;     // whose algorithm is not far from the best one for fewer
 constexpr uint32_t pointer_alignment = 16;  // bytes
+constexpr uint32_t workspace_alignment = 256;
 constexpr int candidates_max = 32;
 
 cudaError_t to_cuda(cublasStatus_t status) {
@@ -272,7 +273,7 @@ cudaError_t Matmul::choose(uint32_t out, uint32_t in, MatmulPlan& plan) const {
 cudaError_t Matmul::run(const MatmulPlan& plan, const Bf16* x, const Bf16* w, uint32_t rows, float* y, void* workspace,
                         cudaStream_t stream) const {
   if (!handle_ || !in_bounds(plan.out, plan.in) || rows > matmul_rows_max || workspace == nullptr ||
-      !are_aligned(x, w, y, workspace))
+      !are_aligned(x, w, y) || reinterpret_cast<uintptr_t>(workspace) % workspace_alignment != 0)
     return cudaErrorInvalidValue;
   if (rows == 0) return cudaSuccess;
   const uint32_t choice = std::bit_ceil(std::max(rows, matmul_rows_least)) / matmul_rows_least;

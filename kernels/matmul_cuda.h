@@ -52,7 +52,7 @@ class Matmul {
   cudaError_t choose(uint32_t out, uint32_t in, MatmulPlan& plan) const;
 
   // x: [rows, in] · w: [out, in] · y: [rows, out] · workspace: of matmul_workspace bytes; need not be cleared, but
-  // calls that share it must not overlap. All in device memory, at multiples of 16 bytes.
+  // calls that share it must not overlap. All in device memory, at multiples of 16 bytes, the workspace of 256.
   // Enqueues one product, or nothing without rows. cudaErrorInvalidValue: rows, a pointer or the plan out of bounds
   cudaError_t run(const MatmulPlan& plan, const Bf16* x, const Bf16* w, uint32_t rows, float* y, void* workspace,
                   cudaStream_t stream) const;

@@ -196,6 +196,7 @@ TEST_F(MatmulCuda, WhatIsOutOfBoundsIsRefused) {
   EXPECT_EQ(run(x + 1, 3, y.data(), workspace.data()), cudaErrorInvalidValue);
   EXPECT_EQ(run(x, 3, y.data() + 1, workspace.data()), cudaErrorInvalidValue);
   EXPECT_EQ(run(x, 4, y.data(), nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(run(x, 4, y.data(), workspace.data() + 128), cudaErrorInvalidValue);
   EXPECT_EQ(run(x, 0, y.data(), workspace.data()), cudaSuccess);
   EXPECT_EQ(run(x, 4, y.data(), workspace.data()), cudaSuccess);
 }
