@@ -92,8 +92,9 @@ struct SlotFill {
                                       // page table as they are where the record does not come. Null: it is there
 };
 // cache: [slots, kv_bytes], kv_bytes a multiple of 16. One kernel for each fills_of_launch_max; no two of a call have
-// the same slot or the same chunk of a memory. cudaErrorInvalidValue, and nothing is enqueued: a shape, a record or a
-// slot out of bounds, or the arrival of none.
+// the same slot or the same chunk of a memory, and no slot is beyond the cache, which is not checked.
+// cudaErrorInvalidValue, and nothing is enqueued: a shape out of bounds, a record at no multiple of 16 bytes, a record
+// without a slot, a slot or an arrival without a record.
 cudaError_t fill_slots(const SlotFill* fills, size_t count, uint32_t kv_bytes, void* cache, cudaStream_t stream);
 
 }  // namespace recalld::cuda
