@@ -12,6 +12,12 @@
 
 namespace recalld::cuda {
 
+// A failure that is told here must not come from a later call again.
+inline cudaError_t told(cudaError_t status) {
+  if (status != cudaSuccess) cudaGetLastError();
+  return status;
+}
+
 // Memory of the device, at a multiple of 256 bytes.
 class DeviceBuffer {
  public:
@@ -21,10 +27,8 @@ class DeviceBuffer {
     if (status == cudaSuccess) {
       buffer.data_.reset(data);
       buffer.bytes_ = bytes;
-    } else {
-      cudaGetLastError();  // it is told here, and must not come from a later call again
     }
-    return status;
+    return told(status);
   }
   void* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
@@ -50,10 +54,8 @@ class PinnedBuffer {
     if (status == cudaSuccess) {
       buffer.data_.reset(data);
       buffer.bytes_ = bytes;
-    } else {
-      cudaGetLastError();
     }
-    return status;
+    return told(status);
   }
   size_t bytes() const { return bytes_; }
   // The host and the device know it by one address (unified addressing).
@@ -79,7 +81,7 @@ class Stream {
     cudaStream_t handle = nullptr;
     const cudaError_t status = cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking);
     if (status == cudaSuccess) stream.handle_.reset(handle);
-    return status;
+    return told(status);
   }
   cudaStream_t get() const { return handle_.get(); }
 
@@ -96,7 +98,7 @@ class Event {
     cudaEvent_t handle = nullptr;
     const cudaError_t status = cudaEventCreateWithFlags(&handle, cudaEventDisableTiming);
     if (status == cudaSuccess) event.handle_.reset(handle);
-    return status;
+    return told(status);
   }
   cudaError_t record(cudaStream_t stream) const { return cudaEventRecord(handle_.get(), stream); }
   cudaError_t wait() const { return cudaEventSynchronize(handle_.get()); }
@@ -117,7 +119,7 @@ class Graph {
     Whole whole;
     cudaError_t status = whole.create();
     if (status == cudaSuccess) status = capture_into(whole.graph, stream, work);
-    return status == cudaSuccess ? instantiate(whole.graph, graph) : status;
+    return told(status == cudaSuccess ? instantiate(whole.graph, graph) : status);
   }
 
   // The same behind a condition: `condition(handle)` enqueues one kernel, which gives the handle a value, and the work
@@ -140,7 +142,7 @@ class Graph {
     params.conditional.size = 1;
     if (status == cudaSuccess) status = cudaGraphAddNode(&branch, whole.graph, &kernel, nullptr, 1, &params);
     if (status == cudaSuccess) status = capture_into(params.conditional.phGraph_out[0], stream, work);
-    return status == cudaSuccess ? instantiate(whole.graph, graph) : status;
+    return told(status == cudaSuccess ? instantiate(whole.graph, graph) : status);
   }
 
   cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(handle_.get(), stream); }
