@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,7 +26,8 @@ constexpr size_t dim = cuda::swa_head_dim;
 // q, k, v and the shares are rounded to bf16 on the way, which the definition does not do.
 constexpr float tolerance = 3e-2f;
 
-const SwaShape shapes[] = {{1, 1, dim, 64}, {6, 2, dim, 128}, {3, 3, dim, 256}, {8, 1, dim, 512}};
+const SwaShape shapes[] = {{1, 1, dim, 64},  {8, 4, dim, 64},  {5, 5, dim, 64},
+                           {6, 2, dim, 128}, {3, 3, dim, 256}, {8, 1, dim, 512}};
 
 std::vector<float> widen(std::span<const Bf16> values) {
   std::vector<float> wide;
@@ -47,10 +49,12 @@ struct Outcome {
 // A layer on the device, and one stream's inputs.
 class Layer {
  public:
-  explicit Layer(const SwaShape& of)
+  // gap: elements between the rows of qkv on the device, NaN each
+  explicit Layer(const SwaShape& of, size_t gap = 0)
       : shape(of),
         q_norm(random_floats(dim, 2)),
         k_norm(random_floats(dim, 3)),
+        gap_(gap),
         device_q_norm_(q_norm),
         device_k_norm_(k_norm) {
     std::vector<float> cos, sin;
@@ -72,7 +76,7 @@ class Layer {
   cuda::SwaAttention on_device(const DeviceArray<float>& qkv, const DeviceArray<Bf16>& k,
                                const DeviceArray<Bf16>& v) const {
     return {.qkv = qkv.data(),
-            .qkv_stride = static_cast<uint32_t>(shape.qkv_width()),
+            .qkv_stride = static_cast<uint32_t>(shape.qkv_width() + gap_),
             .q_norm = device_q_norm_.data(),
             .k_norm = device_k_norm_.data(),
             .cos = cos_->data(),
@@ -109,7 +113,7 @@ class Layer {
         rows.insert(rows.end(), from, from + static_cast<ptrdiff_t>(count * width));
       }
       const size_t count = rows.size() / width;
-      const DeviceArray<float> qkv(rows);
+      const DeviceArray<float> qkv(with_gaps(rows));
       const DeviceArray<Bf16> k(count * shape.kv_width()), v(count * shape.kv_width()), out(count * shape.q_width());
       must(cuda::swa_attention(on_device(qkv, k, v), of_call.data(), static_cast<uint32_t>(of_call.size()), out.data(),
                                nullptr));
@@ -134,7 +138,7 @@ class Layer {
     std::vector<float*> pointers;
     for (const auto* state : states) pointers.push_back(state->data());
     const DeviceArray<float*> table(pointers);
-    const DeviceArray<float> qkv(rows);
+    const DeviceArray<float> qkv(with_gaps(rows));
     const DeviceArray<Bf16> none(0), out(states.size() * shape.q_width());
     must(cuda::swa_attention_step(on_device(qkv, none, none), table.data(), static_cast<uint32_t>(states.size()),
                                   out.data(), nullptr));
@@ -145,6 +149,18 @@ class Layer {
   const std::vector<float> q_norm, k_norm;
 
  private:
+  std::vector<float> with_gaps(const std::vector<float>& rows) const {
+    const size_t width = shape.qkv_width();
+    std::vector<float> apart;
+    for (size_t at = 0; at < rows.size(); at += width) {
+      apart.insert(apart.end(), rows.begin() + static_cast<ptrdiff_t>(at),
+                   rows.begin() + static_cast<ptrdiff_t>(at + width));
+      apart.resize(apart.size() + gap_, NAN);
+    }
+    return apart;
+  }
+
+  const size_t gap_;
   const DeviceArray<float> device_q_norm_, device_k_norm_;
   std::unique_ptr<DeviceArray<float>> cos_, sin_;
 };
@@ -188,6 +204,62 @@ TEST_F(SwaAttentionCuda, BitsDependNeitherOnTheCutsNorOnOtherStreams) {
     EXPECT_TRUE(beside[1] == whole) << "window " << shape.window;
     EXPECT_FALSE(beside[2].state == whole.state);
   }
+}
+
+TEST_F(SwaAttentionCuda, EachOfAsManyStreamsAsThereMayBeHasTheBitsItHasAlone) {
+  const Layer layer({8, 4, dim, 64});
+  std::vector<std::vector<float>> streams;
+  for (uint32_t i = 0; i < cuda::swa_streams_max; ++i) streams.push_back(layer.inputs(1 + i * 37 % 150, 100 + i));
+  const std::vector<Outcome> together = layer.run(streams, {1 << 20}), in_pieces = layer.run(streams, {40});
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_TRUE(layer.run(streams[i], {1 << 20}) == together[i]) << "stream " << i;
+    EXPECT_TRUE(in_pieces[i] == together[i]) << "stream " << i;
+  }
+}
+
+TEST_F(SwaAttentionCuda, RowsMayLieApart) {
+  for (const SwaShape& shape : {SwaShape{1, 1, dim, 64}, SwaShape{6, 2, dim, 128}}) {
+    const Layer close(shape), apart(shape, 20);
+    const auto qkv = close.inputs(2 * shape.window + 100, 12), next = close.inputs(1, 13);
+    const Outcome expected = close.run(qkv, {100});
+    EXPECT_TRUE(apart.run(qkv, {100}) == expected) << "window " << shape.window;
+    DeviceArray<float> of_close(expected.state), of_apart(expected.state), beside(expected.state);
+    const auto out = close.step(next, {&of_close});
+    auto twice = next;
+    twice.insert(twice.end(), next.begin(), next.end());
+    const auto both = apart.step(twice, {&of_apart, &beside});
+    for (const size_t first : {size_t{0}, out.size()})
+      EXPECT_TRUE(same_bits(std::span(out), std::span(both).subspan(first, out.size()))) << "window " << shape.window;
+    for (const auto* state : {&of_apart, &beside})
+      EXPECT_TRUE(same_bits<float>(state->host(), of_close.host())) << "window " << shape.window;
+  }
+}
+
+// After more tokens than the ring holds.
+TEST_F(SwaAttentionCuda, SingleTokensSeeAllOfTheWidestWindow) {
+  const Layer layer({2, 1, dim, cuda::swa_window_max});
+  const SwaShape& shape = layer.shape;
+  constexpr size_t steps = 3, before = cuda::swa_window_max + swa_block + 37;
+  const size_t width = shape.qkv_width();
+  const auto qkv = layer.inputs(before + steps, 14);
+  const auto row = [&](size_t token) { return qkv.begin() + static_cast<ptrdiff_t>(token * width); };
+
+  const SwaAttention twin = SwaAttention::make(ProductType::f32, shape, theta);
+  std::vector<float> of_twin(shape.state_floats()), expected((before + steps) * shape.q_width());
+  for (size_t done = 0; done < before + steps; done += swa_block)
+    twin.run(qkv.data() + done * width, layer.weights(), of_twin.data(), expected.data() + done * shape.q_width(),
+             std::min(swa_block, before + steps - done));
+
+  DeviceArray<float> state(layer.run(std::vector<float>(row(0), row(before)), {1 << 20}).state);
+  std::vector<float> found;
+  for (size_t i = before; i < before + steps; ++i) {
+    const auto wide = widen(layer.step(std::vector<float>(row(i), row(i + 1)), {&state}));
+    found.insert(found.end(), wide.begin(), wide.end());
+  }
+  expect_near(found, std::span(expected).subspan(before * shape.q_width()), tolerance);
+  const auto stepped = state.host();
+  EXPECT_EQ(stepped[0], of_twin[0]);
+  expect_near(ring_of(stepped), ring_of(of_twin), 1e-2f);
 }
 
 TEST_F(SwaAttentionCuda, SingleTokensContinueTheState) {
@@ -247,6 +319,7 @@ TEST_F(SwaAttentionCuda, ShapesThatAreOutOfBoundsAreRefused) {
   EXPECT_TRUE(refused([](auto& bad) { bad.heads = 3, bad.kv_heads = 2, bad.qkv_stride = 7 * dim; }));
   EXPECT_TRUE(refused([](auto& bad) { bad.qkv_stride = 3 * dim - 4; }));
   EXPECT_TRUE(refused([](auto& bad) { bad.qkv_stride = 3 * dim + 2; }));
+  EXPECT_EQ(cuda::swa_attention(good, streams, 65, nullptr, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(cuda::swa_attention_step(good, nullptr, 65, nullptr, nullptr), cudaErrorInvalidValue);
 }
 
