@@ -17,6 +17,8 @@ inline constexpr uint32_t hsa_chunk_tokens = 64;
 inline constexpr uint32_t hsa_decode_tiles_max = 1024;  // tokens x KV heads x tiles of up to 16 of their query heads
 inline constexpr uint32_t hsa_no_chunk = 0xffffffff;
 
+// The model asks for decode alone: it reads a prompt in blocks of 64 tokens, for which decode is the faster, and hands
+// over slots of its cache instead of chunks, in an order that prefill does not take.
 enum class HsaPath : uint8_t {
   automatic,  // by the number of tokens
   decode,     // for few tokens, up to hsa_decode_tiles_max: each has many blocks

@@ -12,6 +12,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/hsa_attention.h"
@@ -244,6 +245,18 @@ TEST_F(HsaAttentionCuda, ExtremeLogitsAndScoresKeepTheirShares) {
   }
 }
 
+// As many tiles as are for decode, one more, and more than decode may have.
+TEST_F(HsaAttentionCuda, TheNumberOfTokensChoosesAPathThatHasTheBitsOfDecode) {
+  for (const auto& [k, tokens] : std::vector<std::pair<uint32_t, uint32_t>>{
+           {8, 1}, {8, 768}, {8, 769}, {9, 320}, {9, 321}, {8, cuda::hsa_decode_tiles_max}}) {
+    const Problem problem({.tokens = tokens, .group_heads = 2, .k = k, .chunks = 50}, k);
+    SCOPED_TRACE(problem.shape.name());
+    ASSERT_EQ(bits_of(problem.on_gpu(cuda::HsaPath::automatic)), bits_of(problem.on_gpu(cuda::HsaPath::decode)));
+  }
+  const Problem many({.tokens = cuda::hsa_decode_tiles_max + 1, .group_heads = 2, .k = 8, .chunks = 50});
+  ASSERT_EQ(bits_of(many.on_gpu(cuda::HsaPath::automatic)), bits_of(many.on_gpu(cuda::HsaPath::prefill)));
+}
+
 TEST_F(HsaAttentionCuda, TokensWithoutChunksGetZeros) {
   for (const uint32_t k : {3, 30}) {
     Problem problem({.tokens = 3, .k = k});
@@ -332,6 +345,7 @@ TEST_F(HsaAttentionCuda, RoundsToBf16WhereThatIsWanted) {
 
 TEST_F(HsaAttentionCuda, ShapesThatAreOutOfBoundsAreRefused) {
   float o = 0;
+  Bf16 o_bf16;
   const cuda::HsaAttention good{
       .o = &o, .tokens = 0, .heads = 16, .kv_heads = 1, .retrieval_heads = 1, .head_dim = 64, .k = 8};
   EXPECT_EQ(cuda::hsa_attention(good, nullptr), cudaSuccess);
@@ -348,6 +362,9 @@ TEST_F(HsaAttentionCuda, ShapesThatAreOutOfBoundsAreRefused) {
   EXPECT_TRUE(refused([](auto& bad) { bad.kv_heads = 3; }));
   EXPECT_TRUE(refused([](auto& bad) { bad.retrieval_heads = 2; }));
   EXPECT_TRUE(refused([](auto& bad) { bad.o = nullptr; }));
+  EXPECT_TRUE(refused([&](auto& bad) { bad.o_bf16 = &o_bf16; }));  // both
+  EXPECT_TRUE(refused([](auto& bad) { bad.tokens = (1 << 24) + 1; }));
+  EXPECT_TRUE(refused([](auto& bad) { bad.heads = bad.kv_heads = cuda::hsa_kv_heads_max + 1; }));
   EXPECT_TRUE(refused([](auto& bad) { bad.k = 9; }));  // without a workspace
   EXPECT_TRUE(refused([](auto& bad) {
     bad.tokens = cuda::hsa_decode_tiles_max + 1;
