@@ -12,7 +12,6 @@
 //   tiles.)
 #include <cooperative_groups.h>
 #include <cuda.h>
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -20,13 +19,16 @@
 
 #include "kernels/dependent_launch.cuh"
 #include "kernels/hsa_attention_cuda.h"
+#include "kernels/tensor_core_device.cuh"
 
 namespace recalld::cuda {
 namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int warp = 32;
+using tensor_core::everyone, tensor_core::exp2_fast, tensor_core::load_transposed, tensor_core::multiply,
+    tensor_core::pack, tensor_core::shared_address, tensor_core::warp;
+
 constexpr int rows = 16;               // of a tile: query heads
 constexpr int dim = hsa_head_dim;      // columns of q, K, V and o
 constexpr int column_tiles = dim / 8;  // a product has 8 columns
@@ -35,25 +37,11 @@ constexpr int token_blocks = chunk_tokens / 16;          // a product sums over 
 constexpr int row_pieces = dim / 8;                      // of 16 bytes, in a row of K or V
 constexpr int chunk_pieces = chunk_tokens * row_pieces;  // of K, and of V
 constexpr int group_chunks = 8;                          // that are summed before their sum is added
-constexpr unsigned everyone = 0xffffffff;
 
 // What one lane holds of a product's rows: `low` of row lane / 4, `high` of row lane / 4 + 8.
 struct Rows {
   float low, high;
 };
-
-// d += a · b, 16 x 8 x 16
-__device__ __forceinline__ void multiply(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* data) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(data));
-}
 
 __device__ __forceinline__ void copy_piece(uint4* to, const uint4* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -63,11 +51,6 @@ __device__ __forceinline__ void copy_piece(uint4* to, const uint4* from) {
 // neighbouring rows (K) share banks.
 __device__ __forceinline__ int place_of(int row, int piece) {
   return row * row_pieces + (piece ^ ((row & 1) << 2 | (row >> 1 & 3)));
-}
-
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 __device__ __forceinline__ Rows max_of_quad(Rows top) {
@@ -130,9 +113,7 @@ __device__ __forceinline__ void make_logits(float (&logits)[4], const uint4 (&qu
 __device__ __forceinline__ float share(float logit, float top) {
   constexpr float scale = 1.44269504f / 8;  // log2(e) / √dim
   static_assert(dim == 64);
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"((logit - top) * scale));
-  return result;
+  return exp2_fast((logit - top) * scale);
 }
 
 // The shares of 16 tokens, before they are divided by their sum: the left operand of p · V. Adds up a lane's own.
@@ -162,11 +143,7 @@ __device__ __forceinline__ void make_products(float (&products)[2][4], const uin
   const uint32_t from = shared_address(v + (first_place ^ tile));
 #pragma unroll
   for (int block = 0; block < token_blocks; ++block) {
-    uint4 b;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(b.x), "=r"(b.y), "=r"(b.z), "=r"(b.w)
-                 : "r"(from + block * 16 * row_pieces * static_cast<uint32_t>(sizeof(uint4)))
-                 : "memory");
+    const uint4 b = load_transposed(from + block * 16 * row_pieces * static_cast<uint32_t>(sizeof(uint4)));
     multiply(products[0], shares[block], b.x, b.y);
     multiply(products[1], shares[block], b.z, b.w);
   }

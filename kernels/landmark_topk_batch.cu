@@ -15,12 +15,14 @@
 #include "kernels/landmark_topk_batch_cuda.h"
 #include "kernels/landmark_topk_cuda.h"
 #include "kernels/landmark_topk_device.cuh"
+#include "kernels/tensor_core_device.cuh"
 
 namespace recalld::cuda {
 namespace {
 
 using landmark::everyone, landmark::launch, landmark::multiprocessors, landmark::threads, landmark::warp,
     landmark::warps;
+using tensor_core::multiply;
 
 constexpr uint32_t tile = 32;           // landmarks of a warp at a time
 constexpr uint32_t step_elements = 32;  // of a row
@@ -109,15 +111,6 @@ __device__ __forceinline__ void close_copies() {
 // Until all but the last `stages - 2` closed groups of copies have arrived.
 __device__ __forceinline__ void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(stages - 2) : "memory");
-}
-
-// sums += landmarks [16, 16] times queries [16, 8]
-__device__ __forceinline__ void multiply(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                         uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // Of two pairs of bf16 the greater magnitudes, a NaN if there is one.
@@ -283,14 +276,16 @@ __global__ void __launch_bounds__(score_threads, 1) score_all(Batch batch) {
         for (int i = 0; i < together; ++i)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            multiply(scores[half][j + i], rows[2 * half].x, rows[2 * half + 1].x, rows[2 * half].y,
-                     rows[2 * half + 1].y, query[i].x, query[i].y);
+            multiply(scores[half][j + i],
+                     {rows[2 * half].x, rows[2 * half + 1].x, rows[2 * half].y, rows[2 * half + 1].y}, query[i].x,
+                     query[i].y);
 #pragma unroll
         for (int i = 0; i < together; ++i)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            multiply(scores[half][j + i], rows[2 * half].z, rows[2 * half + 1].z, rows[2 * half].w,
-                     rows[2 * half + 1].w, query[i].z, query[i].w);
+            multiply(scores[half][j + i],
+                     {rows[2 * half].z, rows[2 * half + 1].z, rows[2 * half].w, rows[2 * half + 1].w}, query[i].z,
+                     query[i].w);
       }
 #pragma unroll
       for (const uint4& part : rows) {

@@ -5,7 +5,6 @@
 // block and group of heads; it starts beside `states_kernel` and takes a block once its states are there. So only the
 // running sum of states is sequential, in one order whatever the cut into calls, and all else fills the card.
 // `ssd_state_update` is bound by reading and writing states: 256 threads per 16 columns of a head.
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -13,12 +12,13 @@
 
 #include "kernels/dependent_launch.cuh"
 #include "kernels/ssd_scan_cuda.h"
+#include "kernels/tensor_core_device.cuh"
 
 namespace recalld::cuda {
 namespace {
 
-constexpr unsigned everyone = 0xffffffff;
-constexpr int warp = 32;
+using tensor_core::everyone, tensor_core::exp2_fast, tensor_core::pack, tensor_core::shared_address, tensor_core::warp;
+
 constexpr int block_tokens = ssd_block_tokens, head_dim = ssd_head_dim;
 
 // ---- The scan ----
@@ -61,19 +61,6 @@ struct Window {
   Part parts[ssd_streams_max];
 };
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-// The lower half is the first.
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  uint32_t result;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
-  return result;
-}
-
 __device__ __forceinline__ float low(uint32_t pair) {
   return __uint_as_float(pair << 16);
 }
@@ -90,28 +77,18 @@ __device__ __forceinline__ uint32_t scale(uint32_t value, uint32_t factor_high, 
   return result;
 }
 
+// Operands as arrays, whose words loops go through.
 __device__ __forceinline__ void mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  tensor_core::multiply(sum, {a[0], a[1], a[2], a[3]}, b0, b1);
 }
-
+__device__ __forceinline__ void to_array(const uint4& from, uint32_t (&to)[4]) {
+  to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w;
+}
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(from)
-               : "memory");
+  to_array(tensor_core::load_matrices(from), to);
 }
 __device__ __forceinline__ void load_transposed(uint32_t (&to)[4], uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(from)
-               : "memory");
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* data) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(data));
+  to_array(tensor_core::load_transposed(from), to);
 }
 
 // 16 bytes, or zeros.

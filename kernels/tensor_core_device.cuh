@@ -22,22 +22,32 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint4& a, uint32_t
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
-// Four matrices of 8 x 8 from shared memory; each lane names one row of one of them.
-__device__ __forceinline__ uint4 load_matrices(const Bf16* row) {
+__device__ __forceinline__ uint32_t shared_address(const void* data) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(data));
+}
+
+// Four matrices of 8 x 8 from shared memory; each lane names one row of one of them, by its shared_address().
+__device__ __forceinline__ uint4 load_matrices(uint32_t row) {
   uint4 to;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "r"(row)
                : "memory");
   return to;
 }
-__device__ __forceinline__ uint4 load_transposed(const Bf16* row) {
+__device__ __forceinline__ uint4 load_transposed(uint32_t row) {
   uint4 to;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "r"(row)
                : "memory");
   return to;
+}
+__device__ __forceinline__ uint4 load_matrices(const Bf16* row) {
+  return load_matrices(shared_address(row));
+}
+__device__ __forceinline__ uint4 load_transposed(const Bf16* row) {
+  return load_transposed(shared_address(row));
 }
 
 // Two bf16; the lower half is the first.
