@@ -39,6 +39,12 @@ Expected<void> AppendStream::add(Turn turn, Origin origin) {
   return {};
 }
 
+Expected<void> AppendStream::flush() {
+  if (!options_.operation_prefix.empty()) return {};
+  RECALLD_CHECK(finish());
+  return {};
+}
+
 Expected<AppendStream::Total> AppendStream::finish() {
   if (failure_) return std::unexpected(*failure_);
   if (!next_.turns.empty()) RECALLD_CHECK(send());

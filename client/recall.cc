@@ -63,15 +63,34 @@ struct AppendArguments {
   bool wait = false;
 };
 
+// Turns that were given to a load and are not known to be stored.
+struct Uncertain {
+  uint64_t in_flight = 0;  // sent and not answered: they may be stored
+  uint64_t not_sent = 0;
+};
+
 // Ctrl-C ended a load: how much of it is stored, and how to go on.
-int tell_interrupted(const AppendArguments& arguments, const AppendStream::Total& total, uint64_t turns_in_flight,
+int tell_interrupted(const AppendArguments& arguments, const AppendStream::Total& total, const Uncertain& turns,
                      const std::string& source) {
   std::string message = "interrupted: " + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") +
                         " stored in " + arguments.memory;
   if (total.end_line > 0) message += ", up to line " + std::to_string(total.end_line) + " of " + source;
-  if (turns_in_flight > 0) message += "; " + counted(turns_in_flight, "turn") + " more may have been";
+  if (turns.in_flight > 0) message += "; " + counted(turns.in_flight, "turn") + " more may have been";
+  if (turns.not_sent > 0)
+    message += "; " + counted(turns.not_sent, "turn") + " behind them " + (turns.not_sent == 1 ? "was" : "were") +
+               " read and not stored";
   if (!arguments.operation_id.empty()) message += "; the same command again goes on from there";
   return fail_with({ErrorKind::invalid_request, message}, exit_interrupted);
+}
+
+// Behind a line that was refused, where lines before it are stored.
+std::string how_to_go_on(const AppendArguments& arguments, uint64_t line) {
+  if (!arguments.operation_id.empty())
+    return "; mend the line and give the same command again, which adds only what is missing";
+  const std::string from = std::to_string(line);
+  if (arguments.file == "-") return "; mend the line and append from line " + from + " on";
+  return "; mend the line and append from line " + from + " on, for example with tail -n +" + from +
+         " FILE: the whole file again would add those before it twice, which --operation-id prevents";
 }
 
 // For ClientOptions::stop: true once Ctrl-C was pressed and what is in flight has had `grace` to be answered.
@@ -152,22 +171,23 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   reading.role = arguments.role;
   if (!arguments.name.empty()) reading.name = arguments.name;
   const Interrupt interrupt;
-  reading.stop = Interrupt::seen;
+  std::optional<Error> unreadable;
+  std::optional<Error> refused;
+  std::function<void()> on_pause = [] {};
+  reading.lines.stop = [&] { return Interrupt::seen() || refused; };
+  reading.lines.on_pause = [&] { on_pause(); };
   auto reader = TurnReader::open(arguments.file, reading);
   if (!reader) return fail_with(reader.error(), exit_usage);
   auto client = connect(globals, false, interrupted_for(std::chrono::seconds(2)));
   if (!client) return fail_with(client.error(), exit_no_daemon);
-  if (arguments.file == "-" && can_ask()) {
-    std::fputs("One turn a line; end with Ctrl-D on a line of its own.\n", stderr);
-  }
+  const bool typed = arguments.file == "-" && can_ask();
+  if (typed) std::fputs("One turn a line; end with Ctrl-D on a line of its own.\n", stderr);
 
   const auto start = std::chrono::steady_clock::now();
-  std::optional<Error> unreadable;
-  std::optional<Error> refused;
   AppendStream::Total total;
-  uint64_t turns_in_flight = 0;
+  Uncertain uncertain;
   {
-    Progress progress(STDERR_FILENO, reader->bytes_total());
+    Progress progress(typed ? -1 : STDERR_FILENO, reader->bytes_total());
     AppendStream::Options options;
     options.operation_prefix = arguments.operation_id;
     if (!arguments.operation_id.empty()) {
@@ -180,35 +200,40 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
       progress.show(so_far.end_byte, so_far.turns, so_far.tokens);
     };
     AppendStream stream(*client, arguments.memory, std::move(options));
+    on_pause = [&] {
+      if (auto sent = stream.flush(); !sent) refused = sent.error();
+    };
     while (!refused) {
       auto item = reader->next();
       if (!item) unreadable = item.error();
       if (!item || !*item) break;
       if (auto added = stream.add(std::move((*item)->turn), (*item)->origin); !added) refused = added.error();
     }
-    // What was read before a bad line is appended all the same: its turns are good, and the message says how far it
-    // went. Under an operation id that holds for whole requests alone, so that the load can be repeated once mended.
+    // What was read before a bad line or Ctrl-C is appended all the same: its turns are good, and the message says how
+    // far it went. Under an operation id that holds for whole requests alone, so that the load can be repeated.
     if (!refused) {
-      const bool whole_requests = Interrupt::seen() || (unreadable && !arguments.operation_id.empty());
+      const bool whole_requests = !arguments.operation_id.empty() && (Interrupt::seen() || unreadable);
+      if (whole_requests) uncertain.not_sent = stream.turns_waiting();
       if (auto ended = whole_requests ? stream.settle() : stream.finish(); !ended) refused = ended.error();
     }
     total = stream.total();
-    turns_in_flight = stream.turns_in_flight();
+    uncertain.in_flight = stream.turns_in_flight();
   }
   if (reader->skipped() > 0) {
     warn(counted(reader->skipped(), "line") + " without content skipped, the first is " + reader->source() + ":" +
          std::to_string(reader->first_skipped_line()));
   }
-  if (Interrupt::seen()) return tell_interrupted(arguments, total, turns_in_flight, reader->source());
+  if (Interrupt::seen()) return tell_interrupted(arguments, total, uncertain, reader->source());
   if (refused || unreadable) {
     Error error = refused ? *refused : *unreadable;
-    if (total.turns > 0 || turns_in_flight > 0) {
+    if (total.turns > 0 || uncertain.in_flight > 0) {
       error.message += " (" + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") + " stored";
-      if (turns_in_flight > 0) {
-        error.message += ", " + counted(turns_in_flight, "turn") + " more may have been; recall memories get " +
+      if (uncertain.in_flight > 0) {
+        error.message += ", " + counted(uncertain.in_flight, "turn") + " more may have been; recall memories get " +
                          arguments.memory + " tells";
       }
       error.message += ")";
+      if (unreadable && !refused) error.message += how_to_go_on(arguments, reader->line());
     }
     return unreadable && !refused ? fail_with(error, exit_usage) : fail_with(error);
   }

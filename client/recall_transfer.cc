@@ -361,7 +361,7 @@ class Import {
 
 int run_import(const Globals& globals, const std::string& file, const std::string& memory) {
   const Interrupt interrupt;
-  auto lines = LineReader::open(file, Interrupt::seen);
+  auto lines = LineReader::open(file, {.stop = Interrupt::seen});
   if (!lines) return fail_with(lines.error(), exit_usage);
   auto client = connect(globals, true, Interrupt::seen);
   if (!client) return fail_with(client.error(), exit_no_daemon);

@@ -73,6 +73,15 @@ std::string at(const FakeDaemon& daemon) {
   return "--socket '" + daemon.socket().string() + "' ";
 }
 
+FakeDaemon::Script always(const Json& result) {
+  return [result](const std::string& line) { return answer(line, result); };
+}
+
+// For a command within quotes.
+std::string at_plain(const FakeDaemon& daemon) {
+  return "--socket " + daemon.socket().string() + " ";
+}
+
 TEST(Recall, HelpNamesCommandsExitCodesAndExamples) {
   const Outcome outcome = shell("$RECALL --help");
   EXPECT_EQ(outcome.code, 0);
@@ -409,6 +418,76 @@ TEST(Recall, AppendNamesTheBadLineAndKeepsWhatCameBefore) {
   EXPECT_THAT(outcome.output, HasSubstr("(1 turn was stored)"));
 }
 
+TEST(Recall, AppendSendsWhatHasComeWhenThePipePauses) {
+  const FakeDaemon daemon(appending());
+  const std::string pipe = "{ printf 'one\\ntwo\\nthr'; sleep 1.5; printf 'ee\\n'; sleep 1.5; echo four; }";
+  const Outcome outcome = shell(pipe + " | $RECALL " + at(daemon) + "append m");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Appended 4 turns (15 tokens) to m as turns 0-3"));
+  ASSERT_EQ(daemon.lines().size(), 3u);
+  EXPECT_EQ(sent(daemon)["params"]["turns"].size(), 2u) << "half a line is not sent";
+  EXPECT_EQ(sent(daemon, 1)["params"]["turns"], (Json{{{"role", "user"}, {"content", "three"}}}));
+  EXPECT_EQ(sent(daemon, 2)["params"]["turns"], (Json{{{"role", "user"}, {"content", "four"}}}));
+}
+
+TEST(Recall, AppendSendsInTimeWhatComesSlowlyAndWithoutEnd) {
+  const FakeDaemon daemon(appending());
+  const Outcome outcome =
+      shell("{ for i in $(seq 40); do echo $i; sleep 0.05; done; } | $RECALL " + at(daemon) + "append m");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_GE(daemon.lines().size(), 4u) << "no line is as much as 200 ms behind the one before";
+  EXPECT_LT(daemon.lines().size(), 30u) << "nor is every one of them sent alone";
+}
+
+TEST(Recall, AppendWithAnOperationIdSendsTheSameRequestsHoweverThePipePauses) {
+  const FakeDaemon daemon(appending());
+  const auto load = [&](const std::string& pipe) {
+    const size_t before = daemon.lines().size();
+    EXPECT_EQ(shell(pipe + " | $RECALL " + at(daemon) + "append m --operation-id load").code, 0);
+    std::vector<Json> requests;
+    for (size_t i = before; i < daemon.lines().size(); ++i)
+      if (sent(daemon, i)["method"] == "append") requests.push_back(sent(daemon, i)["params"]);
+    return requests;
+  };
+  const std::vector<Json> paused = load("{ seq 1 300; sleep 0.6; seq 301 700; sleep 0.6; seq 701 720; }");
+  EXPECT_EQ(paused.size(), 2u);
+  EXPECT_EQ(paused, load("seq 1 720"));
+}
+
+TEST(Recall, ADaemonThatRefusesAPausedLoadEndsItAtOnce) {
+  const FakeDaemon daemon([](const std::string& line) { return refuse(line, "the disk is full", "full"); });
+  const Outcome outcome =
+      shell("{ echo one; sleep 4; } | { timeout 3 $RECALL " + at(daemon) + "append m; echo exit $?; }");
+  EXPECT_THAT(outcome.output, HasSubstr("the disk is full\nexit 1"));
+}
+
+TEST(Recall, WhatIsTypedIsSentLineByLine) {
+  const FakeDaemon daemon(appending());
+  const Outcome outcome =
+      shell("{ sleep 0.5; echo one; sleep 1; echo two; sleep 1; printf '\\004'; } | script -q -e -c \"$RECALL " +
+            at(daemon) + "append m\" /dev/null");
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_EQ(outcome.output.find("tokens/s"), std::string::npos) << "no progress is drawn into what is typed";
+  ASSERT_EQ(daemon.lines().size(), 2u);
+  EXPECT_EQ(sent(daemon)["params"]["turns"], (Json{{{"role", "user"}, {"content", "one"}}}));
+}
+
+TEST(Recall, ABadLineSaysHowToGoOn) {
+  const FakeDaemon daemon(appending());
+  const TempDir directory;
+  const std::string path = directory.path() / "chat.jsonl";
+  std::ofstream(path) << "{\"content\":\"one\"}\n\n{\"content\":\"two\",\"role\":\"boss\"}\n";
+  const std::string append = "$RECALL " + at(daemon) + "append m ";
+  EXPECT_EQ(shell(append + "'" + path + "'").output,
+            "recall: " + path +
+                ":3: role: expected user, assistant, system or tool, got 'boss' (1 turn was stored); mend the line and "
+                "append from line 3 on, for example with tail -n +3 FILE: the whole file again would add those before "
+                "it twice, which --operation-id prevents\n");
+  EXPECT_THAT(shell(append + "<'" + path + "'").output, HasSubstr("; mend the line and append from line 3 on\n"));
+  EXPECT_THAT(shell("{ seq 1 700; printf 'bad \\377\\n'; } | " + append + "--operation-id load").output,
+              HasSubstr("; mend the line and give the same command again, which adds only what is missing\n"));
+}
+
 TEST(Recall, MissingFileIsExitCodeTwo) {
   const FakeDaemon daemon(appending());
   const Outcome outcome = shell("$RECALL " + at(daemon) + "append m /nonexistent/chat.txt");
@@ -474,10 +553,6 @@ Json receipt(uint64_t turn_count) {
 Json memory(uint64_t turns) {
   return {{"memory", "m"},  {"turns", turns}, {"next_turn", turns},  {"tokens", 9 * turns},        {"chunks", 1},
           {"created", "c"}, {"updated", "u"}, {"encoded_chunks", 1}, {"content_bytes", 30 * turns}};
-}
-
-FakeDaemon::Script always(const Json& result) {
-  return [result](const std::string& line) { return answer(line, result); };
 }
 
 // The command with a terminal at standard input, on which `typed` was typed.
@@ -573,8 +648,31 @@ TEST(Recall, CtrlCInAppendSaysHowMuchIsStored) {
   EXPECT_EQ(outcome.code, 130);
   ASSERT_EQ(daemon.lines().size(), 2u);
   const std::string stored = std::to_string(sent(daemon, 1)["params"]["turns"].size());
-  EXPECT_THAT(outcome.output, HasSubstr("interrupted: " + stored + " turns were stored in m, up to line " + stored +
-                                        " of standard input; the same command again goes on from there"));
+  EXPECT_THAT(outcome.output,
+              HasSubstr("interrupted: " + stored + " turns were stored in m, up to line " + stored +
+                        " of standard input; " + std::to_string(700 - sent(daemon, 1)["params"]["turns"].size()) +
+                        " turns behind them were read and not stored; the same command again goes on "
+                        "from there"));
+}
+
+// What is read and not sent when Ctrl-C comes: the line that comes just before it. The shell inside is the process that
+// becomes recall, so that the other side of the pipe knows its number.
+TEST(Recall, CtrlCInAppendStoresTheLinesThatHaveCome) {
+  const TempDir directory;
+  const std::string number = "'" + (directory.path() / "pid").string() + "'";
+  const auto interrupted = [&](const std::string& options) {
+    return shell("{ seq 1 7; sleep 1; printf 'eight\\nhal'; kill -INT $(cat " + number +
+                 "); sleep 1; } | sh -c 'echo $$ >\"" + (directory.path() / "pid").string() + "\"; exec '$RECALL' " +
+                 options + "'");
+  };
+  const FakeDaemon daemon(appending());
+  const Outcome outcome = interrupted(at_plain(daemon) + "append m");
+  EXPECT_EQ(outcome.code, 130);
+  EXPECT_EQ(outcome.output, "recall: interrupted: 8 turns were stored in m, up to line 8 of standard input\n");
+  const FakeDaemon other(appending());
+  EXPECT_EQ(interrupted(at_plain(other) + "append m --operation-id load").output,
+            "recall: interrupted: 0 turns were stored in m; 8 turns behind them were read and not stored; the same "
+            "command again goes on from there\n");
 }
 
 TEST(Recall, CtrlCWhileTheDaemonIsSilentTellsWhatIsUncertain) {
