@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "client/client.h"
 #include "client/report.h"
@@ -91,6 +92,13 @@ class Interrupt {
 // the largest double in their message.
 std::string count_check(const std::string& text);  // a whole number from 1 on
 std::string index_check(const std::string& text);  // a whole number from 0 on
+
+using Check = std::function<std::string(const std::string&)>;
+Check number_check(double least, double most);
+Check word_check(std::vector<std::string> words);
+
+// Refuses the empty text, which a variable that is not set leaves behind; `what` completes "expected ...".
+Check not_empty(std::string what);
 
 // A number as help shows it, for a default.
 std::string default_text(double value);

@@ -314,14 +314,12 @@ void add_append(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("MEMORY", arguments->memory, "The memory; made when it does not exist")->required();
   command->add_option("FILE", arguments->file, "What to read; - is standard input")->capture_default_str();
   command->add_option("--format", arguments->format, "auto, text (a turn a non-empty line) or jsonl (an object a line)")
-      ->check(CLI::IsMember({"auto", "text", "jsonl"}))
+      ->check(word_check({"auto", "text", "jsonl"}))
       ->capture_default_str();
-  command->add_option("--role", arguments->role, "Role of turns that name none")
-      ->check(CLI::IsMember({"user", "assistant", "system", "tool"}))
+  command->add_option("--role", arguments->role, "Role of turns that name none: user, assistant, system or tool")
+      ->check(word_check({"user", "assistant", "system", "tool"}))
       ->capture_default_str();
-  command->add_option("--name", arguments->name, "Speaker of turns that name none")->check([](const std::string& name) {
-    return name.empty() ? "expected a name, not an empty one" : "";
-  });
+  command->add_option("--name", arguments->name, "Speaker of turns that name none")->check(not_empty("a name"));
   command
       ->add_option("--operation-id", arguments->operation_id,
                    "Make the load repeatable: the same input under the same id again changes nothing")
@@ -356,7 +354,7 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   });
 
   CLI::App* listing = command->add_subcommand("list", "List memories by name");
-  listing->add_option("PREFIX", *name, "Only names that begin with this; default: all");
+  listing->add_option("--prefix,PREFIX", *name, "Only names that begin with this; default: all");
   listing->callback([&run, list] { run = list; });
 
   CLI::App* get = command->add_subcommand("get", "Show one memory");
@@ -437,16 +435,45 @@ std::string with_shortened(std::string message, std::span<char* const> typed) {
   return message;
 }
 
+// What was wrong, in the words of all other messages where CLI11 has its own.
+std::string worded(const CLI::App& app, const CLI::ParseError& problem) {
+  const std::string said = problem.what();
+  std::vector<std::string> unexpected = app.remaining(true);
+  std::erase(unexpected, "--");
+  const bool without_command = app.get_subcommands().empty();
+  const bool extras = dynamic_cast<const CLI::ExtrasError*>(&problem) != nullptr;
+  if ((without_command || extras) && !unexpected.empty()) {
+    if (unexpected.front().starts_with('-')) return "there is no option '" + unexpected.front() + "'";
+    if (without_command) return "there is no command '" + unexpected.front() + "'";
+    std::string all;
+    for (const std::string& each : unexpected) all += (all.empty() ? "'" : " '") + each + "'";
+    return "expected nothing more, got " + all;
+  }
+  const std::string option = said.substr(0, said.find(": "));
+  if (said.contains(": At Most 1 required but received ")) return option + ": expected once, given more than once";
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&problem) != nullptr && said.ends_with(" missing"))
+    return option + ": expected a value, got none";
+  if (said == "A subcommand is required") return "expected a command, got none";
+  return said;
+}
+
+// An option such as --name= with nothing behind it, for which CLI11 takes the next argument; empty: none.
+std::string option_without_value(std::span<char* const> typed) {
+  for (const std::string_view argument : typed) {
+    if (argument == "--") break;
+    const std::string_view option = argument.substr(0, argument.find('='));
+    if (option.starts_with("--") && option.size() + 1 == argument.size() && !option.contains(' '))
+      return std::string(option);
+  }
+  return "";
+}
+
 // On one line, with the help that belongs to the command that was meant.
-Error usage_error(const CLI::App& app, const CLI::ParseError& problem, std::span<char* const> typed) {
-  std::string message = problem.what();
+Error usage_error(const CLI::App& app, std::string message, std::span<char* const> typed) {
   std::string command = app.get_name();
   for (const CLI::App* named = &app; !named->get_subcommands().empty();) {
     named = named->get_subcommands().front();
     command += " " + named->get_name();
-  }
-  if (app.get_subcommands().empty() && app.remaining_size() > 0) {
-    message = "there is no command '" + app.remaining().front() + "'";
   }
   return {ErrorKind::invalid_request, with_shortened(std::move(message), typed) + "; see " + command + " --help"};
 }
@@ -460,6 +487,7 @@ int run_main(int argc, char** argv) {
   app.fallthrough();  // --socket and --json may stand behind the command too
   globals.socket = default_socket();
   app.add_option("--socket", globals.socket, "The daemon's socket; else $RECALLD_SOCKET, else as recalld chooses it")
+      ->check(not_empty("the path of a socket"))
       ->capture_default_str();
   app.add_flag("--json", globals.json, "Print the reply's result, one line of JSON (one a page)");
   const CLI::Option* timeout =
@@ -467,7 +495,7 @@ int run_main(int argc, char** argv) {
              "--timeout", globals.timeout_s,
              "Seconds to wait for a reply; 0: for ever. What may take long (append --wait, ask, forget, verify and "
              "the like) waits for ever unless this is given")
-          ->check(CLI::Range(0.0, 1e6))
+          ->check(number_check(0, 1e6))
           ->capture_default_str();
 
   add_append(app, globals, run);
@@ -485,12 +513,17 @@ int run_main(int argc, char** argv) {
   add_inspection(app, globals, run);
   app.footer(std::string(footer));  // after the commands, which would inherit it
 
+  const std::span<char* const> typed(argv, static_cast<size_t>(argc));
+  std::string wrong;
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& problem) {
     if (problem.get_exit_code() == 0) return app.exit(problem);  // --help or --version
-    return fail_with(usage_error(app, problem, std::span(argv, static_cast<size_t>(argc))), exit_usage);
+    wrong = worded(app, problem);
   }
+  if (const std::string option = option_without_value(typed); !option.empty())
+    wrong = option + ": expected a value behind " + option + "=";
+  if (!wrong.empty()) return fail_with(usage_error(app, std::move(wrong), typed), exit_usage);
   globals.timeout_given = timeout->count() > 0;
   return run();
 }

@@ -416,7 +416,8 @@ void add_import(CLI::App& app, const Globals& globals, Run& run) {
   auto memory = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("import", "Restore a memory from what export wrote");
   command->add_option("FILE", *file, "What to read; - is standard input")->required();
-  command->add_option("--memory", *memory, "Into a memory of this name; default: its own");
+  command->add_option("--memory", *memory, "Into a memory of this name; default: its own")
+      ->check(not_empty("the name of a memory"));
   command->callback([&globals, &run, file, memory] {
     run = [&globals, file, memory] { return run_import(globals, *file, *memory); };
   });

@@ -264,7 +264,8 @@ void add_forget(CLI::App& app, const Globals& globals, Run& run) {
 void add_verify(CLI::App& app, const Globals& globals, Run& run) {
   auto request = std::make_shared<VerifyRequest>();
   CLI::App* command = app.add_subcommand("verify", "Read everything that is stored and say what is damaged");
-  command->add_option("MEMORY", request->memory, "Only this memory; default: all");
+  command->add_option("MEMORY", request->memory, "Only this memory; default: all")
+      ->check(not_empty("the name of a memory"));
   command->add_flag("--repair", request->repair, "Make again what follows from the turns");
   command->callback([&globals, &run, request] { run = [&globals, request] { return run_verify(globals, *request); }; });
 }

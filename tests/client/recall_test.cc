@@ -110,6 +110,40 @@ TEST(Recall, WrongUsageIsToldInOneLineWithTheHelpThatBelongsToIt) {
             "recall: CHUNK: expected a whole number from 0 on, got '-1'; see recall chunks --help\n");
 }
 
+TEST(Recall, WrongUsageSaysWhatWasExpectedInTheSameWordsEverywhere) {
+  const auto told = [](const std::string& arguments) {
+    const Outcome outcome = shell("$RECALL " + arguments + " </dev/null");
+    EXPECT_EQ(outcome.code, 2) << arguments;
+    return outcome.output.substr(0, outcome.output.find("; see "));
+  };
+  EXPECT_EQ(told(""), "recall: expected a command, got none");
+  EXPECT_EQ(told("--frob"), "recall: there is no option '--frob'");
+  EXPECT_EQ(told("turns m --frob"), "recall: there is no option '--frob'");
+  EXPECT_EQ(told("turns m here text"), "recall: expected nothing more, got 'here' 'text'");
+  EXPECT_EQ(told("turns m --limit 3 --limit 4"), "recall: --limit: expected once, given more than once");
+  EXPECT_EQ(told("turns m --limit"), "recall: --limit: expected a value, got none");
+  EXPECT_EQ(told("search m q --min-score 2"), "recall: --min-score: expected a number from 0 to 1, got '2'");
+  EXPECT_EQ(told("search m q --min-score nan"), "recall: --min-score: expected a number from 0 to 1, got 'nan'");
+  EXPECT_EQ(told("health --timeout abc"), "recall: --timeout: expected a number from 0 to 1000000, got 'abc'");
+  EXPECT_EQ(told("append m --role boss"), "recall: --role: expected user, assistant, system or tool, got 'boss'");
+  EXPECT_EQ(told("append m --format csv"), "recall: --format: expected auto, text or jsonl, got 'csv'");
+  EXPECT_EQ(told("health --socket ''"), "recall: --socket: expected the path of a socket, not an empty text");
+  EXPECT_EQ(told("append m ''"), "recall: FILE: expected a file to read, or - for standard input, got an empty name\n");
+}
+
+TEST(Recall, AShortTimeoutIsNotTakenForNone) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  const Outcome outcome = shell("timeout 5 $RECALL " + at(daemon) + "health --timeout 0.00001");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("within 1 ms"));
+}
+
+TEST(Recall, MemoriesAreListedByAPrefixThatIsNamedAsInTheProtocol) {
+  const FakeDaemon daemon(always({{"memories", Json::array()}, {"next_cursor", nullptr}}));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "memories list --prefix chat").code, 0);
+  EXPECT_EQ(sent(daemon)["params"]["prefix"], "chat");
+}
+
 TEST(Recall, AnOverlongValueIsShownShortened) {
   const std::string value(3000, 'x');
   const std::string brief = value.substr(0, 64) + "…";
@@ -815,6 +849,35 @@ TEST(Recall, SearchAndForgetTakeTheSameFilters) {
   EXPECT_THAT(asked("--filter '{\"and\":[{\"role\":\"user\",\"turn\":1,\"role\":\"tool\"}]}'"),
               HasSubstr("--filter: the key 'role' appears twice in one object"));
   EXPECT_EQ(daemon.lines().size(), 4u);
+}
+
+TEST(Recall, AnEmptyValueIsRefusedAndNotTakenForNoCondition) {
+  const FakeDaemon daemon(always(receipt(12)));
+  for (const std::string option : {"--role", "--name", "--before", "--after", "--where", "--filter"}) {
+    for (const std::string command :
+         {"forget m --yes ", "forget m --yes --role user ", "forget m --dry-run --role user ", "forget m 3 --yes ",
+          "search m herring ", "search m herring --name Ana "}) {
+      for (const std::string value : {" ''", "=", "=''"}) {
+        const Outcome outcome = shell("$RECALL " + at(daemon) + command + option + value);
+        EXPECT_EQ(outcome.code, 2) << command << option << value;
+        EXPECT_THAT(outcome.output, HasSubstr(option + ": expected ")) << command << option << value;
+      }
+    }
+  }
+  EXPECT_EQ(shell("$RECALL forget m --yes --role user --name ''").output,
+            "recall: --name: expected a name, not an empty text; see recall forget --help\n");
+  for (const std::string command : {"search m herring --mode ''", "search m herring --expand ''", "verify ''",
+                                    "import /dev/null --memory ''", "append m --role ''", "append m ''"})
+    EXPECT_EQ(shell("$RECALL " + at(daemon) + command + " </dev/null").code, 2) << command;
+  EXPECT_TRUE(daemon.lines().empty());
+}
+
+TEST(Recall, AnOptionWithNothingBehindItsEqualsSignDoesNotTakeTheNextArgument) {
+  const FakeDaemon daemon(always(receipt(12)));
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "forget m --name= --dry-run --yes");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(outcome.output, "recall: --name: expected a value behind --name=; see recall forget --help\n");
+  EXPECT_TRUE(daemon.lines().empty());
 }
 
 TEST(Recall, APrefixThatNoMemoryHasIsNamed) {
