@@ -1326,6 +1326,32 @@ TEST_F(RecallImport, AMissingLineInTheMiddleIsNoticed) {
   const Outcome outcome = import(daemon, lines_of(records_));
   EXPECT_EQ(outcome.code, 2);
   EXPECT_THAT(outcome.output, HasSubstr(path_ + ":4: the file holds 2 turns, its end record says 3"));
+  EXPECT_TRUE(daemon.lines().empty()) << "before anything is sent";
+}
+
+TEST_F(RecallImport, AMissingLineOfAPipeIsNoticedAtItsEndAndMakesTheMemoryUseless) {
+  const FakeDaemon daemon(importing());
+  std::vector<Json> records{header_record()};
+  for (uint64_t i = 0; i < 1'500; ++i) records.push_back(turn_record(i));
+  records.push_back(end_record(1'501));
+  std::ofstream(path_) << lines_of(records);
+  const Outcome outcome = shell("cat '" + path_ + "' | $RECALL " + at(daemon) + "import - --memory r");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("(1,000 records were imported; no later import fills what is missing: recall "
+                                        "memories delete r and import a whole file)"));
+}
+
+TEST_F(RecallImport, WhatIsNoExportChangesNothingWhereverItIsWrong) {
+  const FakeDaemon daemon(importing());
+  std::vector<Json> records{header_record()};
+  for (uint64_t i = 0; i < 1'500; ++i) records.push_back(turn_record(i));
+  for (const Json& wrong : {header_record(), end_record(1'500), Json{{"turn", 1}}}) {
+    std::vector<Json> with = records;
+    with.push_back(wrong);
+    with.push_back(end_record(1'500));
+    EXPECT_THAT(import(daemon, lines_of(with)).output, HasSubstr(path_ + ":")) << wrong;
+  }
+  EXPECT_TRUE(daemon.lines().empty());
 }
 
 TEST_F(RecallImport, WrongLinesAreNamedByTheirNumber) {
