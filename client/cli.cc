@@ -69,7 +69,8 @@ int print(std::string_view text) {
 }
 
 int print_line(const Json& result) {
-  return print(result.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+  const std::string line = result.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return print((isatty(STDOUT_FILENO) != 0 ? printable_json(line) : line) + "\n");
 }
 
 Expected<Client> connect(const Globals& globals, bool wait_for_ever, std::function<bool()> stop) {

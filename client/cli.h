@@ -45,6 +45,7 @@ void warn(std::span<const Unreadable> damaged);
 
 // Writes to standard output. A reader that has seen enough (`recall turns x | head`) is no error.
 int print(std::string_view text);
+// One line of JSON, on a terminal without what could steer it.
 int print_line(const Json& result);
 
 // `wait_for_ever`: replies of this command may take any time, unless --timeout was given. `stop`: see ClientOptions.

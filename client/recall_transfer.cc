@@ -99,6 +99,8 @@ class Output {
   Expected<void> write(std::string_view text) {
     bytes_ += text.size();
     if (file_.get() == -1) {
+      const std::string harmless = on_terminal_ ? printable_json(text) : "";
+      if (on_terminal_) text = harmless;
       if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return {};
       return std::unexpected(system_error("write to standard output", errno));
     }
@@ -141,6 +143,7 @@ class Output {
 
   Descriptor file_;  // none: standard output
   std::string path_;
+  bool on_terminal_ = isatty(STDOUT_FILENO) != 0;
   bool renames_ = true;    // FILE.part to the file, when it is whole
   bool replaces_ = false;  // a file that was there
   uint64_t bytes_ = 0;
