@@ -594,6 +594,33 @@ Outcome on_terminal(const std::string& typed, const std::string& command) {
   return shell("printf '" + typed + "' | script -q -e -c \"" + command + "\" /dev/null");
 }
 
+TEST(Recall, JsonOnATerminalHoldsNothingThatSteersIt) {
+  const Json result{{"ready", true}, {"waiting_chunks", 0}, {"problem", "a\u009b31m\u202eb"}};
+  const FakeDaemon daemon(always(result));
+  EXPECT_THAT(on_terminal("", "$RECALL " + at(daemon) + "health --json").output, HasSubstr(R"("a\u009b31m\u202eb")"));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "health --json").output, result.dump() + "\n") << "through a pipe as it is";
+  const FakeDaemon exporter([](const std::string& line) {
+    const Json record{{"type", "end"}, {"turns", 0}, {"chunks", 0}, {"note", "\u009b31m"}};
+    return answer(line, Json::parse(line)["method"] == "memories.get" ? memory(0) : Json{{"records", {record}}});
+  });
+  EXPECT_THAT(on_terminal("", "$RECALL " + at(exporter) + "export m").output, HasSubstr(R"("note":"\u009b31m")"));
+}
+
+TEST(Recall, CtrlCAtAQuestionChangesNothing) {
+  Json would = receipt(12);
+  would["dry_run"] = true;
+  const FakeDaemon daemon([&](const std::string& line) {
+    return answer(line, Json::parse(line)["method"] == "memories.get" ? memory(12) : would);
+  });
+  for (const std::string command : {"forget m --role tool", "memories delete m"}) {
+    const Outcome outcome = shell("{ sleep 1; printf '\\003'; sleep 1; } | script -q -e -c \"$RECALL " + at(daemon) +
+                                  command + "\" /dev/null");
+    EXPECT_EQ(outcome.code, 130) << command;
+    EXPECT_THAT(outcome.output, HasSubstr("recall: interrupted: nothing was changed")) << command;
+  }
+  EXPECT_EQ(daemon.lines().size(), 2u);
+}
+
 TEST(Recall, DeleteWithoutATerminalWantsYes) {
   Json reply = memory(12);
   reply["receipt"] = receipt(12);
@@ -890,7 +917,7 @@ TEST(Recall, NamesThatAreEmptyAreRefused) {
   const FakeDaemon daemon(always({}));
   const Outcome outcome = shell("$RECALL " + at(daemon) + "backup ''");
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_THAT(outcome.output, HasSubstr("expected a directory, not an empty name"));
+  EXPECT_THAT(outcome.output, HasSubstr("expected a directory, not an empty text"));
 }
 
 TEST(Recall, ForgetNamesTheOptionThatTheDaemonRefuses) {
@@ -915,6 +942,21 @@ TEST(Recall, CtrlCInForgetSaysThatTheDaemonGoesOn) {
     EXPECT_EQ(outcome.code, 130) << command;
     EXPECT_THAT(outcome.output, HasSubstr("interrupted: if the daemon had begun, the turns are gone")) << command;
   }
+}
+
+TEST(Recall, CtrlCInVerifyAndBackupSaysThatTheDaemonGoesOn) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  const auto interrupted = [&](const std::string& command) {
+    const Outcome outcome = shell("timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + command);
+    EXPECT_EQ(outcome.code, 130) << command;
+    return outcome.output;
+  };
+  EXPECT_EQ(interrupted("verify"),
+            "recall: interrupted: if the daemon had begun, it goes on; recall stats shows how far it is, and then what "
+            "it found\n");
+  EXPECT_EQ(interrupted("backup /x/b"),
+            "recall: interrupted: if the daemon had begun, it goes on; /x/b is there as soon as it is whole\n");
+  EXPECT_EQ(interrupted("forget m 4 --dry-run"), "recall: interrupted: nothing was changed\n");
 }
 
 TEST(Recall, AnAppendThatIsRefusedAsAWholeNamesNoLine) {
