@@ -1,7 +1,7 @@
 // Bulk loading: appends any number of turns to one memory as a series of requests, several of them in flight.
 //
-// Requests are cut by bytes and by turns and numbered; the cuts depend on the turns alone. With an operation prefix
-// each request carries the operation_id PREFIX-NUMBER, so that the same load run again, after a crash of either side
+// Requests are cut by bytes and by turns and numbered. With an operation prefix each request carries the operation_id
+// PREFIX-NUMBER, and the cuts depend on the turns alone, so that the same load run again, after a crash of either side
 // or by mistake, changes nothing that was stored.
 #pragma once
 

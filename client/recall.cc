@@ -322,7 +322,8 @@ void add_append(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("--name", arguments->name, "Speaker of turns that name none")->check(not_empty("a name"));
   command
       ->add_option("--operation-id", arguments->operation_id,
-                   "Make the load repeatable: the same input under the same id again changes nothing")
+                   "Make the load repeatable: the same input under the same id again changes nothing. Turns are then "
+                   "sent in whole batches alone, the last when the input ends")
       ->check([](const std::string& id) {
         const size_t most = AppendStream::operation_prefix_bytes_max;
         return !id.empty() && id.size() <= most ? "" : "expected 1 to " + std::to_string(most) + " bytes";
@@ -330,6 +331,11 @@ void add_append(CLI::App& app, const Globals& globals, Run& run) {
   command->add_flag(
       "--wait", arguments->wait,
       "Wait until everything is encoded and searchable, not only stored: as long as it takes, or as --timeout says");
+  command->footer(
+      "Turns are sent while the input is read, at the latest when a pipe or a terminal has been waited for 0.2 s. "
+      "Ctrl-C "
+      "stores the whole lines that have come, and says how many turns are stored. Neither sends a batch under an "
+      "--operation-id before it is full: its turns must be the same each time.");
   command->callback(
       [&globals, &run, arguments] { run = [&globals, arguments] { return run_append(globals, *arguments); }; });
 }

@@ -391,7 +391,8 @@ TEST(Recall, HelpShowsTheDefaultsThatTheDaemonTakes) {
                                     HasSubstr("default: no limit"), HasSubstr("--mode TEXT=hybrid ")));
   for (const std::string command : {"turns", "chunks"})
     EXPECT_THAT(help(command), AllOf(HasSubstr("--from UINT=0 "), HasSubstr("default: all"))) << command;
-  EXPECT_THAT(help("append"), AllOf(HasSubstr("=auto"), HasSubstr("=user"), HasSubstr("FILE TEXT=-")));
+  EXPECT_THAT(help("append"), AllOf(HasSubstr("=auto"), HasSubstr("=user"), HasSubstr("FILE TEXT=-"),
+                                    HasSubstr("waited for 0.2 s"), HasSubstr("whole batches")));
   EXPECT_THAT(help("import"), HasSubstr("default: its own"));
   EXPECT_THAT(help("memories list"), HasSubstr("default: all"));
   EXPECT_THAT(help("verify"), HasSubstr("default: all"));
