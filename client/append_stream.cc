@@ -40,8 +40,9 @@ Expected<void> AppendStream::add(Turn turn, Origin origin) {
 }
 
 Expected<void> AppendStream::flush() {
-  if (!options_.operation_prefix.empty()) return {};
-  RECALLD_CHECK(finish());
+  if (failure_) return std::unexpected(*failure_);
+  if (options_.operation_prefix.empty() && !next_.turns.empty()) RECALLD_CHECK(send());
+  while (!in_flight_.empty()) RECALLD_CHECK(take_reply());
   return {};
 }
 

@@ -58,7 +58,7 @@ class AppendStream {
   // After an error nothing more is sent: every later call fails with it again, and total() tells what was stored.
   Expected<void> add(Turn turn, Origin origin);
 
-  // Sends what waits for a request to fill, and waits for everything; more may be added. With an operation prefix it
+  // Sends what waits for a request to fill, and waits for what was sent; more may be added. With an operation prefix it
   // sends nothing: the cuts must depend on the turns alone, or the same load again would be refused.
   Expected<void> flush();
 

@@ -496,6 +496,16 @@ TEST(Recall, ADaemonThatRefusesAPausedLoadEndsItAtOnce) {
   EXPECT_THAT(outcome.output, HasSubstr("the disk is full\nexit 1"));
 }
 
+TEST(Recall, ARepeatableLoadThatIsRefusedEndsAtThePauseToo) {
+  const FakeDaemon daemon([](const std::string& line) {
+    return Json::parse(line)["method"] == "memories.get" ? refuse(line, "there is no memory", "not_found")
+                                                         : refuse(line, "the disk is full", "full");
+  });
+  const Outcome outcome = shell("{ seq 1 700; sleep 4; } | { timeout 3 $RECALL " + at(daemon) +
+                                "append m --operation-id load; echo exit $?; }");
+  EXPECT_THAT(outcome.output, HasSubstr("the disk is full\nexit 1"));
+}
+
 TEST(Recall, WhatIsTypedIsSentLineByLine) {
   const FakeDaemon daemon(appending());
   const Outcome outcome =
@@ -976,6 +986,7 @@ TEST(Recall, ForgetRefusesWhatItCannotMean) {
   };
   EXPECT_THAT(refused(""), HasSubstr("say which turns"));
   EXPECT_THAT(refused("4 --role tool"), HasSubstr("not both"));
+  EXPECT_THAT(refused("'' --role tool"), HasSubstr("expected numbers of turns"));
   for (const std::string turns : {"x", "4-", "-4", "9-4", "4,", ",4", "4-5-6", "18446744073709551616", "4.5"})
     EXPECT_THAT(refused("-- " + turns), HasSubstr("expected numbers of turns")) << turns;
   EXPECT_THAT(refused("--filter '[1]'"), HasSubstr("--filter: expected a JSON object"));
