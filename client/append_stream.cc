@@ -39,6 +39,13 @@ Expected<void> AppendStream::add(Turn turn, Origin origin) {
   return {};
 }
 
+Expected<void> AppendStream::flush() {
+  if (failure_) return std::unexpected(*failure_);
+  if (options_.operation_prefix.empty() && !next_.turns.empty()) RECALLD_CHECK(send());
+  while (!in_flight_.empty()) RECALLD_CHECK(take_reply());
+  return {};
+}
+
 Expected<AppendStream::Total> AppendStream::finish() {
   if (failure_) return std::unexpected(*failure_);
   if (!next_.turns.empty()) RECALLD_CHECK(send());

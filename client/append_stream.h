@@ -1,7 +1,7 @@
 // Bulk loading: appends any number of turns to one memory as a series of requests, several of them in flight.
 //
-// Requests are cut by bytes and by turns and numbered; the cuts depend on the turns alone. With an operation prefix
-// each request carries the operation_id PREFIX-NUMBER, so that the same load run again, after a crash of either side
+// Requests are cut by bytes and by turns and numbered. With an operation prefix each request carries the operation_id
+// PREFIX-NUMBER, and the cuts depend on the turns alone, so that the same load run again, after a crash of either side
 // or by mistake, changes nothing that was stored.
 #pragma once
 
@@ -58,6 +58,10 @@ class AppendStream {
   // After an error nothing more is sent: every later call fails with it again, and total() tells what was stored.
   Expected<void> add(Turn turn, Origin origin);
 
+  // Sends what waits for a request to fill, and waits for what was sent; more may be added. With an operation prefix it
+  // sends nothing: the cuts must depend on the turns alone, or the same load again would be refused.
+  Expected<void> flush();
+
   // Sends the rest and waits for everything.
   Expected<Total> finish();
 
@@ -66,7 +70,8 @@ class AppendStream {
   Expected<Total> settle();
 
   const Total& total() const { return total_; }
-  uint64_t turns_in_flight() const;  // sent, not acknowledged: they may have been stored
+  uint64_t turns_in_flight() const;                              // sent, not acknowledged: they may have been stored
+  uint64_t turns_waiting() const { return next_.turns.size(); }  // added, not sent
 
  private:
   struct InFlight {

@@ -69,13 +69,16 @@ int print(std::string_view text) {
 }
 
 int print_line(const Json& result) {
-  return print(result.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+  const std::string line = result.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return print((isatty(STDOUT_FILENO) != 0 ? printable_json(line) : line) + "\n");
 }
 
 Expected<Client> connect(const Globals& globals, bool wait_for_ever, std::function<bool()> stop) {
   ClientOptions options;
   options.stop = std::move(stop);
-  options.reply_timeout = std::chrono::milliseconds(static_cast<int64_t>(globals.timeout_s * 1000));
+  // Upwards: however short, it is no 0, which means for ever.
+  options.reply_timeout =
+      std::chrono::ceil<std::chrono::milliseconds>(std::chrono::duration<double>(globals.timeout_s));
   if (wait_for_ever && !globals.timeout_given) options.reply_timeout = std::chrono::milliseconds(0);
   return Client::connect(globals.socket, std::move(options));
 }
@@ -120,9 +123,37 @@ std::string index_check(const std::string& text) {
   return whole_number(text, 0);
 }
 
+Check number_check(double least, double most) {
+  return [=](const std::string& text) -> std::string {
+    double number = 0;
+    const char* const end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, number);
+    if (error == std::errc() && stop == end && number >= least && number <= most) return "";
+    return "expected a number from " + default_text(least) + " to " + default_text(most) + ", got '" + shortened(text) +
+           "'";
+  };
+}
+
+Check word_check(std::vector<std::string> words) {
+  return [words = std::move(words)](const std::string& text) -> std::string {
+    std::string expected;
+    for (const std::string& word : words) {
+      if (word == text) return "";
+      expected += (expected.empty() ? "" : word == words.back() ? " or " : ", ") + word;
+    }
+    return "expected " + expected + ", got '" + shortened(text) + "'";
+  };
+}
+
+Check not_empty(std::string what) {
+  return [what = std::move(what)](const std::string& text) {
+    return text.empty() ? "expected " + what + ", not an empty text" : "";
+  };
+}
+
 std::string default_text(double value) {
   std::array<char, 32> text{};
-  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value);
+  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value, std::chars_format::fixed);
   return error == std::errc() ? std::string(text.data(), end) : "";
 }
 

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "client/client.h"
 #include "client/report.h"
@@ -44,6 +45,7 @@ void warn(std::span<const Unreadable> damaged);
 
 // Writes to standard output. A reader that has seen enough (`recall turns x | head`) is no error.
 int print(std::string_view text);
+// One line of JSON, on a terminal without what could steer it.
 int print_line(const Json& result);
 
 // `wait_for_ever`: replies of this command may take any time, unless --timeout was given. `stop`: see ClientOptions.
@@ -91,6 +93,13 @@ class Interrupt {
 // the largest double in their message.
 std::string count_check(const std::string& text);  // a whole number from 1 on
 std::string index_check(const std::string& text);  // a whole number from 0 on
+
+using Check = std::function<std::string(const std::string&)>;
+Check number_check(double least, double most);
+Check word_check(std::vector<std::string> words);
+
+// Refuses the empty text, which a variable that is not set leaves behind; `what` completes "expected ...".
+Check not_empty(std::string what);
 
 // A number as help shows it, for a default.
 std::string default_text(double value);

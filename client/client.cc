@@ -95,7 +95,9 @@ Expected<Client> Client::connect(const std::filesystem::path& socket, ClientOpti
   const std::string& path = socket.native();
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof(address.sun_path)) {
+  if (path.empty())
+    return fail(ErrorKind::invalid_request, "connect: the path of the socket is empty; name the daemon's socket");
+  if (path.size() >= sizeof(address.sun_path)) {
     return fail(ErrorKind::invalid_request, "connect to '" + shortened(path) + "': a socket's path has 1 to " +
                                                 std::to_string(sizeof(address.sun_path) - 1) + " bytes, this one " +
                                                 std::to_string(path.size()) + "; choose a shorter one with --socket");

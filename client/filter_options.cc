@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "base/shorten.h"
+#include "client/cli.h"
+#include "client/unique_json.h"
 
 namespace recalld::client {
 namespace {
@@ -27,37 +28,33 @@ Json value_of(const std::string& text) {
   return value.is_primitive() && !value.is_discarded() ? value : Json(text);
 }
 
-// The JSON of --filter. Of a key that one object has twice, the parser would take the last.
+// The JSON of --filter.
 Expected<Json> object_of(const std::string& text) {
-  std::vector<std::set<std::string>> keys;  // of the objects around what is being read
-  std::string twice;
-  const auto look = [&](int, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second && twice.empty())
-      twice = parsed.get<std::string>();
-    return true;
-  };
-  Json given = Json::parse(text, look, /*allow_exceptions=*/false);
-  if (!given.is_object())
+  UniqueJson given = parse_unique(text);
+  if (!given.value.is_object())
     return fail(ErrorKind::invalid_request,
                 R"(--filter: expected a JSON object such as {"metadata.draft":true}, got ')" + shortened(text) + "'");
-  if (!twice.empty())
-    return fail(ErrorKind::invalid_request, "--filter: the key '" + shortened(twice) +
+  if (given.twice)
+    return fail(ErrorKind::invalid_request, "--filter: the key '" + shortened(*given.twice) +
                                                 "' appears twice in one object; join conditions that must all hold by "
                                                 R"({"and":[...]})");
-  return given;
+  return std::move(given.value);
 }
 
 }  // namespace
 
 void FilterOptions::add(CLI::App& command, const std::string& which) {
-  command.add_option("--role", role, which + " of this role: user, assistant, system or tool");
-  command.add_option("--name", name, which + " of this speaker");
-  command.add_option("--before", before, which + " before this time, such as 2026-01-31 (UTC) or RFC 3339");
-  command.add_option("--after", after, which + " at this time or later");
+  // An empty value is refused and not taken for none: with fewer conditions more turns would be meant.
+  command.add_option("--role", role, which + " of this role: user, assistant, system or tool")
+      ->check(not_empty("user, assistant, system or tool"));
+  command.add_option("--name", name, which + " of this speaker")->check(not_empty("a name"));
+  command.add_option("--before", before, which + " before this time, such as 2026-01-31 (UTC) or RFC 3339")
+      ->check(not_empty("a day, such as 2026-01-31, or a time of RFC 3339"));
+  command.add_option("--after", after, which + " at this time or later")
+      ->check(not_empty("a day, such as 2026-01-31, or a time of RFC 3339"));
   command.add_option("--where", where, which + " with this in their metadata, as KEY=VALUE")->allow_extra_args(false);
-  command.add_option("--filter", filter, "A filter as docs/protocol.md describes it, as JSON");
+  command.add_option("--filter", filter, "A filter as docs/protocol.md describes it, as JSON")
+      ->check(not_empty("a JSON object"));
   command.footer("Several options together mean the turns that fit all of them.");
 }
 

@@ -10,6 +10,7 @@
 
 namespace recalld::client {
 
+// Empty: not given.
 struct FilterOptions {
   std::string role;
   std::string name;

@@ -1,6 +1,7 @@
 #include "client/line_reader.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,14 +13,11 @@
 
 namespace recalld::client {
 
-namespace {
-
-constexpr size_t read_bytes = size_t{64} << 10;
-
-}  // namespace
-
-Expected<LineReader> LineReader::open(const std::string& path, std::function<bool()> stop) {
-  if (path == "-") return LineReader(Descriptor(), "standard input", std::move(stop));
+Expected<LineReader> LineReader::open(const std::string& path, Options options) {
+  if (path == "-") return LineReader(Descriptor(), "standard input", std::move(options));
+  if (path.empty())
+    return fail(ErrorKind::invalid_request,
+                "FILE: expected a file to read, or - for standard input, got an empty name");
   Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() == -1) return std::unexpected(system_error("open " + path, errno));
   struct stat status {};
@@ -27,17 +25,47 @@ Expected<LineReader> LineReader::open(const std::string& path, std::function<boo
   if (S_ISDIR(status.st_mode)) {
     return fail(ErrorKind::invalid_request, "open " + path + ": it is a directory; name a file in it");
   }
-  LineReader reader(std::move(file), path, std::move(stop));
+  LineReader reader(std::move(file), path, std::move(options));
   if (S_ISREG(status.st_mode)) reader.bytes_total_ = static_cast<uint64_t>(status.st_size);
   return reader;
 }
 
-LineReader::LineReader(Descriptor file, std::string source, std::function<bool()> stop)
-    : file_(std::move(file)), source_(std::move(source)), stop_(std::move(stop)) {}
+LineReader::LineReader(Descriptor file, std::string source, Options options)
+    : file_(std::move(file)), source_(std::move(source)), options_(std::move(options)) {}
+
+int LineReader::input() const {
+  return file_.get() == -1 ? STDIN_FILENO : file_.get();
+}
+
+// A regular file is always readable. The first look waits for nothing, so that a wait is told from a read; later ones
+// end after a while, so that a signal that comes just before them is seen too.
+bool LineReader::wait_until_readable() {
+  for (auto slice = std::chrono::milliseconds(0);;) {
+    const bool stopped = options_.stop && options_.stop();
+    if (stopped && last_read_) return false;
+    pollfd entry{input(), POLLIN, 0};
+    const int ready = poll(&entry, 1, stopped ? 0 : static_cast<int>(slice.count()));
+    if (ready > 0 || (ready < 0 && errno != EINTR)) {
+      last_read_ = stopped;
+      return true;  // an error is for read() to name
+    }
+    if (stopped) return false;
+    slice = pause;
+    if (!options_.on_pause || !more_since_pause_) continue;
+    const auto now = Clock::now();
+    if (!pause_end_) pause_end_ = now + pause;
+    if (now >= *pause_end_) {
+      more_since_pause_ = false;
+      pause_end_.reset();
+      options_.on_pause();
+    } else {
+      slice = std::chrono::ceil<std::chrono::milliseconds>(*pause_end_ - now);
+    }
+  }
+}
 
 Expected<bool> LineReader::next(std::string& line) {
   line.clear();
-  if (stop_ && stop_()) return false;
   ++line_;
   for (;;) {
     const std::string_view waiting = std::string_view(buffer_).substr(buffer_at_);
@@ -55,22 +83,21 @@ Expected<bool> LineReader::next(std::string& line) {
     if (at_end_) {
       buffer_at_ = buffer_.size();
       end_byte_ += line.size();
-      return !line.empty();
+      return !line.empty() && !last_read_;
     }
     buffer_.resize(read_bytes);
     buffer_at_ = 0;
-    const int input = file_.get() == -1 ? STDIN_FILENO : file_.get();
+    if (!wait_until_readable()) {
+      buffer_.clear();
+      return false;  // half a line is none
+    }
     ssize_t got = 0;
-    do {
-      got = read(input, buffer_.data(), buffer_.size());
-      if (got < 0 && errno == EINTR && stop_ && stop_()) {
-        buffer_.clear();
-        return false;  // half a line is none
-      }
-    } while (got < 0 && errno == EINTR);
+    do got = read(input(), buffer_.data(), buffer_.size());
+    while (got < 0 && errno == EINTR);
     if (got < 0) return std::unexpected(system_error("read " + source_, errno));
     buffer_.resize(static_cast<size_t>(got));
     at_end_ = got == 0;
+    more_since_pause_ = true;
   }
 }
 

@@ -63,15 +63,34 @@ struct AppendArguments {
   bool wait = false;
 };
 
+// Turns that were given to a load and are not known to be stored.
+struct Uncertain {
+  uint64_t in_flight = 0;  // sent and not answered: they may be stored
+  uint64_t not_sent = 0;
+};
+
 // Ctrl-C ended a load: how much of it is stored, and how to go on.
-int tell_interrupted(const AppendArguments& arguments, const AppendStream::Total& total, uint64_t turns_in_flight,
+int tell_interrupted(const AppendArguments& arguments, const AppendStream::Total& total, const Uncertain& turns,
                      const std::string& source) {
   std::string message = "interrupted: " + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") +
                         " stored in " + arguments.memory;
   if (total.end_line > 0) message += ", up to line " + std::to_string(total.end_line) + " of " + source;
-  if (turns_in_flight > 0) message += "; " + counted(turns_in_flight, "turn") + " more may have been";
+  if (turns.in_flight > 0) message += "; " + counted(turns.in_flight, "turn") + " more may have been";
+  if (turns.not_sent > 0)
+    message += "; " + counted(turns.not_sent, "turn") + " behind them " + (turns.not_sent == 1 ? "was" : "were") +
+               " read and not stored";
   if (!arguments.operation_id.empty()) message += "; the same command again goes on from there";
   return fail_with({ErrorKind::invalid_request, message}, exit_interrupted);
+}
+
+// Behind a line that was refused, where lines before it are stored.
+std::string how_to_go_on(const AppendArguments& arguments, uint64_t line) {
+  if (!arguments.operation_id.empty())
+    return "; mend the line and give the same command again, which adds only what is missing";
+  const std::string from = std::to_string(line);
+  if (arguments.file == "-") return "; mend the line and append from line " + from + " on";
+  return "; mend the line and append from line " + from + " on, for example with tail -n +" + from +
+         " FILE: the whole file again would add those before it twice, which --operation-id prevents";
 }
 
 // For ClientOptions::stop: true once Ctrl-C was pressed and what is in flight has had `grace` to be answered.
@@ -152,22 +171,23 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
   reading.role = arguments.role;
   if (!arguments.name.empty()) reading.name = arguments.name;
   const Interrupt interrupt;
-  reading.stop = Interrupt::seen;
+  std::optional<Error> unreadable;
+  std::optional<Error> refused;
+  std::function<void()> on_pause = [] {};
+  reading.lines.stop = [&] { return Interrupt::seen() || refused; };
+  reading.lines.on_pause = [&] { on_pause(); };
   auto reader = TurnReader::open(arguments.file, reading);
   if (!reader) return fail_with(reader.error(), exit_usage);
   auto client = connect(globals, false, interrupted_for(std::chrono::seconds(2)));
   if (!client) return fail_with(client.error(), exit_no_daemon);
-  if (arguments.file == "-" && can_ask()) {
-    std::fputs("One turn a line; end with Ctrl-D on a line of its own.\n", stderr);
-  }
+  const bool typed = arguments.file == "-" && can_ask();
+  if (typed) std::fputs("One turn a line; end with Ctrl-D on a line of its own.\n", stderr);
 
   const auto start = std::chrono::steady_clock::now();
-  std::optional<Error> unreadable;
-  std::optional<Error> refused;
   AppendStream::Total total;
-  uint64_t turns_in_flight = 0;
+  Uncertain uncertain;
   {
-    Progress progress(STDERR_FILENO, reader->bytes_total());
+    Progress progress(typed ? -1 : STDERR_FILENO, reader->bytes_total());
     AppendStream::Options options;
     options.operation_prefix = arguments.operation_id;
     if (!arguments.operation_id.empty()) {
@@ -180,35 +200,40 @@ int run_append(const Globals& globals, const AppendArguments& arguments) {
       progress.show(so_far.end_byte, so_far.turns, so_far.tokens);
     };
     AppendStream stream(*client, arguments.memory, std::move(options));
+    on_pause = [&] {
+      if (auto sent = stream.flush(); !sent) refused = sent.error();
+    };
     while (!refused) {
       auto item = reader->next();
       if (!item) unreadable = item.error();
       if (!item || !*item) break;
       if (auto added = stream.add(std::move((*item)->turn), (*item)->origin); !added) refused = added.error();
     }
-    // What was read before a bad line is appended all the same: its turns are good, and the message says how far it
-    // went. Under an operation id that holds for whole requests alone, so that the load can be repeated once mended.
+    // What was read before a bad line or Ctrl-C is appended all the same: its turns are good, and the message says how
+    // far it went. Under an operation id that holds for whole requests alone, so that the load can be repeated.
     if (!refused) {
-      const bool whole_requests = Interrupt::seen() || (unreadable && !arguments.operation_id.empty());
+      const bool whole_requests = !arguments.operation_id.empty() && (Interrupt::seen() || unreadable);
+      if (whole_requests) uncertain.not_sent = stream.turns_waiting();
       if (auto ended = whole_requests ? stream.settle() : stream.finish(); !ended) refused = ended.error();
     }
     total = stream.total();
-    turns_in_flight = stream.turns_in_flight();
+    uncertain.in_flight = stream.turns_in_flight();
   }
   if (reader->skipped() > 0) {
     warn(counted(reader->skipped(), "line") + " without content skipped, the first is " + reader->source() + ":" +
          std::to_string(reader->first_skipped_line()));
   }
-  if (Interrupt::seen()) return tell_interrupted(arguments, total, turns_in_flight, reader->source());
+  if (Interrupt::seen()) return tell_interrupted(arguments, total, uncertain, reader->source());
   if (refused || unreadable) {
     Error error = refused ? *refused : *unreadable;
-    if (total.turns > 0 || turns_in_flight > 0) {
+    if (total.turns > 0 || uncertain.in_flight > 0) {
       error.message += " (" + counted(total.turns, "turn") + (total.turns == 1 ? " was" : " were") + " stored";
-      if (turns_in_flight > 0) {
-        error.message += ", " + counted(turns_in_flight, "turn") + " more may have been; recall memories get " +
+      if (uncertain.in_flight > 0) {
+        error.message += ", " + counted(uncertain.in_flight, "turn") + " more may have been; recall memories get " +
                          arguments.memory + " tells";
       }
       error.message += ")";
+      if (unreadable && !refused) error.message += how_to_go_on(arguments, reader->line());
     }
     return unreadable && !refused ? fail_with(error, exit_usage) : fail_with(error);
   }
@@ -289,17 +314,16 @@ void add_append(CLI::App& app, const Globals& globals, Run& run) {
   command->add_option("MEMORY", arguments->memory, "The memory; made when it does not exist")->required();
   command->add_option("FILE", arguments->file, "What to read; - is standard input")->capture_default_str();
   command->add_option("--format", arguments->format, "auto, text (a turn a non-empty line) or jsonl (an object a line)")
-      ->check(CLI::IsMember({"auto", "text", "jsonl"}))
+      ->check(word_check({"auto", "text", "jsonl"}))
       ->capture_default_str();
-  command->add_option("--role", arguments->role, "Role of turns that name none")
-      ->check(CLI::IsMember({"user", "assistant", "system", "tool"}))
+  command->add_option("--role", arguments->role, "Role of turns that name none: user, assistant, system or tool")
+      ->check(word_check({"user", "assistant", "system", "tool"}))
       ->capture_default_str();
-  command->add_option("--name", arguments->name, "Speaker of turns that name none")->check([](const std::string& name) {
-    return name.empty() ? "expected a name, not an empty one" : "";
-  });
+  command->add_option("--name", arguments->name, "Speaker of turns that name none")->check(not_empty("a name"));
   command
       ->add_option("--operation-id", arguments->operation_id,
-                   "Make the load repeatable: the same input under the same id again changes nothing")
+                   "Make the load repeatable: the same input under the same id again changes nothing. Turns are then "
+                   "sent in whole batches alone, the last when the input ends")
       ->check([](const std::string& id) {
         const size_t most = AppendStream::operation_prefix_bytes_max;
         return !id.empty() && id.size() <= most ? "" : "expected 1 to " + std::to_string(most) + " bytes";
@@ -307,6 +331,11 @@ void add_append(CLI::App& app, const Globals& globals, Run& run) {
   command->add_flag(
       "--wait", arguments->wait,
       "Wait until everything is encoded and searchable, not only stored: as long as it takes, or as --timeout says");
+  command->footer(
+      "Turns are sent while the input is read, at the latest when a pipe or a terminal has been waited for 0.2 s. "
+      "Ctrl-C "
+      "stores the whole lines that have come, and says how many turns are stored. Neither sends a batch under an "
+      "--operation-id before it is full: its turns must be the same each time.");
   command->callback(
       [&globals, &run, arguments] { run = [&globals, arguments] { return run_append(globals, *arguments); }; });
 }
@@ -331,7 +360,7 @@ void add_memories(CLI::App& app, const Globals& globals, Run& run) {
   });
 
   CLI::App* listing = command->add_subcommand("list", "List memories by name");
-  listing->add_option("PREFIX", *name, "Only names that begin with this; default: all");
+  listing->add_option("--prefix,PREFIX", *name, "Only names that begin with this; default: all");
   listing->callback([&run, list] { run = list; });
 
   CLI::App* get = command->add_subcommand("get", "Show one memory");
@@ -412,16 +441,45 @@ std::string with_shortened(std::string message, std::span<char* const> typed) {
   return message;
 }
 
+// What was wrong, in the words of all other messages where CLI11 has its own.
+std::string worded(const CLI::App& app, const CLI::ParseError& problem) {
+  const std::string said = problem.what();
+  std::vector<std::string> unexpected = app.remaining(true);
+  std::erase(unexpected, "--");
+  const bool without_command = app.get_subcommands().empty();
+  const bool extras = dynamic_cast<const CLI::ExtrasError*>(&problem) != nullptr;
+  if ((without_command || extras) && !unexpected.empty()) {
+    if (unexpected.front().starts_with('-')) return "there is no option '" + unexpected.front() + "'";
+    if (without_command) return "there is no command '" + unexpected.front() + "'";
+    std::string all;
+    for (const std::string& each : unexpected) all += (all.empty() ? "'" : " '") + each + "'";
+    return "expected nothing more, got " + all;
+  }
+  const std::string option = said.substr(0, said.find(": "));
+  if (said.contains(": At Most 1 required but received ")) return option + ": expected once, given more than once";
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&problem) != nullptr && said.ends_with(" missing"))
+    return option + ": expected a value, got none";
+  if (said == "A subcommand is required") return "expected a command, got none";
+  return said;
+}
+
+// An option such as --name= with nothing behind it, for which CLI11 takes the next argument; empty: none.
+std::string option_without_value(std::span<char* const> typed) {
+  for (const std::string_view argument : typed) {
+    if (argument == "--") break;
+    const std::string_view option = argument.substr(0, argument.find('='));
+    if (option.starts_with("--") && option.size() + 1 == argument.size() && !option.contains(' '))
+      return std::string(option);
+  }
+  return "";
+}
+
 // On one line, with the help that belongs to the command that was meant.
-Error usage_error(const CLI::App& app, const CLI::ParseError& problem, std::span<char* const> typed) {
-  std::string message = problem.what();
+Error usage_error(const CLI::App& app, std::string message, std::span<char* const> typed) {
   std::string command = app.get_name();
   for (const CLI::App* named = &app; !named->get_subcommands().empty();) {
     named = named->get_subcommands().front();
     command += " " + named->get_name();
-  }
-  if (app.get_subcommands().empty() && app.remaining_size() > 0) {
-    message = "there is no command '" + app.remaining().front() + "'";
   }
   return {ErrorKind::invalid_request, with_shortened(std::move(message), typed) + "; see " + command + " --help"};
 }
@@ -435,6 +493,7 @@ int run_main(int argc, char** argv) {
   app.fallthrough();  // --socket and --json may stand behind the command too
   globals.socket = default_socket();
   app.add_option("--socket", globals.socket, "The daemon's socket; else $RECALLD_SOCKET, else as recalld chooses it")
+      ->check(not_empty("the path of a socket"))
       ->capture_default_str();
   app.add_flag("--json", globals.json, "Print the reply's result, one line of JSON (one a page)");
   const CLI::Option* timeout =
@@ -442,7 +501,7 @@ int run_main(int argc, char** argv) {
              "--timeout", globals.timeout_s,
              "Seconds to wait for a reply; 0: for ever. What may take long (append --wait, ask, forget, verify and "
              "the like) waits for ever unless this is given")
-          ->check(CLI::Range(0.0, 1e6))
+          ->check(number_check(0, 1e6))
           ->capture_default_str();
 
   add_append(app, globals, run);
@@ -460,12 +519,17 @@ int run_main(int argc, char** argv) {
   add_inspection(app, globals, run);
   app.footer(std::string(footer));  // after the commands, which would inherit it
 
+  const std::span<char* const> typed(argv, static_cast<size_t>(argc));
+  std::string wrong;
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& problem) {
     if (problem.get_exit_code() == 0) return app.exit(problem);  // --help or --version
-    return fail_with(usage_error(app, problem, std::span(argv, static_cast<size_t>(argc))), exit_usage);
+    wrong = worded(app, problem);
   }
+  if (const std::string option = option_without_value(typed); !option.empty())
+    wrong = option + ": expected a value behind " + option + "=";
+  if (!wrong.empty()) return fail_with(usage_error(app, std::move(wrong), typed), exit_usage);
   globals.timeout_given = timeout->count() > 0;
   return run();
 }

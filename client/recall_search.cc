@@ -92,16 +92,18 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
                    "At most so many tokens in all; a chunk has up to 64; default: no limit")
       ->check(count_check);
   command->add_option("--mode", arguments->request.mode, "How to rank: hybrid, landmark or lexical")
+      ->check(not_empty("hybrid, landmark or lexical"))
       ->default_str("hybrid");
   command
       ->add_option(
           "--expand", arguments->request.expand,
           "What to show of what is found: none (chunks), chunks (joined where they touch) or turns (whole ones)")
+      ->check(not_empty("none, chunks or turns"))
       ->default_str("none");
   command
       ->add_option("--min-score", arguments->request.min_score,
                    "In a hybrid search, leave out what scores below this, from 0 to 1")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(number_check(0, 1));
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   arguments->which.add(*command, "Only chunks with turns");
   command->footer(

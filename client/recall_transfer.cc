@@ -4,11 +4,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -97,6 +99,8 @@ class Output {
   Expected<void> write(std::string_view text) {
     bytes_ += text.size();
     if (file_.get() == -1) {
+      const std::string harmless = on_terminal_ ? printable_json(text) : "";
+      if (on_terminal_) text = harmless;
       if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return {};
       return std::unexpected(system_error("write to standard output", errno));
     }
@@ -139,6 +143,7 @@ class Output {
 
   Descriptor file_;  // none: standard output
   std::string path_;
+  bool on_terminal_ = isatty(STDOUT_FILENO) != 0;
   bool renames_ = true;    // FILE.part to the file, when it is whole
   bool replaces_ = false;  // a file that was there
   uint64_t bytes_ = 0;
@@ -225,6 +230,55 @@ int run_export(const Globals& globals, const ExportArguments& arguments) {
 
 // ---- import
 
+// The type of a record, of which nothing more is read where the type comes first, as in what export writes.
+std::string type_in(std::string_view line) {
+  constexpr std::string_view begin = R"({"type":")";
+  if (!line.starts_with(begin)) return type_of(Json::parse(line, nullptr, /*allow_exceptions=*/false));
+  line.remove_prefix(begin.size());
+  return std::string(line.substr(0, std::min(line.find('"'), line.size())));
+}
+
+// What an export is made of, record by record, from its memory record to its end record.
+class RecordOrder {
+ public:
+  // `record` gives all of it, and is asked for the end record alone. Errors name the line at which `lines` stands.
+  Expected<void> take(const std::string& type, const LineReader& lines, const std::function<Json()>& record) {
+    if (type.empty()) return lines.refuse("expected a record of an export: a JSON object with a type");
+    if (ended_) return lines.refuse("a record behind the end record; is this more than one export?");
+    if (counts_.records == 0 && type != "memory")
+      return lines.refuse("expected the record of type memory that an export begins with, got one of type " + type);
+    if (counts_.records > 0 && type == "memory")
+      return lines.refuse("a second record of type memory; is this more than one export?");
+    counts_.add(type);
+    last_line_ = lines.line();
+    ended_ = type == "end";
+    return ended_ ? check_counts(record(), lines) : Expected<void>();
+  }
+
+  const Counts& counts() const { return counts_; }
+  bool ended() const { return ended_; }
+  bool incomplete() const { return incomplete_; }  // the end record was there, and others were not
+  uint64_t last_line() const { return last_line_; }
+
+ private:
+  // The end record says how many there were.
+  Expected<void> check_counts(const Json& end, const LineReader& lines) {
+    for (const auto& [key, count] : {std::pair("turns", counts_.turns), std::pair("chunks", counts_.chunks)}) {
+      const auto said = end.find(key);
+      if (said == end.end() || !said->is_number_unsigned() || *said == count) continue;
+      incomplete_ = true;
+      return lines.refuse("the file holds " + with_thousands(count) + " " + key + ", its end record says " +
+                          with_thousands(said->get<uint64_t>()) + ": lines are missing or were added");
+    }
+    return {};
+  }
+
+  Counts counts_;
+  bool ended_ = false;
+  bool incomplete_ = false;
+  uint64_t last_line_ = 0;
+};
+
 // A file of records on its way into a memory.
 class Import {
  public:
@@ -233,7 +287,7 @@ class Import {
 
   // Everything, page after page. What was sent before an error stays: the same import again goes on from there.
   Expected<void> run() {
-    RECALLD_CHECK(check_end());
+    RECALLD_CHECK(check_file());
     Progress progress(STDERR_FILENO, lines_.bytes_total());
     std::string line;
     for (;;) {
@@ -243,14 +297,15 @@ class Import {
       if (line.ends_with('\r')) line.pop_back();
       if (is_blank(line)) continue;
       RECALLD_CHECK(add(line));
-      progress.show(lines_.end_byte(), counts_.turns, 0);
+      progress.show(lines_.end_byte(), order_.counts().turns, 0);
     }
-    if (!ended_) return cut_off("it ends after line " + std::to_string(counts_.records == 0 ? 0 : last_line_));
+    if (!order_.ended()) return cut_off("it ends after line " + std::to_string(order_.last_line()));
     return send();
   }
 
   const std::string& memory() const { return memory_; }
-  const Counts& counts() const { return counts_; }
+  const Counts& counts() const { return order_.counts(); }
+  bool incomplete() const { return order_.incomplete(); }
   uint64_t imported() const { return imported_; }
   uint64_t present() const { return present_; }
   const std::optional<ImportReply>& reply() const { return reply_; }
@@ -261,8 +316,9 @@ class Import {
                                                 ", without the end record; make it with recall export");
   }
 
-  // Where the end can be seen before anything is sent, a file that was cut off changes nothing.
-  Expected<void> check_end() const {
+  // What can be read twice is looked at before anything is sent: a file that was cut off, or has lost lines, changes
+  // nothing.
+  Expected<void> check_file() const {
     RECALLD_TRY(const std::optional<std::string> tail, lines_.tail(end_record_bytes_max));
     if (!tail) return {};
     std::string_view rest = *tail;
@@ -272,46 +328,35 @@ class Import {
     const std::string_view last = newline == std::string_view::npos ? rest : rest.substr(newline + 1);
     if (type_of(Json::parse(last, nullptr, /*allow_exceptions=*/false)) != "end")
       return cut_off("it ends in another line");
-    return {};
+
+    RECALLD_TRY(LineReader lines, LineReader::open(lines_.source(), {.stop = Interrupt::seen}));
+    RecordOrder order;
+    std::string line;
+    for (;;) {
+      RECALLD_TRY(const bool more, lines.next(line));
+      if (Interrupt::seen()) return fail(ErrorKind::busy, "interrupted");
+      if (!more) return {};
+      if (line.ends_with('\r')) line.pop_back();
+      if (is_blank(line)) continue;
+      RECALLD_CHECK(order.take(type_in(line), lines, [&] { return Json::parse(line, nullptr, false); }));
+    }
   }
 
   Expected<void> add(const std::string& line) {
     Json record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     const std::string type = type_of(record);
-    if (type.empty()) return lines_.refuse("expected a record of an export: a JSON object with a type");
-    if (ended_) return lines_.refuse("a record behind the end record; is this more than one export?");
-    if (counts_.records == 0 && type != "memory")
-      return lines_.refuse("expected the record of type memory that an export begins with, got one of type " + type);
-    if (counts_.records > 0 && type == "memory")
-      return lines_.refuse("a second record of type memory; is this more than one export?");
+    RECALLD_CHECK(order_.take(type, lines_, [&] { return record; }));
     if (type == "memory" && memory_.empty()) {
       const auto name = record.find("memory");
       if (name == record.end() || !name->is_string())
         return lines_.refuse("memory: expected the memory's name; or name one with --memory");
       name->get_to(memory_);
     }
-    counts_.add(type);
-    last_line_ = lines_.line();
-    if (type == "end") {
-      RECALLD_CHECK(check_counts(record));
-      ended_ = true;
-    }
     const bool full = page_bytes_ + line.size() > import_page_bytes_max || page_.size() >= import_page_records_max;
     if (full && !page_.empty()) RECALLD_CHECK(send());
     page_.push_back(std::move(record));
     page_lines_.push_back(lines_.line());
     page_bytes_ += line.size();
-    return {};
-  }
-
-  // The end record says how many there were.
-  Expected<void> check_counts(const Json& end) const {
-    for (const auto& [key, count] : {std::pair("turns", counts_.turns), std::pair("chunks", counts_.chunks)}) {
-      const auto said = end.find(key);
-      if (said != end.end() && said->is_number_unsigned() && *said != count)
-        return lines_.refuse("the file holds " + with_thousands(count) + " " + key + ", its end record says " +
-                             with_thousands(said->get<uint64_t>()) + ": lines are missing or were added");
-    }
     return {};
   }
 
@@ -351,9 +396,7 @@ class Import {
   std::vector<Json> page_;
   std::vector<uint64_t> page_lines_;  // where each record of the page stands
   size_t page_bytes_ = 0;
-  Counts counts_;
-  uint64_t last_line_ = 0;
-  bool ended_ = false;
+  RecordOrder order_;
   uint64_t imported_ = 0;
   uint64_t present_ = 0;
   std::optional<ImportReply> reply_;  // the last
@@ -361,7 +404,7 @@ class Import {
 
 int run_import(const Globals& globals, const std::string& file, const std::string& memory) {
   const Interrupt interrupt;
-  auto lines = LineReader::open(file, Interrupt::seen);
+  auto lines = LineReader::open(file, {.stop = Interrupt::seen});
   if (!lines) return fail_with(lines.error(), exit_usage);
   auto client = connect(globals, true, Interrupt::seen);
   if (!client) return fail_with(client.error(), exit_no_daemon);
@@ -370,8 +413,11 @@ int run_import(const Globals& globals, const std::string& file, const std::strin
     Error error = done.error();
     if (Interrupt::seen()) error.message = "interrupted";
     if (import.imported() > 0) {
-      error.message += " (" + counted(import.imported(), "record") + (import.imported() == 1 ? " was" : " were") +
-                       " imported; the same import again goes on from there)";
+      error.message +=
+          " (" + counted(import.imported(), "record") + (import.imported() == 1 ? " was" : " were") + " imported; ";
+      error.message += import.incomplete() ? "no later import fills what is missing: recall memories delete " +
+                                                 import.memory() + " and import a whole file)"
+                                           : "the same import again goes on from there)";
     }
     if (Interrupt::seen()) return fail_with(error, exit_interrupted);
     return error.kind == ErrorKind::invalid_request ? fail_with(error, exit_usage) : fail_with(error);
@@ -416,7 +462,8 @@ void add_import(CLI::App& app, const Globals& globals, Run& run) {
   auto memory = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("import", "Restore a memory from what export wrote");
   command->add_option("FILE", *file, "What to read; - is standard input")->required();
-  command->add_option("--memory", *memory, "Into a memory of this name; default: its own");
+  command->add_option("--memory", *memory, "Into a memory of this name; default: its own")
+      ->check(not_empty("the name of a memory"));
   command->callback([&globals, &run, file, memory] {
     run = [&globals, file, memory] { return run_import(globals, *file, *memory); };
   });

@@ -97,6 +97,19 @@ Expected<ForgetRequest> forget_request(const ForgetArguments& arguments) {
   return request;
 }
 
+int fail_unchanged(const Error& error) {
+  if (!Interrupt::seen()) return fail_with(error);
+  return fail_with({ErrorKind::busy, "interrupted: nothing was changed"}, exit_interrupted);
+}
+
+// The answer was not yes.
+int kept() {
+  if (Interrupt::seen()) std::fputs("\n", stderr);  // behind the question
+  if (Interrupt::seen()) return fail_unchanged({});
+  std::fputs("Kept.\n", stderr);
+  return exit_error;
+}
+
 int fail_forgetting(const Error& error) {
   if (!Interrupt::seen()) return fail_with(error);
   return fail_with({ErrorKind::busy,
@@ -119,18 +132,16 @@ int run_forget(const Globals& globals, const ForgetArguments& arguments) {
                                                       "--yes to forget it"},
                      exit_usage);
   }
+  const Interrupt interrupt;
   auto client = connect(globals, true, Interrupt::seen);
   if (!client) return fail_with(client.error(), exit_no_daemon);
   if (ask) {
     request->dry_run = true;
     const auto would = client->forget(*request);
-    if (!would) return fail_with(arguments.which.named(would.error()));
+    if (!would) return fail_unchanged(arguments.which.named(would.error()));
     std::fputs(report(*would, Style{}).c_str(), stderr);
     if (would->turn_count == 0) return exit_ok;
-    if (!confirmed("Forget them for good?")) {
-      std::fputs("Kept.\n", stderr);
-      return exit_error;
-    }
+    if (!confirmed("Forget them for good?")) return kept();
     // Exactly what was shown, whatever was appended meanwhile.
     if (would->turns.size() <= forget_ranges_max) {
       request->turns = would->turns;
@@ -138,19 +149,27 @@ int run_forget(const Globals& globals, const ForgetArguments& arguments) {
     }
   }
   request->dry_run = arguments.dry_run;
-  const Interrupt interrupt;
   say_that_it_takes_a_while(request->wait && !request->dry_run);
   const auto result = client->call("forget", params(*request));
-  if (!result) return fail_forgetting(arguments.which.named(result.error()));
+  if (!result) {
+    const Error error = arguments.which.named(result.error());
+    return request->dry_run ? fail_unchanged(error) : fail_forgetting(error);
+  }
   return print_reply<Receipt>(globals, *result);
 }
 
 // ---- verify
 
 int run_verify(const Globals& globals, const VerifyRequest& request) {
-  auto client = connect(globals, true);
+  const Interrupt interrupt;
+  auto client = connect(globals, true, Interrupt::seen);
   if (!client) return fail_with(client.error(), exit_no_daemon);
   const auto result = client->call("verify", params(request));
+  if (!result && Interrupt::seen())
+    return fail_with({ErrorKind::busy,
+                      "interrupted: if the daemon had begun, it goes on; recall stats shows how far it is, and then "
+                      "what it found"},
+                     exit_interrupted);
   if (!result) return fail_with(result.error());
   const auto reply = decode<VerifyReply>(*result);
   if (!reply) return fail_with(reply.error());
@@ -159,12 +178,27 @@ int run_verify(const Globals& globals, const VerifyRequest& request) {
   return reply->problem_count > reply->repaired_count ? exit_error : exit_ok;
 }
 
-// ---- reencode
-
 // The directory as the daemon needs it, whose own directory is another.
 std::string absolute(const std::string& directory) {
   return std::filesystem::absolute(directory).lexically_normal().string();
 }
+
+// ---- backup
+
+int run_backup(const Globals& globals, const std::string& directory) {
+  const Interrupt interrupt;
+  auto client = connect(globals, true, Interrupt::seen);
+  if (!client) return fail_with(client.error(), exit_no_daemon);
+  const auto result = client->call("backup", {{"directory", absolute(directory)}});
+  if (!result && Interrupt::seen())
+    return fail_with({ErrorKind::busy, "interrupted: if the daemon had begun, it goes on; " + absolute(directory) +
+                                           " is there as soon as it is whole"},
+                     exit_interrupted);
+  if (!result) return fail_with(result.error());
+  return print_reply<BackupReply>(globals, *result);
+}
+
+// ---- reencode
 
 // Shows how far a job is until it ends, or until Ctrl-C, which leaves it running.
 int follow(const Globals& globals, Client& client, Job job) {
@@ -225,6 +259,7 @@ int run_reencode(const Globals& globals, const std::string& model, bool cancel, 
 }  // namespace
 
 int run_memories_delete(const Globals& globals, const std::string& memory, bool yes, bool wait) {
+  const Interrupt interrupt;
   auto client = connect(globals, true, Interrupt::seen);
   if (!client) return fail_with(client.error(), exit_no_daemon);
   if (!yes) {
@@ -233,15 +268,11 @@ int run_memories_delete(const Globals& globals, const std::string& memory, bool 
                        exit_usage);
     }
     const auto found = client->memory(memory);
-    if (!found) return fail_with(found.error());
-    if (!confirmed("Delete " + memory + " with " + counted(found->turns, "turn") + " for good?")) {
-      std::fputs("Kept.\n", stderr);
-      return exit_error;
-    }
+    if (!found) return fail_unchanged(found.error());
+    if (!confirmed("Delete " + memory + " with " + counted(found->turns, "turn") + " for good?")) return kept();
   }
   Json arguments{{"memory", memory}};
   if (!wait) arguments["wait"] = "none";
-  const Interrupt interrupt;
   say_that_it_takes_a_while(wait);
   const auto result = client->call("memories.delete", std::move(arguments));
   if (!result) return fail_forgetting(result.error());
@@ -264,7 +295,8 @@ void add_forget(CLI::App& app, const Globals& globals, Run& run) {
 void add_verify(CLI::App& app, const Globals& globals, Run& run) {
   auto request = std::make_shared<VerifyRequest>();
   CLI::App* command = app.add_subcommand("verify", "Read everything that is stored and say what is damaged");
-  command->add_option("MEMORY", request->memory, "Only this memory; default: all");
+  command->add_option("MEMORY", request->memory, "Only this memory; default: all")
+      ->check(not_empty("the name of a memory"));
   command->add_flag("--repair", request->repair, "Make again what follows from the turns");
   command->callback([&globals, &run, request] { run = [&globals, request] { return run_verify(globals, *request); }; });
 }
@@ -274,12 +306,9 @@ void add_backup(CLI::App& app, const Globals& globals, Run& run) {
   CLI::App* command = app.add_subcommand("backup", "Copy the whole store while it is in use");
   command->add_option("DIR", *directory, "Where to: a directory that does not exist yet, on the daemon's machine")
       ->required()
-      ->check([](const std::string& name) { return name.empty() ? "expected a directory, not an empty name" : ""; });
-  command->callback([&globals, &run, directory] {
-    run = [&globals, directory] {
-      return call_and_report<BackupReply>(globals, "backup", {{"directory", absolute(*directory)}}, true);
-    };
-  });
+      ->check(not_empty("a directory"));
+  command->callback(
+      [&globals, &run, directory] { run = [&globals, directory] { return run_backup(globals, *directory); }; });
 }
 
 void add_reencode(CLI::App& app, const Globals& globals, Run& run) {

@@ -394,6 +394,8 @@ std::string report(const BackupReply& reply, const Style&) {
 std::string report(const Job& job, const Style& style) {
   std::string out = painted("job " + std::to_string(job.job), bold, style) + "  " + printable(job.kind);
   if (!job.memory.empty()) out += " " + printable(job.memory);
+  // A deletion that goes on after a restart: the name is nowhere on disk any more.
+  if (job.memory.empty() && job.kind == "delete") out += " (a memory deleted before the last start; its name is gone)";
   out += "  " + printable(job.state) + "  " + with_thousands(job.done) + " of " + with_thousands(job.total);
   out += "  " + painted("since " + readable_time(job.started), dim, style);
   if (!job.message.empty()) out += "  " + printable(job.message);

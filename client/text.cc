@@ -67,7 +67,10 @@ size_t valid_utf8_bytes(std::string_view text) {
   return at;
 }
 
-std::string printable(std::string_view text) {
+namespace {
+
+// `ascii` is the format of a control character that ASCII has.
+std::string spelled_out(std::string_view text, const char* ascii) {
   std::string out;
   out.reserve(text.size());
   for (size_t at = 0; at < text.size();) {
@@ -80,11 +83,21 @@ std::string printable(std::string_view text) {
     if (!steers_terminal(character.code)) {
       out += text.substr(at, character.bytes);
     } else {
-      out += formatted(character.code < 0x80 ? "\\x%02x" : "\\u%04x", character.code);
+      out += formatted(character.code < 0x80 ? ascii : "\\u%04x", character.code);
     }
     at += character.bytes;
   }
   return out;
+}
+
+}  // namespace
+
+std::string printable(std::string_view text) {
+  return spelled_out(text, "\\x%02x");
+}
+
+std::string printable_json(std::string_view json) {
+  return spelled_out(json, "\\u%04x");
 }
 
 std::vector<std::string> wrap(std::string_view text, size_t columns) {

@@ -14,6 +14,8 @@ size_t valid_utf8_bytes(std::string_view text);
 // The text with everything that could steer a terminal spelled out: control characters other than newline and tab,
 // and the invisible characters that reorder text, as \x1b or \u202e; bytes that are not UTF-8 as \xff.
 std::string printable(std::string_view text);
+// The same of JSON in one line, as \u001b and so on: to who parses it, it says what it said before.
+std::string printable_json(std::string_view json);
 
 // Lines of at most `columns` characters, broken at spaces where there are some; 0 breaks at newlines only.
 std::vector<std::string> wrap(std::string_view text, size_t columns);

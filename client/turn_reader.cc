@@ -5,7 +5,9 @@
 #include <cctype>
 #include <utility>
 
+#include "base/shorten.h"
 #include "client/text.h"
+#include "client/unique_json.h"
 
 namespace recalld::client {
 
@@ -31,7 +33,7 @@ bool looks_like_time(std::string_view text) {
 }  // namespace
 
 Expected<TurnReader> TurnReader::open(const std::string& path, Options options) {
-  RECALLD_TRY(LineReader lines, LineReader::open(path, options.stop));
+  RECALLD_TRY(LineReader lines, LineReader::open(path, options.lines));
   return TurnReader(std::move(lines), std::move(options));
 }
 
@@ -83,10 +85,15 @@ Expected<Turn> TurnReader::turn_from_text(std::string_view line) const {
 }
 
 Expected<std::optional<Turn>> TurnReader::turn_from_json(std::string_view line) const {
-  const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  const UniqueJson parsed = parse_unique(line);
+  const Json& object = parsed.value;
   if (!object.is_object()) {
     return lines_.refuse(
         "expected a JSON object with role and content; give --format text if the lines are plain text");
+  }
+  if (parsed.twice) {
+    return lines_.refuse("the key '" + shortened(*parsed.twice) +
+                         "' appears twice in one object; leave one of them out");
   }
   Turn turn;
   turn.role = options_.role;
@@ -94,7 +101,7 @@ Expected<std::optional<Turn>> TurnReader::turn_from_json(std::string_view line) 
   if (!object.contains("content")) return lines_.refuse("content: expected text, got none");
   for (const auto& [key, value] : object.items()) {
     if (std::ranges::find(turn_keys, key) == turn_keys.end()) {
-      return lines_.refuse("unknown key '" + key + "'; a turn has role, content, name, time and metadata");
+      return lines_.refuse("unknown key '" + shortened(key) + "'; a turn has role, content, name, time and metadata");
     }
     if (value.is_null()) continue;
     if (key == "metadata") {
@@ -121,10 +128,10 @@ Expected<void> TurnReader::check(const Turn& turn) const {
                          with_thousands(content_bytes_max) + " are taken; split it into several");
   }
   if (std::ranges::find(roles, turn.role) == roles.end()) {
-    return lines_.refuse("role: expected user, assistant, system or tool, got '" + turn.role + "'");
+    return lines_.refuse("role: expected user, assistant, system or tool, got '" + shortened(turn.role) + "'");
   }
   if (turn.time && !looks_like_time(*turn.time)) {
-    return lines_.refuse("time: expected RFC 3339 such as 2026-01-31T18:05:00Z, got '" + *turn.time + "'");
+    return lines_.refuse("time: expected RFC 3339 such as 2026-01-31T18:05:00Z, got '" + shortened(*turn.time) + "'");
   }
   if (!turn.metadata.is_null() && !turn.metadata.is_object()) {
     return lines_.refuse(std::string("metadata: expected an object, got ") + turn.metadata.type_name());

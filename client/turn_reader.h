@@ -22,7 +22,7 @@ class TurnReader {
     InputFormat format = InputFormat::automatic;  // automatic: by the first turn's line, see next()
     std::string role = "user";                    // of turns that name none
     std::optional<std::string> name{};
-    std::function<bool()> stop{};  // may be unset; once it says true, the source counts as ended
+    LineReader::Options lines{};  // stop and on_pause, which may be unset
   };
 
   struct Item {
@@ -42,6 +42,7 @@ class TurnReader {
 
   const std::string& source() const { return lines_.source(); }
   std::optional<uint64_t> bytes_total() const { return lines_.bytes_total(); }
+  uint64_t line() const { return lines_.line(); }  // read last, or refused; counted from 1
 
   uint64_t skipped() const { return skipped_; }
   uint64_t first_skipped_line() const { return first_skipped_line_; }  // counted from 1

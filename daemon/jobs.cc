@@ -34,6 +34,11 @@ void Jobs::fail(uint64_t job, std::string message) {
   end(job, "failed", std::move(message));
 }
 
+void Jobs::drop(uint64_t job) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(jobs_, [job](const JobView& each) { return each.job == job; });
+}
+
 void Jobs::end(uint64_t job, std::string state, std::string message) {
   const std::lock_guard lock(mutex_);
   const auto found = std::ranges::find(jobs_, job, &JobView::job);

@@ -21,6 +21,7 @@ class Jobs {
   void progress(uint64_t job, uint64_t done, uint64_t total);
   void finish(uint64_t job, std::string message = {});
   void fail(uint64_t job, std::string message);
+  void drop(uint64_t job);  // one that turned out to have nothing to do
 
   std::vector<JobView> list() const;  // oldest first
   JobView get(uint64_t job) const;    // one that runs or ended lately; else empty

@@ -94,7 +94,9 @@ void Upkeep::verify(VerifyRequest request, Done<VerifyReply> done) {
   boost::asio::post(thread_, [this, job, request = std::move(request), done = std::move(done)]() mutable {
     Expected<VerifyReply> reply = run(request, job);
     running_ = false;  // before the answer, so that who has it may ask again
-    if (!reply) {
+    if (!reply && reply.error().kind == ErrorKind::not_found && done) {
+      jobs_.drop(job);  // a name that no memory has is told in the answer alone
+    } else if (!reply) {
       jobs_.fail(job, reply.error().message);
     } else {
       jobs_.finish(job, reply->problem_count == 0 ? "no damage"

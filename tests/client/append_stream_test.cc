@@ -147,6 +147,24 @@ TEST(AppendStream, SettlingSendsNoUnfinishedRequest) {
   EXPECT_EQ(stream.turns_in_flight(), 0u);
 }
 
+TEST(AppendStream, FlushingSendsWhatWaitsAndUnderAnOperationPrefixNothing) {
+  for (const std::string prefix : {"", "load"}) {
+    const FakeDaemon daemon(counting_daemon());
+    Client client = Client::connect(daemon.socket()).value();
+    AppendStream stream(client, "m", {.operation_prefix = prefix});
+    ASSERT_TRUE(stream.add(turn_of("one"), {1, 4}));
+    ASSERT_TRUE(stream.flush());
+    EXPECT_EQ(stream.total().turns, prefix.empty() ? 1u : 0u);
+    EXPECT_EQ(stream.turns_waiting(), prefix.empty() ? 0u : 1u);
+    ASSERT_TRUE(stream.add(turn_of("two"), {2, 8}));
+    const auto total = stream.finish();
+    ASSERT_TRUE(total) << total.error().message;
+    EXPECT_EQ(total->turns, 2u);
+    EXPECT_EQ(total->requests, prefix.empty() ? 2u : 1u);
+    EXPECT_EQ(total->end_line, 2u);
+  }
+}
+
 TEST(AppendStream, RepeatedRequestsAreCountedApart) {
   const FakeDaemon daemon([](const std::string& line) {
     const Json request = Json::parse(line);

@@ -73,6 +73,15 @@ std::string at(const FakeDaemon& daemon) {
   return "--socket '" + daemon.socket().string() + "' ";
 }
 
+FakeDaemon::Script always(const Json& result) {
+  return [result](const std::string& line) { return answer(line, result); };
+}
+
+// For a command within quotes.
+std::string at_plain(const FakeDaemon& daemon) {
+  return "--socket " + daemon.socket().string() + " ";
+}
+
 TEST(Recall, HelpNamesCommandsExitCodesAndExamples) {
   const Outcome outcome = shell("$RECALL --help");
   EXPECT_EQ(outcome.code, 0);
@@ -99,6 +108,40 @@ TEST(Recall, WrongUsageIsToldInOneLineWithTheHelpThatBelongsToIt) {
             "recall: --limit: expected a whole number from 1 on, got '0'; see recall turns --help\n");
   EXPECT_EQ(shell("$RECALL chunks m -1").output,
             "recall: CHUNK: expected a whole number from 0 on, got '-1'; see recall chunks --help\n");
+}
+
+TEST(Recall, WrongUsageSaysWhatWasExpectedInTheSameWordsEverywhere) {
+  const auto told = [](const std::string& arguments) {
+    const Outcome outcome = shell("$RECALL " + arguments + " </dev/null");
+    EXPECT_EQ(outcome.code, 2) << arguments;
+    return outcome.output.substr(0, outcome.output.find("; see "));
+  };
+  EXPECT_EQ(told(""), "recall: expected a command, got none");
+  EXPECT_EQ(told("--frob"), "recall: there is no option '--frob'");
+  EXPECT_EQ(told("turns m --frob"), "recall: there is no option '--frob'");
+  EXPECT_EQ(told("turns m here text"), "recall: expected nothing more, got 'here' 'text'");
+  EXPECT_EQ(told("turns m --limit 3 --limit 4"), "recall: --limit: expected once, given more than once");
+  EXPECT_EQ(told("turns m --limit"), "recall: --limit: expected a value, got none");
+  EXPECT_EQ(told("search m q --min-score 2"), "recall: --min-score: expected a number from 0 to 1, got '2'");
+  EXPECT_EQ(told("search m q --min-score nan"), "recall: --min-score: expected a number from 0 to 1, got 'nan'");
+  EXPECT_EQ(told("health --timeout abc"), "recall: --timeout: expected a number from 0 to 1000000, got 'abc'");
+  EXPECT_EQ(told("append m --role boss"), "recall: --role: expected user, assistant, system or tool, got 'boss'");
+  EXPECT_EQ(told("append m --format csv"), "recall: --format: expected auto, text or jsonl, got 'csv'");
+  EXPECT_EQ(told("health --socket ''"), "recall: --socket: expected the path of a socket, not an empty text");
+  EXPECT_EQ(told("append m ''"), "recall: FILE: expected a file to read, or - for standard input, got an empty name\n");
+}
+
+TEST(Recall, AShortTimeoutIsNotTakenForNone) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  const Outcome outcome = shell("timeout 5 $RECALL " + at(daemon) + "health --timeout 0.00001");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("within 1 ms"));
+}
+
+TEST(Recall, MemoriesAreListedByAPrefixThatIsNamedAsInTheProtocol) {
+  const FakeDaemon daemon(always({{"memories", Json::array()}, {"next_cursor", nullptr}}));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "memories list --prefix chat").code, 0);
+  EXPECT_EQ(sent(daemon)["params"]["prefix"], "chat");
 }
 
 TEST(Recall, AnOverlongValueIsShownShortened) {
@@ -348,7 +391,8 @@ TEST(Recall, HelpShowsTheDefaultsThatTheDaemonTakes) {
                                     HasSubstr("default: no limit"), HasSubstr("--mode TEXT=hybrid ")));
   for (const std::string command : {"turns", "chunks"})
     EXPECT_THAT(help(command), AllOf(HasSubstr("--from UINT=0 "), HasSubstr("default: all"))) << command;
-  EXPECT_THAT(help("append"), AllOf(HasSubstr("=auto"), HasSubstr("=user"), HasSubstr("FILE TEXT=-")));
+  EXPECT_THAT(help("append"), AllOf(HasSubstr("=auto"), HasSubstr("=user"), HasSubstr("FILE TEXT=-"),
+                                    HasSubstr("waited for 0.2 s"), HasSubstr("whole batches")));
   EXPECT_THAT(help("import"), HasSubstr("default: its own"));
   EXPECT_THAT(help("memories list"), HasSubstr("default: all"));
   EXPECT_THAT(help("verify"), HasSubstr("default: all"));
@@ -407,6 +451,86 @@ TEST(Recall, AppendNamesTheBadLineAndKeepsWhatCameBefore) {
   EXPECT_EQ(outcome.code, 2);
   EXPECT_THAT(outcome.output, HasSubstr(path + ":2: byte 5"));
   EXPECT_THAT(outcome.output, HasSubstr("(1 turn was stored)"));
+}
+
+TEST(Recall, AppendSendsWhatHasComeWhenThePipePauses) {
+  const FakeDaemon daemon(appending());
+  const std::string pipe = "{ printf 'one\\ntwo\\nthr'; sleep 1.5; printf 'ee\\n'; sleep 1.5; echo four; }";
+  const Outcome outcome = shell(pipe + " | $RECALL " + at(daemon) + "append m");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.output, HasSubstr("Appended 4 turns (15 tokens) to m as turns 0-3"));
+  ASSERT_EQ(daemon.lines().size(), 3u);
+  EXPECT_EQ(sent(daemon)["params"]["turns"].size(), 2u) << "half a line is not sent";
+  EXPECT_EQ(sent(daemon, 1)["params"]["turns"], (Json{{{"role", "user"}, {"content", "three"}}}));
+  EXPECT_EQ(sent(daemon, 2)["params"]["turns"], (Json{{{"role", "user"}, {"content", "four"}}}));
+}
+
+TEST(Recall, AppendSendsInTimeWhatComesSlowlyAndWithoutEnd) {
+  const FakeDaemon daemon(appending());
+  const Outcome outcome =
+      shell("{ for i in $(seq 40); do echo $i; sleep 0.05; done; } | $RECALL " + at(daemon) + "append m");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_GE(daemon.lines().size(), 4u) << "no line is as much as 200 ms behind the one before";
+  EXPECT_LT(daemon.lines().size(), 40u) << "nor is every one of them sent alone";
+}
+
+TEST(Recall, AppendWithAnOperationIdSendsTheSameRequestsHoweverThePipePauses) {
+  const FakeDaemon daemon(appending());
+  const auto load = [&](const std::string& pipe) {
+    const size_t before = daemon.lines().size();
+    EXPECT_EQ(shell(pipe + " | $RECALL " + at(daemon) + "append m --operation-id load").code, 0);
+    std::vector<Json> requests;
+    for (size_t i = before; i < daemon.lines().size(); ++i)
+      if (sent(daemon, i)["method"] == "append") requests.push_back(sent(daemon, i)["params"]);
+    return requests;
+  };
+  const std::vector<Json> paused = load("{ seq 1 300; sleep 0.6; seq 301 700; sleep 0.6; seq 701 720; }");
+  EXPECT_EQ(paused.size(), 2u);
+  EXPECT_EQ(paused, load("seq 1 720"));
+}
+
+TEST(Recall, ADaemonThatRefusesAPausedLoadEndsItAtOnce) {
+  const FakeDaemon daemon([](const std::string& line) { return refuse(line, "the disk is full", "full"); });
+  const Outcome outcome =
+      shell("{ echo one; sleep 4; } | { timeout 3 $RECALL " + at(daemon) + "append m; echo exit $?; }");
+  EXPECT_THAT(outcome.output, HasSubstr("the disk is full\nexit 1"));
+}
+
+TEST(Recall, ARepeatableLoadThatIsRefusedEndsAtThePauseToo) {
+  const FakeDaemon daemon([](const std::string& line) {
+    return Json::parse(line)["method"] == "memories.get" ? refuse(line, "there is no memory", "not_found")
+                                                         : refuse(line, "the disk is full", "full");
+  });
+  const Outcome outcome = shell("{ seq 1 700; sleep 4; } | { timeout 3 $RECALL " + at(daemon) +
+                                "append m --operation-id load; echo exit $?; }");
+  EXPECT_THAT(outcome.output, HasSubstr("the disk is full\nexit 1"));
+}
+
+TEST(Recall, WhatIsTypedIsSentLineByLine) {
+  const FakeDaemon daemon(appending());
+  const Outcome outcome =
+      shell("{ sleep 0.5; echo one; sleep 1; echo two; sleep 1; printf '\\004'; } | script -q -e -c \"$RECALL " +
+            at(daemon) + "append m\" /dev/null");
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_EQ(outcome.output.find("tokens/s"), std::string::npos) << "no progress is drawn into what is typed";
+  ASSERT_EQ(daemon.lines().size(), 2u);
+  EXPECT_EQ(sent(daemon)["params"]["turns"], (Json{{{"role", "user"}, {"content", "one"}}}));
+}
+
+TEST(Recall, ABadLineSaysHowToGoOn) {
+  const FakeDaemon daemon(appending());
+  const TempDir directory;
+  const std::string path = directory.path() / "chat.jsonl";
+  std::ofstream(path) << "{\"content\":\"one\"}\n\n{\"content\":\"two\",\"role\":\"boss\"}\n";
+  const std::string append = "$RECALL " + at(daemon) + "append m ";
+  EXPECT_EQ(shell(append + "'" + path + "'").output,
+            "recall: " + path +
+                ":3: role: expected user, assistant, system or tool, got 'boss' (1 turn was stored); mend the line and "
+                "append from line 3 on, for example with tail -n +3 FILE: the whole file again would add those before "
+                "it twice, which --operation-id prevents\n");
+  EXPECT_THAT(shell(append + "<'" + path + "'").output, HasSubstr("; mend the line and append from line 3 on\n"));
+  EXPECT_THAT(shell("{ seq 1 700; printf 'bad \\377\\n'; } | " + append + "--operation-id load").output,
+              HasSubstr("; mend the line and give the same command again, which adds only what is missing\n"));
 }
 
 TEST(Recall, MissingFileIsExitCodeTwo) {
@@ -476,13 +600,36 @@ Json memory(uint64_t turns) {
           {"created", "c"}, {"updated", "u"}, {"encoded_chunks", 1}, {"content_bytes", 30 * turns}};
 }
 
-FakeDaemon::Script always(const Json& result) {
-  return [result](const std::string& line) { return answer(line, result); };
-}
-
 // The command with a terminal at standard input, on which `typed` was typed.
 Outcome on_terminal(const std::string& typed, const std::string& command) {
   return shell("printf '" + typed + "' | script -q -e -c \"" + command + "\" /dev/null");
+}
+
+TEST(Recall, JsonOnATerminalHoldsNothingThatSteersIt) {
+  const Json result{{"ready", true}, {"waiting_chunks", 0}, {"problem", "a\u009b31m\u202eb"}};
+  const FakeDaemon daemon(always(result));
+  EXPECT_THAT(on_terminal("", "$RECALL " + at(daemon) + "health --json").output, HasSubstr(R"("a\u009b31m\u202eb")"));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "health --json").output, result.dump() + "\n") << "through a pipe as it is";
+  const FakeDaemon exporter([](const std::string& line) {
+    const Json record{{"type", "end"}, {"turns", 0}, {"chunks", 0}, {"note", "\u009b31m"}};
+    return answer(line, Json::parse(line)["method"] == "memories.get" ? memory(0) : Json{{"records", {record}}});
+  });
+  EXPECT_THAT(on_terminal("", "$RECALL " + at(exporter) + "export m").output, HasSubstr(R"("note":"\u009b31m")"));
+}
+
+TEST(Recall, CtrlCAtAQuestionChangesNothing) {
+  Json would = receipt(12);
+  would["dry_run"] = true;
+  const FakeDaemon daemon([&](const std::string& line) {
+    return answer(line, Json::parse(line)["method"] == "memories.get" ? memory(12) : would);
+  });
+  for (const std::string command : {"forget m --role tool", "memories delete m"}) {
+    const Outcome outcome = shell("{ sleep 1; printf '\\003'; sleep 1; } | script -q -e -c \"$RECALL " + at(daemon) +
+                                  command + "\" /dev/null");
+    EXPECT_EQ(outcome.code, 130) << command;
+    EXPECT_THAT(outcome.output, HasSubstr("recall: interrupted: nothing was changed")) << command;
+  }
+  EXPECT_EQ(daemon.lines().size(), 2u);
 }
 
 TEST(Recall, DeleteWithoutATerminalWantsYes) {
@@ -573,8 +720,31 @@ TEST(Recall, CtrlCInAppendSaysHowMuchIsStored) {
   EXPECT_EQ(outcome.code, 130);
   ASSERT_EQ(daemon.lines().size(), 2u);
   const std::string stored = std::to_string(sent(daemon, 1)["params"]["turns"].size());
-  EXPECT_THAT(outcome.output, HasSubstr("interrupted: " + stored + " turns were stored in m, up to line " + stored +
-                                        " of standard input; the same command again goes on from there"));
+  EXPECT_THAT(outcome.output,
+              HasSubstr("interrupted: " + stored + " turns were stored in m, up to line " + stored +
+                        " of standard input; " + std::to_string(700 - sent(daemon, 1)["params"]["turns"].size()) +
+                        " turns behind them were read and not stored; the same command again goes on "
+                        "from there"));
+}
+
+// What is read and not sent when Ctrl-C comes: the line that comes just before it. The shell inside is the process that
+// becomes recall, so that the other side of the pipe knows its number.
+TEST(Recall, CtrlCInAppendStoresTheLinesThatHaveCome) {
+  const TempDir directory;
+  const std::string number = "'" + (directory.path() / "pid").string() + "'";
+  const auto interrupted = [&](const std::string& options) {
+    return shell("{ seq 1 7; sleep 1; printf 'eight\\nhal'; kill -INT $(cat " + number +
+                 "); sleep 1; } | sh -c 'echo $$ >\"" + (directory.path() / "pid").string() + "\"; exec '$RECALL' " +
+                 options + "'");
+  };
+  const FakeDaemon daemon(appending());
+  const Outcome outcome = interrupted(at_plain(daemon) + "append m");
+  EXPECT_EQ(outcome.code, 130);
+  EXPECT_EQ(outcome.output, "recall: interrupted: 8 turns were stored in m, up to line 8 of standard input\n");
+  const FakeDaemon other(appending());
+  EXPECT_EQ(interrupted(at_plain(other) + "append m --operation-id load").output,
+            "recall: interrupted: 0 turns were stored in m; 8 turns behind them were read and not stored; the same "
+            "command again goes on from there\n");
 }
 
 TEST(Recall, CtrlCWhileTheDaemonIsSilentTellsWhatIsUncertain) {
@@ -719,6 +889,35 @@ TEST(Recall, SearchAndForgetTakeTheSameFilters) {
   EXPECT_EQ(daemon.lines().size(), 4u);
 }
 
+TEST(Recall, AnEmptyValueIsRefusedAndNotTakenForNoCondition) {
+  const FakeDaemon daemon(always(receipt(12)));
+  for (const std::string option : {"--role", "--name", "--before", "--after", "--where", "--filter"}) {
+    for (const std::string command :
+         {"forget m --yes ", "forget m --yes --role user ", "forget m --dry-run --role user ", "forget m 3 --yes ",
+          "search m herring ", "search m herring --name Ana "}) {
+      for (const std::string value : {" ''", "=", "=''"}) {
+        const Outcome outcome = shell("$RECALL " + at(daemon) + command + option + value);
+        EXPECT_EQ(outcome.code, 2) << command << option << value;
+        EXPECT_THAT(outcome.output, HasSubstr(option + ": expected ")) << command << option << value;
+      }
+    }
+  }
+  EXPECT_EQ(shell("$RECALL forget m --yes --role user --name ''").output,
+            "recall: --name: expected a name, not an empty text; see recall forget --help\n");
+  for (const std::string command : {"search m herring --mode ''", "search m herring --expand ''", "verify ''",
+                                    "import /dev/null --memory ''", "append m --role ''", "append m ''"})
+    EXPECT_EQ(shell("$RECALL " + at(daemon) + command + " </dev/null").code, 2) << command;
+  EXPECT_TRUE(daemon.lines().empty());
+}
+
+TEST(Recall, AnOptionWithNothingBehindItsEqualsSignDoesNotTakeTheNextArgument) {
+  const FakeDaemon daemon(always(receipt(12)));
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "forget m --name= --dry-run --yes");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(outcome.output, "recall: --name: expected a value behind --name=; see recall forget --help\n");
+  EXPECT_TRUE(daemon.lines().empty());
+}
+
 TEST(Recall, APrefixThatNoMemoryHasIsNamed) {
   const FakeDaemon daemon(always({{"memories", Json::array()}, {"next_cursor", nullptr}}));
   EXPECT_THAT(shell("$RECALL " + at(daemon) + "memories list zz").output, HasSubstr("No memory begins with zz."));
@@ -729,7 +928,7 @@ TEST(Recall, NamesThatAreEmptyAreRefused) {
   const FakeDaemon daemon(always({}));
   const Outcome outcome = shell("$RECALL " + at(daemon) + "backup ''");
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_THAT(outcome.output, HasSubstr("expected a directory, not an empty name"));
+  EXPECT_THAT(outcome.output, HasSubstr("expected a directory, not an empty text"));
 }
 
 TEST(Recall, ForgetNamesTheOptionThatTheDaemonRefuses) {
@@ -756,6 +955,21 @@ TEST(Recall, CtrlCInForgetSaysThatTheDaemonGoesOn) {
   }
 }
 
+TEST(Recall, CtrlCInVerifyAndBackupSaysThatTheDaemonGoesOn) {
+  const FakeDaemon daemon([](const std::string&) { return FakeDaemon::Answer{}; });
+  const auto interrupted = [&](const std::string& command) {
+    const Outcome outcome = shell("timeout --foreground --preserve-status -s INT 1 $RECALL " + at(daemon) + command);
+    EXPECT_EQ(outcome.code, 130) << command;
+    return outcome.output;
+  };
+  EXPECT_EQ(interrupted("verify"),
+            "recall: interrupted: if the daemon had begun, it goes on; recall stats shows how far it is, and then what "
+            "it found\n");
+  EXPECT_EQ(interrupted("backup /x/b"),
+            "recall: interrupted: if the daemon had begun, it goes on; /x/b is there as soon as it is whole\n");
+  EXPECT_EQ(interrupted("forget m 4 --dry-run"), "recall: interrupted: nothing was changed\n");
+}
+
 TEST(Recall, AnAppendThatIsRefusedAsAWholeNamesNoLine) {
   const FakeDaemon daemon(
       [](const std::string& line) { return refuse(line, "memory: expected a name", "invalid_request"); });
@@ -772,6 +986,7 @@ TEST(Recall, ForgetRefusesWhatItCannotMean) {
   };
   EXPECT_THAT(refused(""), HasSubstr("say which turns"));
   EXPECT_THAT(refused("4 --role tool"), HasSubstr("not both"));
+  EXPECT_THAT(refused("'' --role tool"), HasSubstr("expected numbers of turns"));
   for (const std::string turns : {"x", "4-", "-4", "9-4", "4,", ",4", "4-5-6", "18446744073709551616", "4.5"})
     EXPECT_THAT(refused("-- " + turns), HasSubstr("expected numbers of turns")) << turns;
   EXPECT_THAT(refused("--filter '[1]'"), HasSubstr("--filter: expected a JSON object"));
@@ -1165,6 +1380,32 @@ TEST_F(RecallImport, AMissingLineInTheMiddleIsNoticed) {
   const Outcome outcome = import(daemon, lines_of(records_));
   EXPECT_EQ(outcome.code, 2);
   EXPECT_THAT(outcome.output, HasSubstr(path_ + ":4: the file holds 2 turns, its end record says 3"));
+  EXPECT_TRUE(daemon.lines().empty()) << "before anything is sent";
+}
+
+TEST_F(RecallImport, AMissingLineOfAPipeIsNoticedAtItsEndAndMakesTheMemoryUseless) {
+  const FakeDaemon daemon(importing());
+  std::vector<Json> records{header_record()};
+  for (uint64_t i = 0; i < 1'500; ++i) records.push_back(turn_record(i));
+  records.push_back(end_record(1'501));
+  std::ofstream(path_) << lines_of(records);
+  const Outcome outcome = shell("cat '" + path_ + "' | $RECALL " + at(daemon) + "import - --memory r");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("(1,000 records were imported; no later import fills what is missing: recall "
+                                        "memories delete r and import a whole file)"));
+}
+
+TEST_F(RecallImport, WhatIsNoExportChangesNothingWhereverItIsWrong) {
+  const FakeDaemon daemon(importing());
+  std::vector<Json> records{header_record()};
+  for (uint64_t i = 0; i < 1'500; ++i) records.push_back(turn_record(i));
+  for (const Json& wrong : {header_record(), end_record(1'500), Json{{"turn", 1}}}) {
+    std::vector<Json> with = records;
+    with.push_back(wrong);
+    with.push_back(end_record(1'500));
+    EXPECT_THAT(import(daemon, lines_of(with)).output, HasSubstr(path_ + ":")) << wrong;
+  }
+  EXPECT_TRUE(daemon.lines().empty());
 }
 
 TEST_F(RecallImport, WrongLinesAreNamedByTheirNumber) {

@@ -285,11 +285,19 @@ TEST(Report, StatsShowTheirJobsBelowTheFigures) {
                       {"state", "done"},
                       {"done", 2},
                       {"total", 2},
+                      {"started", "2026-01-02T03:04:05Z"}},
+                     {{"job", 5},
+                      {"kind", "delete"},
+                      {"state", "running"},
+                      {"done", 0},
+                      {"total", 0},
                       {"started", "2026-01-02T03:04:05Z"}}}}};
   EXPECT_EQ(report(stats, Style{}),
             "turns  5\n"
             "job 3  reencode  running  120 of 1,970  since 2026-01-02 03:04  then restart\n"
-            "job 4  forget notes  done  2 of 2  since 2026-01-02 03:04\n");
+            "job 4  forget notes  done  2 of 2  since 2026-01-02 03:04\n"
+            "job 5  delete (a memory deleted before the last start; its name is gone)  running  0 of 0  since "
+            "2026-01-02 03:04\n");
 }
 
 TEST(Report, StatsNameTheFiguresOfTheGpuAsItsOwn) {

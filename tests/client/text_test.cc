@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "client/messages.h"
+
 namespace recalld::client {
 namespace {
 
@@ -58,6 +60,13 @@ TEST(Text, CountsTakeTheirNounInTheRightNumber) {
   EXPECT_EQ(counted(0, "turn"), "0 turns");
   EXPECT_EQ(counted(1, "turn"), "1 turn");
   EXPECT_EQ(counted(1'234, "turn"), "1,234 turns");
+}
+
+TEST(Text, JsonIsMadeHarmlessAndSaysTheSame) {
+  const Json json{{"text", "a\u009b31m \u202eb\x7f \u00e9\n"}};
+  const std::string harmless = printable_json(json.dump());
+  EXPECT_EQ(harmless, R"({"text":"a\u009b31m \u202eb\u007f é\n"})");
+  EXPECT_EQ(Json::parse(harmless), json);
 }
 
 }  // namespace

@@ -142,13 +142,27 @@ TEST_F(TurnReaderTest, OtherMistakesOfALineWithoutContentStillStop) {
   EXPECT_THAT(error("{\"content\":\"x\"}\n{\"name\":\"Ana\"}\n"), HasSubstr("chat.txt:2: content"));
 }
 
-TEST_F(TurnReaderTest, ASourceThatIsStoppedHasEnded) {
-  std::ofstream(path_) << "one\ntwo\n";
+TEST_F(TurnReaderTest, AKeyThatALineHasTwiceIsRefused) {
+  EXPECT_THAT(error("{\"role\":\"user\",\"content\":\"a\",\"content\":\"b\"}\n"),
+              HasSubstr("chat.txt:1: the key 'content' appears twice in one object"));
+  EXPECT_THAT(error("{\"content\":\"x\"}\n{\"content\":\"a\",\"metadata\":{\"n\":1,\"n\":2}}\n"),
+              HasSubstr("chat.txt:2: the key 'n' appears twice in one object"));
+  EXPECT_EQ(error("{\"name\":\"a\",\"content\":\"b\",\"metadata\":{\"name\":1,\"content\":2}}\n"), "no error");
+}
+
+TEST_F(TurnReaderTest, ASourceThatIsStoppedHasEndedBehindWhatHasCome) {
+  std::string line = std::string(1000, 'x') + "\n", lines;
+  for (int i = 0; i < 200; ++i) lines += line;
+  std::ofstream(path_) << lines;
   bool stop = false;
-  auto reader = TurnReader::open(path_, {.stop = [&stop] { return stop; }});
+  auto reader = TurnReader::open(path_, {.lines = {.stop = [&stop] { return stop; }}});
   ASSERT_TRUE(reader);
   EXPECT_TRUE(reader->next().value());
   stop = true;
+  uint64_t end_byte = 0;
+  for (auto item = reader->next(); item && *item; item = reader->next()) end_byte = (*item)->origin.end_byte;
+  EXPECT_GT(end_byte, LineReader::read_bytes) << "what was read, and what can be read at once";
+  EXPECT_LE(end_byte, 2 * LineReader::read_bytes);
   EXPECT_FALSE(reader->next().value());
 }
 

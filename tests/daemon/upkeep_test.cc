@@ -125,6 +125,8 @@ TEST_F(UpkeepTest, AWholeStoreIsReadAndFoundWhole) {
   EXPECT_GT(reply->bytes, reply->chunks * kv_record_bytes);
   EXPECT_EQ(verify(false, "garden")->turns, 60u);
   EXPECT_EQ(verify(false, "nothing").error().kind, ErrorKind::not_found);
+  const auto stats = answer<StatsReply>([&](auto done) { engine_->stats(std::move(done)); });
+  EXPECT_EQ(stats->jobs.size(), 2u) << "of the memory that there is not, the answer alone tells";
 }
 
 TEST_F(UpkeepTest, WhatAnEarlierVersionLeftUnindexedIsNoDamageAndIsIndexed) {
