@@ -155,7 +155,8 @@ class Graph {
     Whole(const Whole&) = delete;
     Whole& operator=(const Whole&) = delete;
     ~Whole() {
-      if (graph) cudaGraphDestroy(graph);
+      // A capture that failed may have taken the graph along: then this fails too, and is no error of a later call.
+      if (graph) told(cudaGraphDestroy(graph));
     }
   };
   template <class Work>
