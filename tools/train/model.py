@@ -455,6 +455,7 @@ class Output:
     # Of each group: its landmarks, and what its retrieval asks with.
     group_landmarks: list = field(default_factory=list)  # [B, C, r]
     group_hidden: list = field(default_factory=list)     # [B, L, d]
+    group_log_weights: list = field(default_factory=list)  # [B, L, C]
     # With rows:
     row_hidden: torch.Tensor | None = None  # [B, G, T, d]
     row_lower: torch.Tensor | None = None   # [B, G, T, d]
@@ -462,7 +463,8 @@ class Output:
     row_log_weights: torch.Tensor | None = None  # likewise
     row_copies: torch.Tensor | None = None   # as given, the places of sources among those chunks
     row_read: torch.Tensor | None = None
-    row_group_hidden: list = field(default_factory=list)  # [B, G*T, d]
+    row_group_hidden: list = field(default_factory=list)  # [B, G, T, d]
+    row_group_log_weights: list = field(default_factory=list)  # [B, G, T, C]
 
 
 @dataclass
@@ -609,8 +611,9 @@ class RAMba(nn.Module):
         found = self.upper(lower, state[lower_blocks:], memory, True, copies)
         marks = [self.landmarks(memory, group) for group in range(self.config.num_upper_groups)]
         out = Output(hidden=found.hidden, lower=lower, landmarks=marks[0], keys=memory.keys, values=memory.values,
-                     state=lower_state + found.state, scores=found.scores[0], log_weights=found.log_weights[0], read=found.read, group_landmarks=marks,
-                     group_hidden=found.group_hidden)
+                     state=lower_state + found.state, scores=found.scores[0], log_weights=found.log_weights[0],
+                     read=found.read, group_landmarks=marks, group_hidden=found.group_hidden,
+                     group_log_weights=found.log_weights)
         if rows is None:
             return out
 
@@ -629,7 +632,9 @@ class RAMba(nn.Module):
         shape = (batch, count, tokens, -1)
         out.row_hidden, out.row_lower = found.hidden.view(shape), row_lower.view(shape)
         out.row_scores, out.row_log_weights = found.scores[0].view(shape), found.log_weights[0].view(shape)
-        out.row_read, out.row_group_hidden = found.read, found.group_hidden
+        out.row_read = found.read
+        out.row_group_hidden = [hidden.view(shape) for hidden in found.group_hidden]
+        out.row_group_log_weights = [logs.view(shape) for logs in found.log_weights]
         return out
 
     def questions(self, ids: torch.Tensor, at: torch.Tensor):

@@ -25,7 +25,7 @@ from data import MakerOptions, batches
 from export import read_weights
 from lexical import SPECIAL_PIECES, Lexical
 from losses import Chunks, LateQuestions, contrast, evidence_of, late_interaction, towards_words, weight_of_evidence
-from model import BLOCKS, Config, RAMba, build
+from model import BLOCKS, Config, RAMba, Retrieval, build
 from muon import Muon
 from units import KINDS
 
@@ -84,16 +84,7 @@ class Objective:
             alone_at = batch.alone_meta[..., 0].flatten().clamp(min=0)
             alone, token_queries = model.questions(flat_alone, alone_at)
 
-            # The next token.
-            logits = model.logits(out.hidden[:, :-1])
-            token_loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            next_token = mean_of(token_loss, batch.weight[:, :-1].flatten())
-            asked_from = batch.rows.shape[-1] - CHUNK - 1  # what comes before is the memory's end
-            row_weight = batch.row_weight[:, :, asked_from:-1]
-            row_next = batch.rows[:, :, asked_from + 1:]
-            row_logits = model.logits(out.row_hidden[:, :, asked_from:-1])
-            row_loss = F.cross_entropy(row_logits.float().flatten(0, 2), row_next.flatten(), reduction="none")
-            row_token = mean_of(row_loss, row_weight.flatten())
+            next_token, row_token, copied, asked_rows, exact = self._next_tokens(out, batch)
 
             # Retrieval: for questions, and at each token of an answer.
             absolute = model.config.absolute_scores
@@ -117,10 +108,11 @@ class Objective:
             copied_from = evidence_of(source_chunk, at // CHUNK, batch.copies_alike)
             stream_hold, _ = contrast(model.retrieval_queries(gather_rows(out.lower, at)).flatten(0, 1), copied_from, here,
                                       raw=True, absolute=absolute)
-            row_hold = self._row_hold(out, batch, everywhere)
+            row_hold = self._row_hold(out.row_lower, batch, everywhere)
             stream_weigh, _ = weight_of_evidence(out.log_weights, batch.copies, CHUNK)
             row_weigh, row_weight_read = weight_of_evidence(out.row_log_weights.flatten(0, 1),
                                                             out.row_copies.flatten(0, 1), CHUNK)
+            later_hold, later_weigh, _ = self._later_groups(out, batch, words)
 
             # Late interaction, for the first questions: real ones come first.
             spoken = (flat_alone >= SPECIAL_PIECES) & (torch.arange(flat_alone.shape[1], device=ids.device) < alone_at[:, None])
@@ -143,28 +135,60 @@ class Objective:
         lexical = lexical + towards_words(alone, said, batch.alone_meta[..., 0].flatten() >= 0)
 
         contrastive = stream_loss + alone_loss + row_question_loss
-        loss = (next_token + row_token + weights.contrast * contrastive + weights.hold * (stream_hold + row_hold) +
-                weights.weigh * (stream_weigh + row_weigh) + weights.read * (out.read + out.row_read) +
+        loss = (next_token + row_token + weights.contrast * contrastive + weights.hold * (stream_hold + row_hold + later_hold) +
+                weights.weigh * (stream_weigh + row_weigh + later_weigh) + weights.read * (out.read + out.row_read) +
                 weights.lexical * lexical_share * lexical + weights.late * late)
-        asked, exact = self._rows_exact(row_logits, row_next, row_weight)
         metrics = torch.stack([value.detach().float() for value in (
             next_token, row_token, first_stream, first_alone, first_row, stream_hold + row_hold, row_weight_read,
-            out.read + out.row_read, self._copied(logits, ids, batch), mean_of(exact.float(), asked),
+            out.read + out.row_read, copied, mean_of(exact.float(), asked_rows),
             contrastive, lexical, late, late_first)])
-        by_kind = self._by_kind(asked, exact, batch.row_kind)
+        by_kind = self._by_kind(asked_rows, exact, batch.row_kind)
         return loss, metrics, by_kind, out.state, here.landmarks.detach().to(torch.bfloat16), words
 
-    def _row_hold(self, out, batch, chunks: Chunks) -> torch.Tensor:
-        """Rows copy few tokens: those that do are taken together."""
+    def _next_tokens(self, out, batch):
+        """Losses of the stream and of rows, the share of copied tokens that come first, which rows ask and which of these are
+        exact."""
+        logits = self.model.logits(out.hidden[:, :-1])
+        token_loss = F.cross_entropy(logits.float().flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+        asked_from = batch.rows.shape[-1] - CHUNK - 1  # what comes before is the memory's end
+        row_weight = batch.row_weight[:, :, asked_from:-1]
+        row_next = batch.rows[:, :, asked_from + 1:]
+        row_logits = self.model.logits(out.row_hidden[:, :, asked_from:-1])
+        row_loss = F.cross_entropy(row_logits.float().flatten(0, 2), row_next.flatten(), reduction="none")
+        return (mean_of(token_loss, batch.weight[:, :-1].flatten()), mean_of(row_loss, row_weight.flatten()),
+                self._copied(logits, batch.ids, batch), *self._rows_exact(row_logits, row_next, row_weight))
+
+    def _row_hold(self, hidden, batch, chunks: Chunks, group: int = 0) -> torch.Tensor:
+        """Rows copy few tokens: those that do are taken together. hidden [B, G, T, d] before the group"""
         at, source = batch.row_copies.unbind(-1)
         sequence = torch.arange(at.shape[0], device=at.device)[:, None, None].expand(at.shape)
         valid = at >= 0
         evidence = torch.stack([torch.where(valid, sequence, -1), source // CHUNK, source // CHUNK,
                                 torch.full_like(at, chunks.per_sequence), batch.row_copies_alike], -1).flatten(0, 2)
-        queries = self.model.retrieval_queries(gather_rows(out.row_lower.flatten(0, 1), at.flatten(0, 1))).flatten(0, 1)
+        asked = gather_rows(hidden.flatten(0, 1), at.flatten(0, 1))
+        queries = self.model.retrieval_queries(asked, group).flatten(0, 1)
         chosen = valid.flatten().int().argsort(descending=True, stable=True)[:ROW_COPIES]
         return contrast(queries[chosen], evidence[chosen], chunks, raw=True,
                         absolute=self.model.config.absolute_scores)[0]
+
+    def _later_groups(self, out, batch, words):
+        """Hold and weight of groups after the first, which searches do not use; the mean weight of the evidence in rows, of
+        the last group. words [B*C, r]"""
+        model, (sequences, length) = self.model, batch.ids.shape
+        hold = weigh = torch.zeros((), device=batch.ids.device)
+        at, source = batch.copies.unbind(-1)
+        copied_from = evidence_of(torch.stack([at, source // CHUNK, source // CHUNK], -1), at // CHUNK, batch.copies_alike)
+        weight_read = hold
+        for group in range(1, model.config.num_upper_groups):
+            chunks = Chunks(out.group_landmarks[group].flatten(0, 1), words, length // CHUNK, sequences)
+            asked = model.retrieval_queries(gather_rows(out.group_hidden[group], at), group).flatten(0, 1)
+            hold = hold + contrast(asked, copied_from, chunks, raw=True, absolute=model.config.absolute_scores)[0]
+            hold = hold + self._row_hold(out.row_group_hidden[group], batch, chunks, group)
+            weigh = weigh + weight_of_evidence(out.group_log_weights[group], batch.copies, CHUNK)[0]
+            row_weigh, weight_read = weight_of_evidence(out.row_group_log_weights[group].flatten(0, 1),
+                                                        out.row_copies.flatten(0, 1), CHUNK)
+            weigh = weigh + row_weigh
+        return hold, weigh, weight_read
 
     @staticmethod
     def _copied(logits, ids, batch):
@@ -187,6 +211,41 @@ class Objective:
         counts = torch.zeros(2, len(KINDS), device=kind.device)
         rows = torch.stack([asked, exact]).flatten(1).float()
         return counts.scatter_add(1, kind.clamp(min=0).flatten().expand(2, -1), rows)
+
+
+def read_by_answers_alone(model, name: str) -> bool:
+    """Whether a parameter lies behind the first retrieval and neither chunks nor searches see it. Of the first HSA layer,
+    searches score chunks by the queries of a question's tokens."""
+    if name.startswith("backbone.norm_f."):
+        return True
+    layer = LAYER.match(name)
+    if layer is None:
+        return False
+    place, part = int(layer[0].split(".")[2]), name[layer.end():]
+    asks = part.startswith(("pre_norm.", "q_proj.", "q_norm."))
+    return place > model.first_retrieval and not (place == model.first_retrieval + 1 and asks)
+
+
+class AnswersObjective(Objective):
+    """What answers read, where chunks and searches stay as they are."""
+
+    def __call__(self, batch, state, bank_landmarks, bank_words, lexical_share):
+        weights, ids = self.weights, batch.ids
+        sequences, length = ids.shape
+        words = F.normalize(self.lexical.chunks(ids.view(sequences, length // CHUNK, CHUNK)).flatten(0, 1), dim=-1)
+        words = words.to(torch.bfloat16)
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=ids.device.type == "cuda"):
+            out = self.model(ids, state, batch.rows, batch.copies, batch.row_copies, self.joined)
+            next_token, row_token, copied, asked_rows, exact = self._next_tokens(out, batch)
+            hold, weigh, weight_read = self._later_groups(out, batch, words)
+        read = out.read + out.row_read
+        loss = next_token + row_token + weights.hold * hold + weights.weigh * weigh + weights.read * read
+        found = dict.fromkeys(METRICS, torch.zeros((), device=ids.device))
+        found.update(next_token=next_token, row_token=row_token, hold=hold, weight=weight_read, read=read, copied=copied,
+                     row_exact=mean_of(exact.float(), asked_rows))
+        metrics = torch.stack([found[name].detach().float() for name in METRICS])
+        by_kind = self._by_kind(asked_rows, exact, batch.row_kind)
+        return loss, metrics, by_kind, out.state, out.landmarks.detach().flatten(0, 1).to(torch.bfloat16), words
 
 
 class Schedule:
@@ -225,6 +284,22 @@ def shared_weights(model, directory: Path, found: dict[str, torch.Tensor]) -> di
             for name, part in parts.items() if part is None or part[0] in name_of}
 
 
+@torch.no_grad()
+def begin_as_nothing(model, missing: list[str]) -> None:
+    """Groups that a model has beyond the weights it goes on from: they add nothing yet, and retrieve as the first does."""
+    own = dict(model.named_parameters())
+    for name in missing:
+        layer = LAYER.match(name)
+        place = int(layer[0].split(".")[2]) if layer else 0
+        if place <= model.first_retrieval or own[name].ndim == 0:
+            continue
+        of_first = f"backbone.layers.{model.first_retrieval}.{name[layer.end():]}"
+        if isinstance(model.backbone.layers[place], Retrieval):
+            own[name].copy_(own[of_first])
+        elif name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight")):
+            own[name].zero_()
+
+
 def load_weights(model, directory: Path) -> None:
     found = shared_weights(model, directory, {name: tensor.float() for name, tensor in read_weights(directory).items()})
     if not model.config.enable_pos_decay:
@@ -235,6 +310,7 @@ def load_weights(model, directory: Path) -> None:
         raise SystemExit(f"train: {directory} has weights of another shape: {other[:4]} ...; the widths in --config must be "
                          "those of its config.json")
     missing, unexpected = model.load_state_dict(found, strict=False)
+    begin_as_nothing(model, missing)
     if unexpected:
         raise SystemExit(f"train: {directory} has weights that the model lacks: {sorted(unexpected)[:4]} ...")
     print(f"weights of {directory}; new in this model: {sorted(missing) or 'none'}", flush=True)
@@ -258,6 +334,8 @@ def optimizers_for(model, lr: float):
     """Muon for the matrices of hidden layers, AdamW for embeddings, convolutions and vectors."""
     hidden, embeddings, small = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if "embeddings" in name:
             embeddings.append(parameter)
         elif parameter.ndim == 2 and min(parameter.shape) > 1:
@@ -265,6 +343,7 @@ def optimizers_for(model, lr: float):
         else:
             small.append(parameter)
     groups = [{"params": embeddings, "weight_decay": 0.1}, {"params": small, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     on_gpu = next(model.parameters()).is_cuda
     rate = torch.tensor(lr, device="cuda") if on_gpu else lr
     return [Muon(hidden, rate), torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=on_gpu, capturable=on_gpu)]
@@ -401,9 +480,11 @@ def train(args) -> None:
     config = Config.from_reference(json.loads(args.config.read_text()))
     model = build(config, args.seed).to(device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    optimizers = optimizers_for(model, args.lr)
     if args.init:
         load_weights(model, args.init)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not args.answers_only or read_by_answers_alone(model, name))
+    optimizers = optimizers_for(model, args.lr)
     if resumed:
         kept = torch.load(args.out / "resume.pt", map_location=device)
         model.load_state_dict(kept["model"])
@@ -417,7 +498,7 @@ def train(args) -> None:
     corpus = np.concatenate([prepared[name][:4_000_000] for name in ("prose", "dial", "tr_ctx")])
     lexical = Lexical(tokenizer, corpus, config.retrieval_dim, CHUNK, device, args.prepared / "words.npz")
     weights = Weights(**{f.name: getattr(args, f.name) for f in fields(Weights)})
-    objective = Objective(model, lexical, weights, args.joined)
+    objective = (AnswersObjective if args.answers_only else Objective)(model, lexical, weights, args.joined)
     if not (args.eager or args.no_compile):
         objective = torch.compile(objective.__call__)
     schedule = Schedule(args)
@@ -472,6 +553,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of this run")
     parser.add_argument("--config", type=Path, required=True, help="config.json of the model")
     parser.add_argument("--init", type=Path, help="directory with model.safetensors to go on from; where its blocks are others, the rest is taken")
+    parser.add_argument("--answers-only", action="store_true",
+                        help="train what answers alone read, behind the first retrieval: chunks and searches stay as they are")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--steps", type=int, help="instead of --seconds")
     parser.add_argument("--within", type=float, help="instead of --seconds: of everything, compiling included")

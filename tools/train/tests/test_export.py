@@ -97,6 +97,18 @@ def test_a_checkpoint_is_whole(tmp_path, config, int8):
     assert (golden_files / "golden.txt").read_text().startswith(told["tokens_of"]) and len(told["ids"]) > 50
 
 
+def test_what_was_not_trained_is_stored_as_before(tmp_path):
+    run, again = run_directory(tmp_path / "run", SMALL), run_directory(tmp_path / "again", SMALL)
+    export.export(run, tmp_path / "out", int8=True)
+    weights = {name: value.to(torch.bfloat16) for name, value in export.read_weights(tmp_path / "out").items()}
+    trained = "backbone.layers.3.q_proj.weight"
+    weights[trained] = weights[trained] * 1.5
+    save_file(weights, again / "model.safetensors")
+    export.export(again, tmp_path / "later", int8=True)
+    before, later = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "later"))
+    assert {name for name in before if not torch.equal(before[name], later[name])} == {trained, trained + export.SCALE}
+
+
 def test_the_starters_size_fits_in_8_bits(tmp_path):
     weights = export.read_weights(STARTER)
     save_file(export.stored(weights, int8=True), tmp_path / "model.safetensors")

@@ -105,3 +105,37 @@ def test_another_architecture_begins_with_what_both_have(monkeypatch, small, sma
     (tmp_path / "ramba" / "config.json").unlink()
     with pytest.raises(SystemExit, match="has no config.json"):
         train.load_weights(model, tmp_path / "ramba")
+
+
+def test_groups_beyond_the_weights_begin_as_nothing(monkeypatch, small, small_config, tmp_path):
+    run(monkeypatch, small, tmp_path / "one", small_config)
+    config = train.Config.from_reference(small_config)
+    two = replace(config, num_upper_layers=2 * config.num_upper_layers, num_upper_groups=2)
+    before, after = train.build(config, 1), train.build(two, 2)
+    for model in (before, after):
+        train.load_weights(model, tmp_path / "one")
+    ids = torch.randint(10, config.vocab_size, (1, 256), generator=torch.Generator().manual_seed(3))
+    hidden = [model(ids, model.zero_state(1, "cpu")).hidden for model in (before, after)]
+    assert torch.equal(*hidden)
+    second = after.backbone.layers[after.first_retrieval + 1 + config.stages_of_group * (1 + config.num_mamba_per_gca)]
+    assert torch.equal(second.ln.weight, after.backbone.layers[after.first_retrieval].ln.weight)
+
+
+def test_training_answers_alone_changes_nothing_that_searches_use(monkeypatch, small, small_config, tmp_path):
+    run(monkeypatch, small, tmp_path / "one", small_config)
+    two = small_config | {"num_upper_layers": 2 * small_config["num_upper_layers"], "num_upper_groups": 2}
+    run(monkeypatch, small, tmp_path / "two", two, "--answers-only", "--init", str(tmp_path / "one"))
+    config = train.Config.from_reference(small_config)
+    models = [train.build(config, 1), train.build(train.Config.from_reference(two), 1)]
+    for model, name in zip(models, ("one", "two")):
+        train.load_weights(model, tmp_path / name)
+    ids = torch.randint(10, config.vocab_size, (2, 128), generator=torch.Generator().manual_seed(3))
+    outs = [model(ids, model.zero_state(2, "cpu")) for model in models]
+    for part in ("lower", "landmarks", "keys", "values", "scores"):
+        assert torch.equal(*(getattr(out, part) for out in outs)), part
+    asked = [model.questions(ids, torch.tensor([100, 90])) for model in models]
+    for before, after in zip(*asked):
+        assert torch.equal(before, after)
+    assert not torch.equal(*(out.hidden for out in outs))
+    changed = {name for name, value in models[0].state_dict().items() if not torch.equal(value, models[1].state_dict()[name])}
+    assert changed and all(train.read_by_answers_alone(models[0], name) for name in changed)
