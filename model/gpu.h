@@ -39,7 +39,7 @@ enum class Placement : uint8_t {
 // The landmarks of one memory, and which of its chunks lie in which slots of the cache.
 class GpuMemory {
  public:
-  virtual ~GpuMemory() = default;  // overwrites what it held
+  virtual ~GpuMemory() = default;  // overwrites what it held; where that fails, Gpu::erase_scratch() does it
   virtual uint64_t chunks() const = 0;
   virtual Placement placement() const = 0;
 };
@@ -99,7 +99,8 @@ class Gpu : public Backend {
   // Overwrites slots; on return it has happened.
   virtual Expected<void> erase(std::span<const uint32_t> slots) = 0;
   // Overwrites what was left behind by work that is done: staging memory, of which nothing may be on its way, hidden
-  // states, encoded chunks, states that were given back. Lanes keep theirs until they are reset.
+  // states, encoded chunks, states that were given back, and landmarks that could not be overwritten before. Lanes keep
+  // their states until they are reset. The host's memory is overwritten even where the device fails.
   virtual Expected<void> erase_scratch() = 0;
 
   // ---- Generating: lanes, each a stream of its own

@@ -159,11 +159,25 @@ cudaError_t GpuLandmarks::move_to(Room room) {
   return cudaStreamSynchronize(stream_);
 }
 
+cudaError_t GpuLeftovers::erase(cudaStream_t stream) const {
+  for (const cuda::DeviceBuffer& buffer : buffers_)
+    RECALLD_CUDA(cudaMemsetAsync(buffer.data(), 0, buffer.bytes(), stream));
+  return cudaSuccess;
+}
+
 void GpuLandmarks::overwrite() {
-  for (const cuda::DeviceBuffer* buffer : {&bf16_, &codes_, &scales_, &pages_})
-    if (buffer->data()) static_cast<void>(cudaMemsetAsync(buffer->data(), 0, buffer->bytes(), stream_));
+  const std::array buffers{&bf16_, &codes_, &scales_, &pages_};
+  const auto overwrite_device = [&]() -> cudaError_t {
+    for (const cuda::DeviceBuffer* buffer : buffers)
+      if (buffer->data()) RECALLD_CUDA(cudaMemsetAsync(buffer->data(), 0, buffer->bytes(), stream_));
+    return cudaSuccess;
+  };
+  const cudaError_t status = cuda::told(overwrite_device());
+  const cudaError_t done = cuda::told(cudaStreamSynchronize(stream_));  // also after an error: it may use pinned memory
   host_memory_.overwrite();
-  static_cast<void>(cudaStreamSynchronize(stream_));
+  if (status == cudaSuccess && done == cudaSuccess) return;
+  for (cuda::DeviceBuffer* buffer : buffers)
+    if (buffer->data()) leftovers_.add(std::move(*buffer));
 }
 
 GpuLandmarks::~GpuLandmarks() {

@@ -286,6 +286,11 @@ bool CpuGpu::holds(ByteView bytes) {
   return false;
 }
 
+bool CpuGpu::is_clear(uint32_t lane) const {
+  return lanes_[lane].lower.values == model_->lower_zero_state().values &&
+         lanes_[lane].upper.values == model_->upper_zero_state().values;
+}
+
 Expected<void> CpuGpu::fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) {
   const auto done = called(Call::fill);
   if (!done) {

@@ -65,6 +65,7 @@ class CpuGpu final : public Gpu {
 
   ByteView cache();                                    // all slots, as they are when what is on its way has arrived
   ByteView staging();                                  // of all lanes and of a block
+  bool is_clear(uint32_t lane) const;                  // its states are zero
   bool holds(ByteView bytes);                          // in a slot, in staging memory, or among what was encoded last
   uint32_t chosen_max() const { return chosen_max_; }  // different chunks of one selection, at most
 
