@@ -66,7 +66,8 @@ class Gpu : public Backend {
   // Whether `chunks` more chunks would leave the landmarks in the placement that they have. Where not, the caller may
   // close other memories first: a memory that has gone a step down stays there.
   virtual bool has_room(const GpuMemory& memory, uint64_t chunks) const = 0;
-  // Makes room for landmarks of so many chunks in all, at once, in a cheaper placement where there is none.
+  // Makes room for landmarks of so many chunks in all, at once, in a cheaper placement where there is none. `full`: not
+  // even in the cheapest one.
   virtual Expected<void> reserve(GpuMemory& memory, uint64_t chunks) = 0;
   // Writes the landmarks of chunks first, first + 1, ..., first at most memory.chunks(). The memory grows by them as by
   // reserve().
@@ -155,9 +156,10 @@ class Gpu : public Backend {
 };
 
 struct GpuOptions {
-  std::filesystem::path model;  // directory of the checkpoint
-  uint64_t budget_bytes = 0;    // 0: half of what is free on the device, at most 8 GiB
-  size_t encode_states = 0;     // recurrent states that the encoder may hold at a time
+  std::filesystem::path model;            // directory of the checkpoint
+  uint64_t budget_bytes = 0;              // 0: half of what is free on the device, at most 8 GiB
+  size_t encode_states = 0;               // recurrent states that the encoder may hold at a time
+  uint64_t host_landmarks_bytes_max = 0;  // 0: no bound
 };
 
 // The library exports this function with C linkage, under the name "recalld_open_gpu", and as "recalld_gpu_build" one

@@ -17,7 +17,7 @@ namespace recalld {
 class GpuShare {
  public:
   void allow(uint64_t bytes_max) { bytes_max_ = bytes_max; }
-  bool has(uint64_t bytes) const { return bytes <= bytes_max_ - bytes_; }
+  bool has(uint64_t bytes) const { return bytes_ <= bytes_max_ && bytes <= bytes_max_ - bytes_; }
   void take(uint64_t bytes) { bytes_ += bytes; }
   void give_back(uint64_t bytes) { bytes_ -= bytes; }
   uint64_t bytes() const { return bytes_; }

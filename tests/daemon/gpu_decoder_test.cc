@@ -1060,6 +1060,25 @@ TEST_F(GpuDecoderTest, MemoriesThatNobodyReadsMakeWayAndOthersMoveToOtherPlaces)
   expect_same(reads_m.answer, of_m);
 }
 
+TEST_F(GpuDecoderTest, LandmarksInTheHostsMemoryHaveABoundToo) {
+  const uint64_t on_host = model_->landmark_dim() * sizeof(Bf16) + sizeof(uint32_t);
+  const auto gpu = must(CpuGpu::open({.model = variant_checkpoint(),
+                                      .landmarks_bytes_max = 0,
+                                      .host_landmarks_bytes_max = m_.encoded_chunks * on_host}));
+  GpuDecoder decoder(*store_, *model_, *gpu);
+  const Answer of_m = expected(source(m_), 1), of_n = expected(source(n_), 2);
+  expect_same(ask(decoder, source(n_), 2), of_n);
+  Talk reads_m = begin(decoder, source(m_), 1);
+  EXPECT_EQ(gpu->usage().host_landmarks_bytes, m_.encoded_chunks * on_host) << "n has made way";
+  const auto refused = decoder.open(source(n_));
+  ASSERT_FALSE(refused) << "m is being read";
+  EXPECT_EQ(refused.error().kind, ErrorKind::full);
+  write(decoder, {&reads_m, 1}, answer_tokens);
+  expect_same(reads_m.answer, of_m);
+  reads_m.stream.reset();
+  expect_same(ask(decoder, source(n_), 2), of_n);
+}
+
 // ---- Through the engine
 
 TEST(EngineOnAGpu, AnswersAsOnTheCpu) {
