@@ -316,10 +316,12 @@ void Encoder::forget(MemoryId id) {
   settle(id);
   failed_.erase(id);
   streams_.erase_memory(id);
+  if (mending_state_.memory == id) mending_state_.state.reset();
 }
 
 void Encoder::checkpoint_all() {
   finish_write();  // if it failed, the chunks are encoded again after the next start
+  mending_state_.state.reset();
   streams_.evict_all();
 }
 
@@ -360,6 +362,14 @@ void Encoder::tell_damage(MemoryId id, const std::string& damage) {
 // ---- Mending
 
 Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
+  if (mending.number == 0) mending.number = ++mendings_;
+  if (mending_state_.mending != mending.number) mending_state_ = {mending.number, mending.of.memory, {}};
+  auto to_store = make_more(mending, mending_state_.state, page_chunks);
+  if (!to_store || mending.done()) mending_state_.state.reset();
+  return to_store;
+}
+
+Expected<bool> Encoder::make_more(Mending& mending, std::optional<RecurrentState>& state, uint64_t page_chunks) {
   // The first chunk, or end of chunks, that something is wanted of.
   const auto first_wanted = [&] {
     uint64_t first = UINT64_MAX;
@@ -377,12 +387,12 @@ Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
   };
   if (mending.done()) return !mending.made.empty() || !mending.made_states.empty();
   const uint64_t wanted = first_wanted();
-  if (!mending.state || mending.at > wanted || wanted - mending.at > checkpoint_chunks) {
+  if (!state || mending.at > wanted || wanted - mending.at > checkpoint_chunks) {
     RECALLD_TRY(const auto kept, store_.state(mending.of, wanted));
     const uint64_t kept_at = kept ? kept->chunks : 0;
-    if (!mending.state || mending.at > wanted || mending.at < kept_at) {
+    if (!state || mending.at > wanted || mending.at < kept_at) {
       if (mending.blocked && kept_at <= mending.blocked_from && mending.blocked_from <= wanted) return give_up(wanted);
-      RECALLD_TRY(mending.state, kept ? backend_.state_from(as_bytes(kept->bytes)) : backend_.zero_state());
+      RECALLD_TRY(state, kept ? backend_.state_from(as_bytes(kept->bytes)) : backend_.zero_state());
       mending.at = kept_at;
     }
   }
@@ -391,8 +401,8 @@ Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
   uint64_t end = mending.at + backend_.segment_chunks();
   if (mending.at < wanted) end = std::min(end, wanted);
   end = std::min(end, (mending.at / page_chunks + 1) * page_chunks);
-  if (const auto state = mending.states.upper_bound(mending.at); state != mending.states.end())
-    end = std::min(end, *state);
+  if (const auto next = mending.states.upper_bound(mending.at); next != mending.states.end())
+    end = std::min(end, *next);
   end = std::min(end, mending.of.chunks);
   const uint64_t first = mending.at, count = end - first;
   const auto tokens = store_.tokens(mending.of, first * chunk_tokens, count * chunk_tokens);
@@ -404,15 +414,15 @@ Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
     // What is damaged here is the journal, which only a backup has.
     mending.blocked = true;
     mending.blocked_from = first;
-    mending.state.reset();
+    state.reset();
     return give_up(std::max(wanted, end - 1));
   }
   if (end <= wanted) {
-    RECALLD_CHECK(encode_one({&*mending.state, *tokens, {}, {}}));
+    RECALLD_CHECK(encode_one({&*state, *tokens, {}, {}}));
   } else {
     std::vector<Bf16> landmarks(count * shape_.landmark_dim);
     std::vector<std::byte> records(count * shape_.kv_bytes);
-    RECALLD_CHECK(encode_one({&*mending.state, *tokens, landmarks, records}));
+    RECALLD_CHECK(encode_one({&*state, *tokens, landmarks, records}));
     for (uint64_t i = 0; i < count; ++i) {
       const bool kv = mending.kv.erase(first + i) > 0, landmark = mending.landmarks.erase(first + i) > 0;
       if (!kv && !landmark) continue;
@@ -427,8 +437,8 @@ Expected<bool> Encoder::make_again(Mending& mending, uint64_t page_chunks) {
   }
   mending.at = end;
   if (mending.states.erase(end) > 0) {
-    RECALLD_TRY(std::string state, backend_.bytes_of(*mending.state));
-    mending.made_states.push_back({end, std::move(state)});
+    RECALLD_TRY(std::string bytes, backend_.bytes_of(*state));
+    mending.made_states.push_back({end, std::move(bytes)});
   }
   const bool made = !mending.made.empty() || !mending.made_states.empty();
   return made && (mending.done() || end % page_chunks == 0 || first_wanted() / page_chunks != (end - 1) / page_chunks);

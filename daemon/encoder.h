@@ -77,22 +77,23 @@ class Encoder {
     };
     std::vector<Made> made;
     std::vector<StateCheckpoint> made_states;
-    // Where the model stands.
-    std::optional<RecurrentState> state;
+    // Where the model stands; its state is the encoder's.
+    uint64_t number = 0;  // 0: not begun
     uint64_t at = 0;
     uint64_t blocked_from = 0;  // tokens of this chunk cannot be read: a state before it leads no further
     bool blocked = false;
 
     bool done() const { return kv.empty() && landmarks.empty() && states.empty(); }
   };
-  // Advances by at most backend.segment_chunks() from the nearest state before what is damaged. Returns whether what
+  // Advances by at most backend.segment_chunks() from the nearest state before what is damaged. One Mending at a time:
+  // another one, as forget(), makes it read tokens again. Returns whether what
   // has been made is to be stored before the next call: the end of a page of `page_chunks` has been reached. What
   // depends on tokens that cannot be read is given up.
   Expected<bool> make_again(Mending& mending, uint64_t page_chunks);
   // Stores what has been made; any thread may call it.
   Expected<void> store_again(Mending& mending) const;
 
-  void forget(MemoryId id);  // drops what RAM holds of a deleted memory
+  void forget(MemoryId id);  // drops what is held of a memory, a state that is being mended with too
   void checkpoint_all();     // every state in RAM becomes a checkpoint; RAM holds none afterwards
 
   uint64_t state_bytes() const;
@@ -130,6 +131,7 @@ class Encoder {
   Expected<void> store(const Segment& segment) const;
   Expected<Stream*> stream(const StreamInfo& of);
   Expected<void> advance(Stream& stream, uint64_t to_chunk);
+  Expected<bool> make_more(Mending& mending, std::optional<RecurrentState>& state, uint64_t page_chunks);
   void checkpoint(const Stream& stream);
   void tell_damage(MemoryId id, const std::string& damage);
   size_t stream_bytes() const;
@@ -140,6 +142,14 @@ class Encoder {
   const RecordShape shape_;
   const Tokenizer& tokenizer_;
   StreamCache streams_;
+  // The state of what was mended last, between two calls. It is here and not there for forget() to find it.
+  struct MendingState {
+    uint64_t mending = 0;  // its number
+    MemoryId memory = 0;
+    std::optional<RecurrentState> state;
+  };
+  MendingState mending_state_;
+  uint64_t mendings_ = 0;
   std::optional<Write> write_;
   std::map<MemoryId, Error> failed_;   // of writes, not yet told
   std::set<std::string> damage_told_;  // in the log

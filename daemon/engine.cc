@@ -121,8 +121,11 @@ Expected<void> Engine::Impl::open_gpu() {
   if (options_.device == Device::cpu) return {};
   // The states of memories that are being encoded, twice as many on their way to the store, and those kept for more.
   constexpr size_t encode_states = 96;
-  auto gpu = options_.open_gpu(
-      {.model = options_.model, .budget_bytes = options_.gpu_budget_bytes, .encode_states = encode_states});
+  // The host's memory has the recurrent states' share of the budget free, which lie on the GPU.
+  auto gpu = options_.open_gpu({.model = options_.model,
+                                .budget_bytes = options_.gpu_budget_bytes,
+                                .encode_states = encode_states,
+                                .host_landmarks_bytes_max = options_.memory_budget_bytes / 8});
   if (gpu) {
     gpu_ = *std::move(gpu);
     gpu_name_ = gpu_->name();

@@ -240,6 +240,10 @@ void Forgetter::erase(MemoryId id) {
     return;
   }
   if (auto cached = follower_.forget_cached(id); !cached) return try_again(id, std::move(waiting), cached.error());
+  {
+    const std::lock_guard lock(mutex_);
+    failures_.erase(id);
+  }
   for (Pending& each : waiting) {
     Receipt& receipt = each.receipt;
     receipt.files.push_back({"catalog", receipt.turn_count, each.catalog_bytes});
@@ -251,7 +255,12 @@ void Forgetter::erase(MemoryId id) {
 }
 
 void Forgetter::try_again(MemoryId id, std::vector<Pending> waiting, const Error& because) {
-  spdlog::error("erase what was forgotten of memory {}: {} (tried again until it works)", id, because.message);
+  const bool is_new = [&] {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(failures_[id], because.message) != because.message;
+  }();
+  if (is_new)
+    spdlog::error("erase what was forgotten of memory {}: {} (tried again until it works)", id, because.message);
   const Error told = Error(because).within(
       "the turns are gone from every read, but not all of their bytes are erased, which is tried again until it works");
   for (Pending& each : waiting) {

@@ -95,6 +95,7 @@ class Forgetter {
   std::mutex mutex_;  // guards what follows
   std::map<MemoryId, std::vector<Pending>> pending_;
   std::map<MemoryId, boost::asio::steady_timer> retries_;
+  std::map<MemoryId, std::string> failures_;  // of the last tries, which the log has
   bool stopped_ = false;
 };
 

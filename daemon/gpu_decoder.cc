@@ -129,7 +129,7 @@ void GpuDecoder::close(GpuStream& stream) {
   if (is_being_read(stream)) stream.reading.wait();  // into memory that the next one reads into
   if (!stream.coming.empty()) drop_unread(stream);
   let_go(stream);
-  static_cast<void>(gpu_.reset(stream.lane));
+  tell(gpu_.reset(stream.lane));  // forget() and the next open() try again
   lanes_[stream.lane] = nullptr;
   // What is damaged now may be mended when the memory is asked again.
   if (--stream.memory->streams == 0 && !stream.memory->damage.empty()) tell(drop(stream.memory));
@@ -195,7 +195,17 @@ void GpuDecoder::make_room(const Memory& memory, uint64_t chunks) {
 Expected<void> GpuDecoder::drop(std::shared_ptr<Memory> memory) {
   memory->on_gpu.reset();
   std::erase(memories_, memory);
-  return gpu_.erase(cache_.forget(memory->owner));
+  return erase(cache_.forget(memory->owner));
+}
+
+// Overwrites these slots, and those where that failed before: only unerased_ still knows of them.
+Expected<void> GpuDecoder::erase(std::span<const uint32_t> slots) {
+  unerased_.insert(unerased_.end(), slots.begin(), slots.end());
+  std::ranges::sort(unerased_);
+  unerased_.erase(std::ranges::unique(unerased_).begin(), unerased_.end());
+  RECALLD_CHECK(gpu_.erase(unerased_));
+  unerased_.clear();
+  return {};
 }
 
 // Also where none of its landmarks are here: it may have been encoded, or have made way for others.
@@ -207,9 +217,11 @@ Expected<void> GpuDecoder::forget(MemoryId id) {
   Expected<void> done;
   for (auto& memory : forgotten)
     if (auto dropped = drop(std::move(memory)); !dropped) done = std::move(dropped);
-  for (const GpuStream* stream : lanes_)
-    if (stream && !stream->memory->on_gpu)
-      if (auto cleared = gpu_.reset(stream->lane); !cleared) done = std::move(cleared);
+  if (done && !unerased_.empty()) done = erase({});  // whatever earlier calls have left
+  // Lanes that nobody uses too: close() may have failed to clear them.
+  for (uint32_t lane = 0; lane < lanes_.size(); ++lane)
+    if (!lanes_[lane] || !lanes_[lane]->memory->on_gpu)
+      if (auto cleared = gpu_.reset(lane); !cleared) done = std::move(cleared);
   if (auto erased = gpu_.erase_scratch(); !erased) done = std::move(erased);
   return done;
 }
@@ -535,7 +547,10 @@ Expected<void> GpuDecoder::put(GpuStream& stream, const Expected<std::vector<Unr
 
 // All that was coming is in its slots.
 void GpuDecoder::landed(GpuStream& stream, size_t reads) {
-  for (const GpuStream::Coming& each : stream.coming) loading_[each.slot] = false;
+  for (const GpuStream::Coming& each : stream.coming) {
+    loading_[each.slot] = false;
+    if (!unerased_.empty()) std::erase(unerased_, each.slot);  // what was there is overwritten by now
+  }
   read_bytes_ += reads * model_.kv_bytes();
   stream.coming.clear();
   stream.reads.clear();
@@ -587,7 +602,7 @@ void GpuDecoder::drop_unread(GpuStream& stream) {
     loading_[each.slot] = false;
     slots.push_back(each.slot);
   }
-  tell(gpu_.erase(slots));
+  tell(erase(slots));
   stream.coming.clear();
   stream.reads.clear();
 }

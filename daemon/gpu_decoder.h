@@ -64,6 +64,7 @@ class GpuDecoder final : public Decoder {
   void make_room(const Memory& memory, uint64_t chunks);
   void close(GpuStream& stream);
   Expected<void> drop(std::shared_ptr<Memory> memory);
+  Expected<void> erase(std::span<const uint32_t> slots);
 
   Gpu::LaneWork work_of(const GpuStream& stream, std::span<const uint32_t> tokens) const;
   Expected<Read> write_alone(GpuStream& stream, uint32_t token);
@@ -95,6 +96,7 @@ class GpuDecoder final : public Decoder {
   Gpu& gpu_;
   ChunkCache cache_;
   std::vector<char> loading_;                    // [slots] a read into it is under way
+  std::vector<uint32_t> unerased_;               // slots with chunks that were dropped, which could not be overwritten
   std::list<std::shared_ptr<Memory>> memories_;  // used most recently first; shared with the streams that read them
   std::vector<GpuStream*> lanes_;                // [lanes_max] null: free
   uint64_t owners_ = 0;

@@ -44,8 +44,8 @@ enum class QueryParts : uint8_t {
 // Of a question that chunks are compared with, the last ones.
 inline constexpr size_t question_tokens_max = 128;
 
-// One thread at a time calls these functions. `device`: the GPU failed or is full (of its share); nothing has changed
-// then. A CPU does not fail.
+// One thread at a time calls these functions. `device`: the GPU failed or is full (of its share); states are as before
+// then, and outputs hold anything. A CPU does not fail.
 class Backend {
  public:
   virtual ~Backend() = default;

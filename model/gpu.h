@@ -39,7 +39,7 @@ enum class Placement : uint8_t {
 // The landmarks of one memory, and which of its chunks lie in which slots of the cache.
 class GpuMemory {
  public:
-  virtual ~GpuMemory() = default;  // overwrites what it held
+  virtual ~GpuMemory() = default;  // overwrites what it held; where that fails, Gpu::erase_scratch() does it
   virtual uint64_t chunks() const = 0;
   virtual Placement placement() const = 0;
 };
@@ -66,7 +66,8 @@ class Gpu : public Backend {
   // Whether `chunks` more chunks would leave the landmarks in the placement that they have. Where not, the caller may
   // close other memories first: a memory that has gone a step down stays there.
   virtual bool has_room(const GpuMemory& memory, uint64_t chunks) const = 0;
-  // Makes room for landmarks of so many chunks in all, at once, in a cheaper placement where there is none.
+  // Makes room for landmarks of so many chunks in all, at once, in a cheaper placement where there is none. `full`: not
+  // even in the cheapest one.
   virtual Expected<void> reserve(GpuMemory& memory, uint64_t chunks) = 0;
   // Writes the landmarks of chunks first, first + 1, ..., first at most memory.chunks(). The memory grows by them as by
   // reserve().
@@ -99,7 +100,8 @@ class Gpu : public Backend {
   // Overwrites slots; on return it has happened.
   virtual Expected<void> erase(std::span<const uint32_t> slots) = 0;
   // Overwrites what was left behind by work that is done: staging memory, of which nothing may be on its way, hidden
-  // states, encoded chunks, states that were given back. Lanes keep theirs until they are reset.
+  // states, encoded chunks, states that were given back, and landmarks that could not be overwritten before. Lanes keep
+  // their states until they are reset. The host's memory is overwritten even where the device fails.
   virtual Expected<void> erase_scratch() = 0;
 
   // ---- Generating: lanes, each a stream of its own
@@ -154,9 +156,10 @@ class Gpu : public Backend {
 };
 
 struct GpuOptions {
-  std::filesystem::path model;  // directory of the checkpoint
-  uint64_t budget_bytes = 0;    // 0: half of what is free on the device, at most 8 GiB
-  size_t encode_states = 0;     // recurrent states that the encoder may hold at a time
+  std::filesystem::path model;            // directory of the checkpoint
+  uint64_t budget_bytes = 0;              // 0: half of what is free on the device, at most 8 GiB
+  size_t encode_states = 0;               // recurrent states that the encoder may hold at a time
+  uint64_t host_landmarks_bytes_max = 0;  // 0: no bound
 };
 
 // The library exports this function with C linkage, under the name "recalld_open_gpu", and as "recalld_gpu_build" one

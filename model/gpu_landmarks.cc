@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
+#include <string>
 #include <utility>
 
 #include "kernels/landmark_topk_int8_cuda.h"
@@ -43,8 +45,11 @@ uint64_t GpuLandmarks::host_bytes(Placement placement, uint64_t capacity, uint32
 }
 
 bool GpuLandmarks::fits(Placement placement, uint64_t capacity) const {
-  const uint64_t now = device_bytes(placement_, capacity_, dim_), then = device_bytes(placement, capacity, dim_);
-  return then <= now || device_.has(then - now);
+  const auto has = [](const GpuShare& share, uint64_t now, uint64_t then) {
+    return then <= now || share.has(then - now);
+  };
+  return has(device_, device_bytes(placement_, capacity_, dim_), device_bytes(placement, capacity, dim_)) &&
+         has(host_, host_bytes(placement_, capacity_, dim_), host_bytes(placement, capacity, dim_));
 }
 
 bool GpuLandmarks::has_room(uint64_t chunks) const {
@@ -95,20 +100,23 @@ Expected<void> GpuLandmarks::reserve(uint64_t chunks) {
   if (chunks <= capacity_) return {};
   const uint64_t needed = rounded(chunks), roomy = std::max(needed, rounded(capacity_ + capacity_ / 2));
   const Placement before = placement_;
-  cudaError_t status = cudaErrorMemoryAllocation;
+  std::optional<cudaError_t> status;  // none: no placement has room
   for (const Placement placement : {Placement::device, Placement::device_int8, Placement::host}) {
     if (placement < before) continue;
     for (const uint64_t capacity : {roomy, needed}) {
       if (!fits(placement, capacity)) continue;
       status = cudaSuccess;
-      // Where the old and the new do not fit side by side, what is there goes by way of the host.
+      // Where the old and the new do not fit side by side, what is there goes by way of the host, whatever its share.
       if (!device_.has(device_bytes(placement, capacity, dim_))) status = move_to({Placement::host, needed});
       if (status == cudaSuccess && (placement_ != placement || capacity_ != capacity))
         status = move_to({placement, capacity});
-      if (status != cudaErrorMemoryAllocation) return gpu_done("make room for landmarks on the GPU", status);
+      if (status != cudaErrorMemoryAllocation) return gpu_done("make room for landmarks on the GPU", *status);
     }
   }
-  return std::unexpected(gpu_error("make room for landmarks in host memory", status));
+  if (status) return std::unexpected(gpu_error("make room for landmarks in host memory", *status));
+  return fail(ErrorKind::full, "make room for landmarks of " + std::to_string(chunks) +
+                                   " chunks: they fit neither on the GPU nor in the host's memory for them; raise "
+                                   "--gpu-budget or --memory-budget, or use --device cpu");
 }
 
 cudaError_t GpuLandmarks::move_to(Room room) {
@@ -159,11 +167,25 @@ cudaError_t GpuLandmarks::move_to(Room room) {
   return cudaStreamSynchronize(stream_);
 }
 
+cudaError_t GpuLeftovers::erase(cudaStream_t stream) const {
+  for (const cuda::DeviceBuffer& buffer : buffers_)
+    RECALLD_CUDA(cudaMemsetAsync(buffer.data(), 0, buffer.bytes(), stream));
+  return cudaSuccess;
+}
+
 void GpuLandmarks::overwrite() {
-  for (const cuda::DeviceBuffer* buffer : {&bf16_, &codes_, &scales_, &pages_})
-    if (buffer->data()) static_cast<void>(cudaMemsetAsync(buffer->data(), 0, buffer->bytes(), stream_));
+  const std::array buffers{&bf16_, &codes_, &scales_, &pages_};
+  const auto overwrite_device = [&]() -> cudaError_t {
+    for (const cuda::DeviceBuffer* buffer : buffers)
+      if (buffer->data()) RECALLD_CUDA(cudaMemsetAsync(buffer->data(), 0, buffer->bytes(), stream_));
+    return cudaSuccess;
+  };
+  const cudaError_t status = cuda::told(overwrite_device());
+  const cudaError_t done = cuda::told(cudaStreamSynchronize(stream_));  // also after an error: it may use pinned memory
   host_memory_.overwrite();
-  static_cast<void>(cudaStreamSynchronize(stream_));
+  if (status == cudaSuccess && done == cudaSuccess) return;
+  for (cuda::DeviceBuffer* buffer : buffers)
+    if (buffer->data()) leftovers_.add(std::move(*buffer));
 }
 
 GpuLandmarks::~GpuLandmarks() {

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdint>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/device_memory.h"
@@ -15,7 +17,7 @@ namespace recalld {
 class GpuShare {
  public:
   void allow(uint64_t bytes_max) { bytes_max_ = bytes_max; }
-  bool has(uint64_t bytes) const { return bytes <= bytes_max_ - bytes_; }
+  bool has(uint64_t bytes) const { return bytes_ <= bytes_max_ && bytes <= bytes_max_ - bytes_; }
   void take(uint64_t bytes) { bytes_ += bytes; }
   void give_back(uint64_t bytes) { bytes_ -= bytes; }
   uint64_t bytes() const { return bytes_; }
@@ -25,11 +27,24 @@ class GpuShare {
   std::atomic<uint64_t> bytes_ = 0;
 };
 
+// Buffers of the device that are no longer used and could not be overwritten: they are kept until they have been.
+class GpuLeftovers {
+ public:
+  void add(cuda::DeviceBuffer buffer) { buffers_.push_back(std::move(buffer)); }
+  // Enqueued; once the stream has ended well they may be freed.
+  cudaError_t erase(cudaStream_t stream) const;
+  void free() { buffers_.clear(); }
+
+ private:
+  std::vector<cuda::DeviceBuffer> buffers_;
+};
+
 class GpuLandmarks final : public GpuMemory {
  public:
-  // Everything is borrowed. `device`: bytes on the GPU, `host`: in pinned host memory, which has no bound.
-  GpuLandmarks(uint32_t dim, GpuShare& device, GpuShare& host, cudaStream_t stream)
-      : dim_(dim), device_(device), host_(host), stream_(stream) {}
+  // Everything is borrowed. `device`: bytes on the GPU, `host`: in pinned host memory; while a memory moves from one
+  // room to another it has both. `leftovers` gets what could not be overwritten.
+  GpuLandmarks(uint32_t dim, GpuShare& device, GpuShare& host, GpuLeftovers& leftovers, cudaStream_t stream)
+      : dim_(dim), device_(device), host_(host), leftovers_(leftovers), stream_(stream) {}
   ~GpuLandmarks() override;
 
   uint64_t chunks() const override { return chunks_; }
@@ -60,6 +75,7 @@ class GpuLandmarks final : public GpuMemory {
   const uint32_t dim_;
   GpuShare& device_;
   GpuShare& host_;
+  GpuLeftovers& leftovers_;
   const cudaStream_t stream_;
   uint64_t chunks_ = 0;
   uint64_t capacity_ = 0;

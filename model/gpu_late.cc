@@ -84,10 +84,10 @@ cudaError_t GpuLate::score_some(std::span<const float> tokens, std::span<const B
 
 cudaError_t GpuLate::erase() {
   const std::lock_guard lock(mutex_);
-  RECALLD_CUDA(cudaMemsetAsync(device_.data(), 0, device_.bytes(), stream_.get()));
-  RECALLD_CUDA(cudaStreamSynchronize(stream_.get()));
+  const cudaError_t overwritten = cudaMemsetAsync(device_.data(), 0, device_.bytes(), stream_.get());
+  const cudaError_t done = cudaStreamSynchronize(stream_.get());  // also after an error: it may use pinned memory
   pinned_.overwrite();
-  return cudaSuccess;
+  return overwritten != cudaSuccess ? overwritten : done;
 }
 
 }  // namespace recalld

@@ -25,11 +25,14 @@ class GpuLate {
   // on return, also by a call that fails where the device lets it.
   cudaError_t score(std::span<const float> tokens, std::span<const ByteView> records, std::span<float> scores);
 
-  // Overwrites whatever a call that failed has left, once no call is under way.
+  // Overwrites whatever a call that failed has left, once no call is under way; pinned memory also where the device
+  // fails.
   cudaError_t erase();
 
   // Pinned memory, where a call has the question and the chunks. Zeros when none is under way, for tests.
   ByteSpan pinned() { return staging_; }
+  // Likewise on the device.
+  const cuda::DeviceBuffer& on_device() const { return device_; }
 
  private:
   static constexpr size_t chunks_max = 128;  // of one launch: as many as a hybrid search of one memory compares

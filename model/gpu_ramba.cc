@@ -242,7 +242,7 @@ Expected<void> GpuRamba::divide(const GpuOptions& options) {
   const uint64_t half = (budget_bytes_ - fixed) / 2;
   slots_ = static_cast<uint32_t>(std::min<uint64_t>(half / (record + sizeof(uint32_t)), no_slot - 1));
   landmarks_share_.allow(half);
-  host_share_.allow(UINT64_MAX);
+  host_share_.allow(options.host_landmarks_bytes_max != 0 ? options.host_landmarks_bytes_max : UINT64_MAX);
 
   const auto allocate = [&]() -> cudaError_t {
     RECALLD_CUDA(cuda::DeviceBuffer::allocate(workspace_bytes_ - late, workspace_));

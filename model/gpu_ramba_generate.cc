@@ -22,7 +22,7 @@ constexpr uint32_t not_told = 2;  // of a lane: neither that it is ready nor tha
 
 Expected<std::unique_ptr<GpuMemory>> GpuRamba::open_memory() {
   return std::make_unique<GpuLandmarks>(static_cast<uint32_t>(config_.retrieval_dim), landmarks_share_, host_share_,
-                                        stream_.get());
+                                        leftovers_, stream_.get());
 }
 
 bool GpuRamba::has_room(const GpuMemory& memory, uint64_t chunks) const {
@@ -89,8 +89,15 @@ cudaError_t GpuRamba::move_chunks() const {
 
 Expected<void> GpuRamba::erase(std::span<const uint32_t> slots) {
   const auto overwrite = [&]() -> cudaError_t {
-    for (const uint32_t slot : slots)
-      RECALLD_CUDA(cudaMemsetAsync(cache_.as<char>(slot * kv_bytes()), 0, kv_bytes(), stream_.get()));
+    // One call for each run of slots: a memory may have all of them.
+    std::vector<uint32_t> sorted(slots.begin(), slots.end());
+    std::ranges::sort(sorted);
+    for (size_t first = 0, end = 0; first < sorted.size(); first = end) {
+      end = first + 1;
+      while (end < sorted.size() && sorted[end] <= sorted[end - 1] + 1) ++end;
+      const size_t count = sorted[end - 1] - sorted[first] + 1;
+      RECALLD_CUDA(cudaMemsetAsync(cache_.as<char>(sorted[first] * kv_bytes()), 0, count * kv_bytes(), stream_.get()));
+    }
     return cudaStreamSynchronize(stream_.get());
   };
   return gpu_done("overwrite chunks on the GPU", overwrite());
@@ -102,12 +109,17 @@ Expected<void> GpuRamba::erase_scratch() {
     RECALLD_CUDA(cudaMemsetAsync(encode_tokens_in_, 0, encoding_bytes_, stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(workspace_.data(), 0, scratch_bytes_, stream_.get()));
     RECALLD_CUDA(cudaMemsetAsync(unwanted_states_, 0, lanes * layer_floats() * sizeof(float), stream_.get()));
-    return cudaStreamSynchronize(stream_.get());
+    return leftovers_.erase(stream_.get());
   };
-  RECALLD_CHECK(gpu_done("overwrite what is left of chunks on the GPU", overwrite()));
+  cudaError_t status = overwrite();
+  const cudaError_t ended = cudaStreamSynchronize(stream_.get());  // also after an error: it may use pinned memory
+  if (status == cudaSuccess) status = ended;
+  if (status == cudaSuccess) leftovers_.free();
+  // The host's memory is overwritten also where the device is lost.
   pinned_.overwrite();
-  if (groups_.empty()) return {};
-  return gpu_done("overwrite what is left of a search on the GPU", late_.erase());
+  const cudaError_t of_search = groups_.empty() ? cudaSuccess : late_.erase();
+  RECALLD_CHECK(gpu_done("overwrite what is left of chunks on the GPU", status));
+  return gpu_done("overwrite what is left of a search on the GPU", of_search);
 }
 
 // ---- Generating

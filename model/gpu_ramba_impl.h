@@ -216,6 +216,7 @@ class GpuRamba final : public Gpu {
   cuda::Matmul matmul_;
   std::vector<cuda::DeviceBuffer> weights_;
   cuda::DeviceBuffer workspace_, lane_states_, cache_;
+  GpuLeftovers leftovers_;  // of memories
   cuda::PinnedScratch pinned_;
   cuda::Event pass_is_done_[2];
   std::shared_ptr<GpuStatePool> states_;

@@ -16,6 +16,7 @@ namespace recalld {
 
 // Any thread may give a state back; a place is used again on the one stream that all states are computed on, so after
 // everything that read it.
+// shared: states may outlive the GPU (gpu.h).
 class GpuStatePool : public std::enable_shared_from_this<GpuStatePool> {
  public:
   static Expected<std::shared_ptr<GpuStatePool>> open(size_t count, size_t state_bytes);

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <stdexcept>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -49,6 +50,18 @@ class DecoderParityTest : public GpuTest, public ::testing::WithParamInterface<G
     gpu_ = must(open_gpu_ramba({.model = GetParam().model, .budget_bytes = uint64_t{512} << 20, .encode_states = 64}));
     encoder_ = std::make_unique<Encoder>(*store_, *gpu_, loaded.shape, *tokenizer_, uint64_t{64} << 20,
                                          gpu_->states_max() - 1);
+  }
+
+  // Another GPU with as few slots as go.
+  static std::unique_ptr<Gpu> open_with_least_budget() {
+    GpuOptions options{.model = GetParam().model, .budget_bytes = 1 << 20, .encode_states = 8};
+    const auto refused = open_gpu_ramba(options);
+    if (refused) throw std::runtime_error("a budget of 1 MiB was taken");
+    const std::string &message = refused.error().message, advice = "raise --gpu-budget to ";
+    const size_t found = message.find(advice);
+    if (found == std::string::npos) throw std::runtime_error(message);
+    options.budget_bytes = std::stoull(message.substr(found + advice.size())) << 20;
+    return must(open_gpu_ramba(options));
   }
 
   NewTurn turn_of(std::string content) const {
@@ -166,7 +179,7 @@ TEST_P(DecoderParityTest, GreedyTokensAreTheSameUntilTheTwoBestAreNearlyEqual) {
 
 // From the store with eviction all the time, and several streams beside it: the bits of a stream alone with all cached.
 TEST_P(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
-  const MemoryInfo memory = append_facts(40);
+  const MemoryInfo memory = append_facts(200);
   const Decoder::Source source{
       .memory = memory, .stored_chunks = memory.encoded_chunks, .tail_landmarks = {}, .tail_kv = {}};
   constexpr int tokens_max = 24;
@@ -183,7 +196,19 @@ TEST_P(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
       }
     }
   }
-  GpuDecoder decoder(*store_, *model_, *gpu_);
+  const auto gpu = open_with_least_budget();
+  ASSERT_GT(memory.encoded_chunks, gpu->slots());
+  GpuDecoder decoder(*store_, *model_, *gpu);
+  // Questions of all kinds until no slot is free: what is missing from here on evicts.
+  std::mt19937 random(5);
+  for (int prompts = 0; decoder.counts().misses <= gpu->slots(); ++prompts) {
+    ASSERT_LT(prompts, 50);
+    std::vector<uint32_t> any(256);
+    for (uint32_t& token : any) token = static_cast<uint32_t>(random() % model_->config().vocab_size);
+    const auto stream = must(decoder.open(source));
+    static_cast<void>(read_prompt(decoder, *stream, any));
+  }
+  const uint64_t misses = decoder.counts().misses;
   std::vector<std::unique_ptr<Decoder::Stream>> streams;
   std::vector<Decoder::Read> reads;
   for (size_t q = 0; q < alone.size(); ++q) {
@@ -209,6 +234,7 @@ TEST_P(DecoderParityTest, LogitsDoNotDependOnTheCacheNorOnOtherStreams) {
       EXPECT_TRUE(reads[q].logits == alone[q][static_cast<size_t>(written[q])]) << "stream " << q;
     }
   }
+  EXPECT_GT(decoder.counts().misses, misses);
 }
 
 // The first tokens of answers from an empty cache, and the same once more where the disk disturbs them.

@@ -33,6 +33,7 @@ class WideBackend final : public Backend {
   std::function<void()> while_encoding;
   std::vector<size_t> calls;  // segments of each that went well
 
+  size_t states() const { return states_.now; }
   size_t states_most() const { return states_.most; }
 
   std::string describe() const override { return cpu_.describe(); }
@@ -473,6 +474,38 @@ TEST_F(EncoderTest, StatesInRamLeaveRoomForThoseOnTheirWayAndForTheirBytes) {
       EXPECT_TRUE(
           encode_all(encoder, append(*store_, 12, std::to_string(missing) + "/" + std::to_string(i)).id).empty());
     EXPECT_EQ(encoder.state_bytes(), (3 - missing) * stream);
+  }
+}
+
+// What a state on a device summarises is forgotten with the memory, and mending goes on where there is still something.
+TEST_F(EncoderTest, ForgettingTakesTheStateThatIsMendedWith) {
+  const MemoryInfo memory = append(*store_, 60, "mended");
+  WideBackend wide(*backend_);
+  wide.chunks_at_once = 4;
+  Encoder encoder(*store_, wide, shape_, *tokenizer_, room_for_all_bytes, 16);
+  take_turns(encoder, {memory.id}, 1);
+  const StreamInfo of = store_->memory(memory.id)->serving;
+  ASSERT_GT(of.chunks, 10u);
+  const auto mend = [&](bool forgetting) {
+    Encoder::Mending mending;
+    mending.of = of;
+    for (uint64_t chunk = 1; chunk < of.chunks; ++chunk) mending.kv.insert(chunk);
+    for (int calls = 0; !mending.done() && calls < 100; ++calls) {
+      EXPECT_TRUE(encoder.make_again(mending, store_->page_chunks()).has_value());
+      if (!forgetting || calls != 2) continue;
+      EXPECT_GE(wide.states(), 1u);
+      encoder.forget(memory.id);
+      EXPECT_EQ(wide.states(), 0u) << "after " << calls << " calls";
+    }
+    EXPECT_TRUE(mending.done());
+    return std::move(mending.made);
+  };
+  const auto undisturbed = mend(false), made = mend(true);
+  ASSERT_EQ(made.size(), of.chunks - 1);
+  ASSERT_EQ(made.size(), undisturbed.size());
+  for (size_t i = 0; i < made.size(); ++i) {
+    EXPECT_EQ(made[i].chunk, undisturbed[i].chunk);
+    EXPECT_TRUE(made[i].record == undisturbed[i].record) << i;
   }
 }
 

@@ -80,6 +80,7 @@ class EngineDevice : public ::testing::Test {
       ++asked_;
       EXPECT_EQ(gpu.model, default_checkpoint());
       EXPECT_EQ(gpu.budget_bytes, uint64_t{64} << 20);
+      EXPECT_EQ(gpu.host_landmarks_bytes_max, EngineOptions().memory_budget_bytes / 8);
       if (error) return std::unexpected(*error);
       return std::make_unique<FakeGpu>("NVIDIA Fake", &open_);
     };

@@ -15,9 +15,13 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 
 #include "daemon/decoder_cpu.h"
 #include "memstore/catalog.h"
@@ -821,6 +825,61 @@ TEST_F(GpuDecoderTest, WhatWasOnlyEncodedOrMadeWayIsForgottenToo) {
   EXPECT_FALSE(gpu->holds(record));
 }
 
+TEST_F(GpuDecoderTest, ForgettingFailsUntilAllIsOverwritten) {
+  for (const Call call : {Call::erase, Call::erase_scratch, Call::reset}) {
+    SCOPED_TRACE("call " + std::to_string(static_cast<int>(call)));
+    const auto gpu = open_gpu(1000);
+    GpuDecoder decoder(*store_, *model_, *gpu);
+    Talk gone = begin(decoder, source(m_), 1), stays = begin(decoder, source(n_), 2);
+    for (int attempt = 0; attempt < 2; ++attempt) {
+      gpu->fail_next(call);
+      const auto forgotten = decoder.forget(m_.id);
+      ASSERT_FALSE(forgotten) << "attempt " << attempt;
+      EXPECT_EQ(forgotten.error().kind, ErrorKind::device);
+      EXPECT_GT(chunks_in(gpu->cache(), m_) + chunks_in(gpu->staging(), m_) + !gpu->is_clear(0), 0u);
+    }
+    must(decoder.forget(m_.id));
+    EXPECT_EQ(chunks_in(gpu->cache(), m_), 0u);
+    EXPECT_EQ(chunks_in(gpu->staging(), m_), 0u);
+    EXPECT_TRUE(gpu->is_clear(0));
+    write(decoder, {&stays, 1}, answer_tokens);
+    expect_same(stays.answer, expected(source(n_), 2));
+  }
+}
+
+TEST_F(GpuDecoderTest, WhatCouldNotBeOverwrittenBeforeIsForgottenWithTheRest) {
+  const uint64_t of_m = m_.encoded_chunks * (model_->landmark_dim() * sizeof(Bf16) + sizeof(uint32_t));
+  const auto talk_of_m = [&](Decoder& decoder) { return begin(decoder, source(m_), 2, 2); };  // of few chunks
+  CpuDecoder cpu(*store_, *model_, pool_);
+  Talk on_cpu = talk_of_m(cpu);
+  write(cpu, {&on_cpu, 1}, answer_tokens);
+  const Answer answer_of_n = expected(source(n_), 1);
+  for (const uint32_t slots : {1000u, slots_min({{&m_, 2}, {&n_, 1}}) + 16}) {
+    const auto gpu = open_gpu(slots, of_m);
+    GpuDecoder decoder(*store_, *model_, *gpu);
+    ask(decoder, source(n_), 1);
+    gpu->fail_next(Call::erase);
+    Talk reads_m = talk_of_m(decoder);  // n makes way
+    gpu->fail_next(Call::erase, 0);
+    ASSERT_TRUE(slots < 1000 || chunks_in(gpu->cache(), n_) > 0);
+    must(decoder.forget(n_.id));
+    EXPECT_EQ(chunks_in(gpu->cache(), n_), 0u);
+    // Slots that others have taken meanwhile are theirs.
+    write(decoder, {&reads_m, 1}, answer_tokens);
+    expect_same(reads_m.answer, on_cpu.answer);
+    expect_same(ask(decoder, source(n_), 1), answer_of_n);
+  }
+
+  const auto gpu = open_gpu();
+  GpuDecoder decoder(*store_, *model_, *gpu);
+  Talk talk = begin(decoder, source(m_), 2);
+  gpu->fail_next(Call::reset);
+  talk.stream.reset();
+  ASSERT_FALSE(gpu->is_clear(0));
+  must(decoder.forget(m_.id));
+  EXPECT_TRUE(gpu->is_clear(0));
+}
+
 TEST_F(GpuDecoderTest, AnotherGenerationOfAMemoryTakesThePlaceOfTheOld) {
   const auto gpu = open_gpu();
   GpuDecoder decoder(*store_, *model_, *gpu);
@@ -1001,6 +1060,25 @@ TEST_F(GpuDecoderTest, MemoriesThatNobodyReadsMakeWayAndOthersMoveToOtherPlaces)
   expect_same(reads_m.answer, of_m);
 }
 
+TEST_F(GpuDecoderTest, LandmarksInTheHostsMemoryHaveABoundToo) {
+  const uint64_t on_host = model_->landmark_dim() * sizeof(Bf16) + sizeof(uint32_t);
+  const auto gpu = must(CpuGpu::open({.model = variant_checkpoint(),
+                                      .landmarks_bytes_max = 0,
+                                      .host_landmarks_bytes_max = m_.encoded_chunks * on_host}));
+  GpuDecoder decoder(*store_, *model_, *gpu);
+  const Answer of_m = expected(source(m_), 1), of_n = expected(source(n_), 2);
+  expect_same(ask(decoder, source(n_), 2), of_n);
+  Talk reads_m = begin(decoder, source(m_), 1);
+  EXPECT_EQ(gpu->usage().host_landmarks_bytes, m_.encoded_chunks * on_host) << "n has made way";
+  const auto refused = decoder.open(source(n_));
+  ASSERT_FALSE(refused) << "m is being read";
+  EXPECT_EQ(refused.error().kind, ErrorKind::full);
+  write(decoder, {&reads_m, 1}, answer_tokens);
+  expect_same(reads_m.answer, of_m);
+  reads_m.stream.reset();
+  expect_same(ask(decoder, source(n_), 2), of_n);
+}
+
 // ---- Through the engine
 
 TEST(EngineOnAGpu, AnswersAsOnTheCpu) {
@@ -1112,6 +1190,35 @@ TEST(EngineOnAGpu, AnswersAsOnTheCpu) {
   must(answer<VerifyReply>(
       [&](auto done) { gpu->verify({.memory = "m", .repair = true, .wait = true}, std::move(done)); }));
   compare("m", "What did the boats bring?", 0);
+}
+
+TEST(EngineOnAGpu, AnErasureThatFailsIsTriedAgainAndLoggedOnce) {
+  const TempDir directory;
+  std::ostringstream log;
+  const auto before = spdlog::default_logger();
+  EngineDriver engine(directory.path() / "data");
+  CpuGpu* device = nullptr;
+  engine.use_gpu([&device](const GpuOptions& options) -> Expected<std::unique_ptr<Gpu>> {
+    RECALLD_TRY(auto opened, CpuGpu::open({.model = options.model}));
+    device = opened.get();
+    return opened;
+  });
+  engine.open();
+  engine.append("m", harbour_log(0, 100), true);
+  spdlog::set_default_logger(
+      std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  device->fail_next(Call::erase_scratch, 2);
+  const auto told =
+      engine.try_forget({.memory = "m", .turns = {{70, 70}}, .filter = {}, .dry_run = false, .wait = true});
+  ASSERT_FALSE(told);
+  EXPECT_EQ(told.error().kind, ErrorKind::device);
+  EngineDriver::wait_for("the erasure", [&] { return device->calls(Call::erase_scratch) >= 3; });
+  engine.settle();
+  spdlog::set_default_logger(before);
+  const std::string text = log.str(), message = "erase what was forgotten of memory";
+  const size_t first = text.find(message);
+  ASSERT_NE(first, std::string::npos);
+  EXPECT_EQ(text.find(message, first + 1), std::string::npos) << text;
 }
 
 }  // namespace

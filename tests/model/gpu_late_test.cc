@@ -1,5 +1,5 @@
-// What the comparison of a question's tokens with chunks leaves behind on the way to the GPU. Its scores are tested in
-// gpu_ramba_test.cc. Skipped where there is no GPU.
+// What the comparison of a question's tokens with chunks leaves behind on the way to the GPU and there. Its scores are
+// tested in gpu_ramba_test.cc. Skipped where there is no GPU.
 #include "model/gpu_late.h"
 
 #include <gtest/gtest.h>
@@ -42,14 +42,17 @@ class GpuLateTest : public GpuTest {
     return scores;
   }
   bool is_clear() {
-    return std::ranges::all_of(late_.pinned(), [](std::byte byte) { return byte == std::byte{0}; });
+    const auto is_zero = [](std::byte byte) { return byte == std::byte{0}; };
+    std::vector<std::byte> on_device(late_.on_device().bytes());
+    must(cudaMemcpy(on_device.data(), late_.on_device().data(), on_device.size(), cudaMemcpyDeviceToHost));
+    return std::ranges::all_of(late_.pinned(), is_zero) && std::ranges::all_of(on_device, is_zero);
   }
 
   GpuLate late_;
   size_t record_numbers_ = 0, token_floats_ = 0;
 };
 
-TEST_F(GpuLateTest, NothingOfTheQuestionOrTheChunksStaysInPinnedMemory) {
+TEST_F(GpuLateTest, NothingOfTheQuestionOrTheChunksStaysInPinnedMemoryOrOnTheDevice) {
   ASSERT_GT(late_.pinned().size(), 128 * record_numbers_ * sizeof(Bf16) / 2) << "the keys of 128 chunks";
   for (const size_t chunks : {300, 1, 128, 2}) {  // more than one call takes, and then fewer
     const std::vector<float> scores = score(make_records(chunks), chunks == 1 ? 128 : 9);
@@ -65,6 +68,11 @@ TEST_F(GpuLateTest, WhatACallHasLeftIsOverwrittenByErasing) {
   const ByteView left = std::as_bytes(std::span(records));
   ASSERT_GE(left.size(), pinned.size());
   std::ranges::copy(left.first(pinned.size()), pinned.begin());
+  ASSERT_FALSE(is_clear());
+  must(late_.erase());
+  EXPECT_TRUE(is_clear());
+  must(cudaMemset(late_.on_device().data(), 1, late_.on_device().bytes()));
+  must(cudaDeviceSynchronize());
   ASSERT_FALSE(is_clear());
   must(late_.erase());
   EXPECT_TRUE(is_clear());

@@ -2,7 +2,6 @@
 // else is computed beside it, and wherever landmarks and chunks lie. Skipped where there is no GPU.
 #include "model/gpu_ramba.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -28,8 +27,6 @@
 
 namespace recalld {
 namespace {
-
-using ::testing::HasSubstr;
 
 constexpr size_t chunk_size = 64;
 constexpr float tolerance = 2e-2f;  // across devices
@@ -62,6 +59,16 @@ class GpuRambaTest : public GpuTest {
 
   std::unique_ptr<Gpu> open(uint64_t budget_bytes) const {
     return must_have(open_gpu_ramba({.model = model_, .budget_bytes = budget_bytes, .encode_states = 32}));
+  }
+
+  // The least budget that opens, with few slots.
+  uint64_t least_budget() const {
+    const auto refused = open_gpu_ramba({.model = model_, .budget_bytes = 1 << 20, .encode_states = 8});
+    if (refused) throw std::runtime_error("a budget of 1 MiB was taken");
+    const std::string &message = refused.error().message, advice = "raise --gpu-budget to ";
+    const size_t found = message.find(advice);
+    if (found == std::string::npos) throw std::runtime_error(message);
+    return std::stoull(message.substr(found + advice.size())) << 20;
   }
 
   // Words that the model knows, beginning at this one.
@@ -300,6 +307,21 @@ class Pager {
 
   GpuMemory& memory() { return *memory_; }
   size_t misses() const { return misses_; }
+  size_t evictions() const { return evictions_; }
+  const std::map<uint64_t, uint32_t>& slot_of() const { return slot_of_; }  // the chunks that are cached
+
+  // Pages all chunks, at a lane that is free.
+  void page_all(uint32_t lane) {
+    const uint64_t chunks = from_.kv.size() / kv_bytes_;
+    for (uint64_t first = 0; first < chunks; first += 8) {
+      Gpu::Selection some;
+      for (uint64_t chunk = first; chunk < std::min(chunks, first + 8); ++chunk)
+        some.chunks.push_back(static_cast<uint32_t>(chunk));
+      page(some, gpu_.block_staging());
+      must_have(gpu_.reset(lane));
+      must_have(gpu_.erase_scratch());
+    }
+  }
 
   // Makes the chunks of a selection cached.
   void page(const Gpu::Selection& selection, ByteSpan staging) {
@@ -393,6 +415,7 @@ class Pager {
       next_ = (next_ + 1) % gpu_.slots();
     }
     misses_ += fills.size();
+    evictions_ += evicted.size();
     return {std::move(fills), std::move(evicted)};
   }
 
@@ -403,7 +426,7 @@ class Pager {
   std::vector<std::optional<uint64_t>> in_slot_;
   std::map<uint64_t, uint32_t> slot_of_;
   uint32_t next_ = 0;
-  size_t misses_ = 0, pagings_ = 0;
+  size_t misses_ = 0, evictions_ = 0, pagings_ = 0;
 };
 
 class GpuGenerateTest : public GpuRambaTest {
@@ -505,24 +528,13 @@ TEST_F(GpuGenerateTest, PagedLogitsHaveTheBitsOfResidentOnes) {
     const auto gpu = open(roomy);
     ASSERT_GT(gpu->slots(), chunks);
     Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
-    for (uint64_t first = 0; first < chunks; first += 8) {  // all chunks
-      Gpu::Selection some;
-      for (uint64_t chunk = first; chunk < std::min(chunks, first + 8); ++chunk)
-        some.chunks.push_back(static_cast<uint32_t>(chunk));
-      pager.page(some, gpu->block_staging());
-      must_have(gpu->reset(0));
-      must_have(gpu->erase_scratch());
-    }
+    pager.page_all(0);
     const size_t before = pager.misses();
     resident = run(*gpu, pager, 0, tokens, 40);
     EXPECT_EQ(pager.misses(), before) << "all is there";
   }
   // As little as goes, at another lane: every token pages.
-  const auto refused = open_gpu_ramba({.model = default_checkpoint(), .budget_bytes = 1 << 20, .encode_states = 8});
-  ASSERT_FALSE(refused);
-  EXPECT_THAT(refused.error().message, HasSubstr("raise --gpu-budget to "));
-  const std::string& message = refused.error().message;
-  const uint64_t least = std::stoull(message.substr(message.find("raise --gpu-budget to ") + 22)) << 20;
+  const uint64_t least = least_budget();
   const auto gpu = open(least);
   ASSERT_LT(gpu->slots(), chunks / 2);
   EXPECT_LE(gpu->usage().weights_bytes + gpu->usage().states_bytes + gpu->usage().cache_bytes +
@@ -537,38 +549,84 @@ TEST_F(GpuGenerateTest, PagedLogitsHaveTheBitsOfResidentOnes) {
 TEST_F(GpuGenerateTest, ALaneThatIsPreparedGoesOnWithTheBitsOfOneThatIsNot) {
   const auto tokens = random_tokens(130, 17);
   constexpr size_t singles = 60;
-  const auto gpu = open(roomy);
-  Pager resident(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
-  const auto expected = run(*gpu, resident, 0, tokens, singles);
-
-  Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
-  constexpr uint32_t lane = 2;
-  must_have(gpu->reset(lane));
-  size_t resumed = 0;
-  for (size_t done = 0, of = 0; done < tokens.size(); ++of) {
-    const size_t left = tokens.size() - done, count = left > singles ? std::min(left - singles, chunk_size) : 1;
-    const auto part = std::span(tokens).subspan(done, count);
-    done += count;
-    if (count > 1) {
-      EXPECT_TRUE(run_one(*gpu, pager, lane, part, chunks) == expected[of]) << "block " << of;
-      continue;
+  std::vector<std::vector<float>> expected;
+  for (const bool tight : {false, true}) {  // no chunk is cached before a token; others are, and make way
+    const auto gpu = open(tight ? least_budget() : roomy);
+    if (!tight) {
+      Pager resident(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+      expected = run(*gpu, resident, 0, tokens, singles);
     }
-    pager.drop_all();
-    Gpu::LaneWork work{.lane = lane, .memory = &pager.memory(), .chunks = chunks, .tokens = part};
-    auto result = std::move(must_have(gpu->step(std::array{work})).front());
-    EXPECT_FALSE(result.done);
-    work.tokens = {};
-    while (!result.done) {
-      ++resumed;
-      const Pager::Reads reads = resumed % 20 == 0  ? Pager::Reads::too_late
-                                 : resumed % 5 == 0 ? Pager::Reads::late
-                                 : resumed % 5 == 2 ? Pager::Reads::done_again
-                                                    : Pager::Reads::good;
-      result = pager.resume(work, result.selections.back(), reads);
+    Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+    constexpr uint32_t lane = 2;
+    if (tight) pager.page_all(lane);
+    const size_t evictions = pager.evictions();
+    must_have(gpu->reset(lane));
+    size_t resumed = 0;
+    for (size_t done = 0, of = 0; done < tokens.size(); ++of) {
+      const size_t left = tokens.size() - done, count = left > singles ? std::min(left - singles, chunk_size) : 1;
+      const auto part = std::span(tokens).subspan(done, count);
+      done += count;
+      if (count > 1) {
+        EXPECT_TRUE(run_one(*gpu, pager, lane, part, chunks) == expected[of]) << "block " << of;
+        continue;
+      }
+      if (!tight) pager.drop_all();
+      Gpu::LaneWork work{.lane = lane, .memory = &pager.memory(), .chunks = chunks, .tokens = part};
+      auto result = std::move(must_have(gpu->step(std::array{work})).front());
+      EXPECT_TRUE(tight || !result.done);
+      work.tokens = {};
+      while (!result.done) {
+        ++resumed;
+        const Pager::Reads reads = resumed % 20 == 0  ? Pager::Reads::too_late
+                                   : resumed % 5 == 0 ? Pager::Reads::late
+                                   : resumed % 5 == 2 ? Pager::Reads::done_again
+                                                      : Pager::Reads::good;
+        result = pager.resume(work, result.selections.back(), reads);
+      }
+      EXPECT_TRUE(result.logits == expected[of]) << "token " << of;
     }
-    EXPECT_TRUE(result.logits == expected[of]) << "token " << of;
+    if (tight) {
+      EXPECT_GT(resumed, 0u);
+      EXPECT_GT(pager.evictions(), evictions);
+    } else {
+      EXPECT_GE(resumed, singles);
+    }
   }
-  EXPECT_GE(resumed, singles);
+}
+
+// Slots as a step finds them through a page table that still has them, and the host's memory.
+TEST_F(GpuGenerateTest, WhatIsErasedIsZeroAndNothingElseIs) {
+  const auto tokens = random_tokens(76, 9);
+  constexpr size_t singles = 12;
+  const auto gpu = open(roomy);
+  Pager pager(*gpu, memory_, cpu_->landmark_dim(), cpu_->kv_bytes());
+  const auto whole = run(*gpu, pager, 0, tokens, singles);
+  const size_t misses = pager.misses();
+
+  Encoding rest = memory_;
+  std::vector<uint32_t> erased;  // runs of four slots and single ones, in no order
+  for (const auto& [chunk, slot] : pager.slot_of()) {
+    if (slot % 7 == 1 || slot % 7 == 6) continue;
+    erased.push_back(slot);
+    std::ranges::fill(std::span(rest.kv).subspan(chunk * cpu_->kv_bytes(), cpu_->kv_bytes()), std::byte{0});
+  }
+  must_have(gpu->erase(erased));
+  const auto found = run(*gpu, pager, 0, tokens, singles);
+  EXPECT_EQ(pager.misses(), misses);
+  EXPECT_FALSE(found == whole);
+  {
+    Pager fresh(*gpu, rest, cpu_->landmark_dim(), cpu_->kv_bytes());
+    EXPECT_TRUE(found == run(*gpu, fresh, 0, tokens, singles));
+  }
+
+  const auto is_clear = [](ByteView bytes) {
+    return std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; });
+  };
+  EXPECT_FALSE(is_clear(gpu->block_staging()));
+  for (uint32_t lane = 0; lane < Gpu::lanes_max; ++lane) std::ranges::fill(gpu->staging(lane), std::byte{1});
+  must_have(gpu->erase_scratch());
+  EXPECT_TRUE(is_clear(gpu->block_staging()));
+  for (uint32_t lane = 0; lane < Gpu::lanes_max; ++lane) EXPECT_TRUE(is_clear(gpu->staging(lane))) << lane;
 }
 
 TEST_F(GpuGenerateTest, AnswersDoNotDependOnWhereTheLandmarksLie) {

@@ -55,22 +55,27 @@ class CpuGpu::Memory final : public GpuMemory {
   bool has_room(uint64_t chunks) const {
     return this->chunks() + chunks <= capacity_ || fits(placement_, this->chunks() + chunks);
   }
-  void reserve(uint64_t chunks) {
-    if (chunks <= capacity_) return;
+  Expected<void> reserve(uint64_t chunks) {
+    if (chunks <= capacity_) return {};
     Placement to = placement_;
-    while (!fits(to, chunks)) to = static_cast<Placement>(static_cast<uint8_t>(to) + 1);
+    while (!fits(to, chunks)) {
+      if (to == Placement::host) return fail(ErrorKind::full, "the host's memory for landmarks is full");
+      to = static_cast<Placement>(static_cast<uint8_t>(to) + 1);
+    }
     gpu_.landmarks_bytes_ += device_bytes(to, chunks) - device_bytes(placement_, capacity_);
     gpu_.host_landmarks_bytes_ += host_bytes(to, chunks) - host_bytes(placement_, capacity_);
     placement_ = to;
     capacity_ = chunks;
+    return {};
   }
-  void write(uint64_t first, std::span<const Bf16> landmarks) {
+  Expected<void> write(uint64_t first, std::span<const Bf16> landmarks) {
     promise(first <= chunks(), "landmarks are written behind a gap");
     const uint64_t end = first + landmarks.size() / dim();
-    reserve(end);
+    RECALLD_CHECK(reserve(end));
     landmarks_.resize(std::max<size_t>(landmarks_.size(), end * dim()));
     pages_.resize(chunks(), no_slot);
     std::ranges::copy(landmarks, landmarks_.begin() + static_cast<ptrdiff_t>(first * dim()));
+    return {};
   }
   void hide(uint64_t chunk) {
     promise(chunk < chunks(), "a chunk is hidden that the memory has not");
@@ -95,8 +100,10 @@ class CpuGpu::Memory final : public GpuMemory {
   }
   bool fits(Placement placement, uint64_t chunks) const {
     const uint64_t others = gpu_.landmarks_bytes_ - device_bytes(placement_, capacity_);
-    return others + device_bytes(placement, chunks) <= gpu_.options_.landmarks_bytes_max ||
-           placement == Placement::host;
+    const uint64_t others_on_host = gpu_.host_landmarks_bytes_ - host_bytes(placement_, capacity_);
+    return (others + device_bytes(placement, chunks) <= gpu_.options_.landmarks_bytes_max ||
+            placement == Placement::host) &&
+           others_on_host + host_bytes(placement, chunks) <= gpu_.options_.host_landmarks_bytes_max;
   }
 
   CpuGpu& gpu_;
@@ -243,14 +250,12 @@ bool CpuGpu::has_room(const GpuMemory& memory, uint64_t chunks) const {
 
 Expected<void> CpuGpu::reserve(GpuMemory& memory, uint64_t chunks) {
   RECALLD_CHECK(called(Call::reserve));
-  static_cast<Memory&>(memory).reserve(chunks);
-  return {};
+  return static_cast<Memory&>(memory).reserve(chunks);
 }
 
 Expected<void> CpuGpu::write_landmarks(GpuMemory& memory, uint64_t first, std::span<const Bf16> landmarks) {
   RECALLD_CHECK(called(Call::write_landmarks));
-  static_cast<Memory&>(memory).write(first, landmarks);
-  return {};
+  return static_cast<Memory&>(memory).write(first, landmarks);
 }
 
 Expected<void> CpuGpu::hide(GpuMemory& memory, uint64_t chunk) {
@@ -284,6 +289,11 @@ bool CpuGpu::holds(ByteView bytes) {
   for (const ByteView in : {cache(), staging(), ByteView(encoded_)})
     if (memmem(in.data(), in.size(), bytes.data(), bytes.size())) return true;
   return false;
+}
+
+bool CpuGpu::is_clear(uint32_t lane) const {
+  return lanes_[lane].lower.values == model_->lower_zero_state().values &&
+         lanes_[lane].upper.values == model_->upper_zero_state().values;
 }
 
 Expected<void> CpuGpu::fill(GpuMemory& memory, std::span<const Fill> fills, std::span<const Mapped> make_way) {

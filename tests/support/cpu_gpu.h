@@ -25,8 +25,9 @@ class CpuGpu final : public Gpu {
  public:
   struct Options {
     std::filesystem::path model;
-    uint32_t slots = 0;                         // 0: as many as a block and a token of each lane can hold
-    uint64_t landmarks_bytes_max = UINT64_MAX;  // of landmarks that do not lie in host memory
+    uint32_t slots = 0;                              // 0: as many as a block and a token of each lane can hold
+    uint64_t landmarks_bytes_max = UINT64_MAX;       // of landmarks that do not lie in host memory
+    uint64_t host_landmarks_bytes_max = UINT64_MAX;  // of those that do
     size_t states_max = 64;
     size_t threads = 2;
   };
@@ -65,6 +66,7 @@ class CpuGpu final : public Gpu {
 
   ByteView cache();                                    // all slots, as they are when what is on its way has arrived
   ByteView staging();                                  // of all lanes and of a block
+  bool is_clear(uint32_t lane) const;                  // its states are zero
   bool holds(ByteView bytes);                          // in a slot, in staging memory, or among what was encoded last
   uint32_t chosen_max() const { return chosen_max_; }  // different chunks of one selection, at most
 

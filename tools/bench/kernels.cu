@@ -1,15 +1,16 @@
-// What the CUDA kernels take, beside what the card could do at best in the same run.
+// What the CUDA kernels but swa_attention and swa_attention_step take, beside what the card could do at best in the
+// same run.
 //
 // Usage: kernels [landmarks | hsa | mamba2 | encoder | small | late | matmul | selection]
 //        kernels model-selections CHUNKS K FILE
-// Checks every kernel against its CPU twin, or the loops that define it (landmark_topk_batch and landmark_topk_int8
-// against landmark_topk), then times it in CUDA graphs: medians over several replays of a graph of many calls. "cold"
-// finds none of its inputs in the card's L2 cache, "warm" takes the same ones again and again. Floors: the bytes that a
-// call must read and write, each once, at the rate at which a kernel that only reads goes through 2 GiB here (over the
-// bus: that of one large copy), and the products' operations at the rates that the parts name. Ends with 1 when a
-// kernel disagreed, or int8 codes with rescoring find less than 0.999 of the best landmarks of the shipped model. The
-// second form writes what the shipped model selects in the prefill of 4096 tokens to a file for hsa_reference.py:
-// uint32 [4096, K].
+// Checks every kernel that it times against its CPU twin, or the loops that define it (landmark_topk_batch and
+// landmark_topk_int8 against landmark_topk), then times it in CUDA graphs: medians over several replays of a graph of
+// many calls. "cold" finds none of its inputs in the card's L2 cache, "warm" takes the same ones again and again.
+// Floors: the bytes that a call must read and write, each once, at the rate at which a kernel that only reads goes
+// through 2 GiB here (over the bus: that of one large copy), and the products' operations at the rates that the parts
+// name. Ends with 1 when a kernel disagreed, or int8 codes with rescoring find less than 0.999 of the best landmarks of
+// the shipped model. The second form writes what the shipped model selects in the prefill of 4096 tokens to a file for
+// hsa_reference.py: uint32 [4096, K].
 #include <algorithm>
 #include <cstdio>
 #include <exception>

@@ -1,4 +1,4 @@
-// The parts of tools/bench/kernels. Each prints its figures and says whether every kernel agreed with its CPU twin.
+// The parts of tools/bench/kernels. Each prints its figures and says whether its kernels agreed with their CPU twins.
 #pragma once
 
 #include <cstdint>
