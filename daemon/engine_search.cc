@@ -96,19 +96,20 @@ void Engine::Impl::collect(Both& both) {
 
 // On a read worker.
 void Engine::Impl::collect(Query query, Expected<Ranking> ranking, BegunWords words) {
-  if (ranking && query.request.mode != SearchMode::landmark) {
-    auto added = add_words(query.request, *ranking, std::move(words));
-    if (!added)
-      ranking = std::unexpected(std::move(added).error());
-    else if (query.request.mode == SearchMode::hybrid)
-      order(query.request, ranking->best);
-  }
   if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
-  Expected<SearchReply> reply = collect(query.request, std::span(&*ranking, 1), ranking->best);
-  // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now.
+  Expected<void> added;
+  if (query.request.mode != SearchMode::landmark) added = add_words(query.request, *ranking, std::move(words));
+  Expected<SearchReply> reply;
+  if (added) {
+    if (query.request.mode == SearchMode::hybrid) order(query.request, ranking->best);
+    reply = collect(query.request, std::span(&*ranking, 1), ranking->best);
+  } else {
+    reply = std::unexpected(std::move(added).error());
+  }
+  // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now, or for none.
   if (!still_holds(*ranking)) {
     constexpr int attempts_max = 8;
-    if (++query.attempts < attempts_max) return rank_and_collect(std::move(query));
+    if (++query.attempts < attempts_max && !model_thread_ended_) return rank_and_collect(std::move(query));
     reply = fail(ErrorKind::busy, "search memory " + in_quotes(query.request.memory) +
                                       ": turns of it are being forgotten all the time; ask again");
   }

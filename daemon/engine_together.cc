@@ -81,7 +81,11 @@ void Engine::Impl::rank_together(std::shared_ptr<Together> together) {
 void Engine::Impl::collect_together(std::shared_ptr<Together> together) {
   Query& query = together->query;
   Expected<SearchReply> reply = merge(*together);
-  const auto changed = [this](const Expected<Ranking>& ranking) { return ranking && !still_holds(*ranking); };
+  // Of a prefix, a memory that was deleted since its name was read is none that begins so.
+  const bool misses_one = query.request.prefix && !reply && reply.error().kind == ErrorKind::not_found;
+  const auto changed = [&](const Expected<Ranking>& ranking) {
+    return ranking && (!still_holds(*ranking) || (misses_one && !store_->memory(ranking->memory.id)));
+  };
   if (std::ranges::any_of(together->rankings, changed)) {
     constexpr int attempts_max = 8;
     if (++query.attempts < attempts_max && !model_thread_ended_) return rank_together(std::move(together));
