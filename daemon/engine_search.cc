@@ -101,7 +101,7 @@ void Engine::Impl::collect(Query query, Expected<Ranking> ranking, BegunWords wo
   if (query.request.mode != SearchMode::landmark) added = add_words(query.request, *ranking, std::move(words));
   Expected<SearchReply> reply;
   if (added) {
-    if (query.request.mode == SearchMode::hybrid) order(query.request, ranking->best);
+    order(query.request, ranking->best);
     reply = collect(query.request, std::span(&*ranking, 1), ranking->best);
   } else {
     reply = std::unexpected(std::move(added).error());
@@ -113,17 +113,25 @@ void Engine::Impl::collect(Query query, Expected<Ranking> ranking, BegunWords wo
     reply = fail(ErrorKind::busy, "search memory " + in_quotes(query.request.memory) +
                                       ": turns of it are being forgotten all the time; ask again");
   }
-  // Damaged chunks must not take the places of others.
-  constexpr size_t spare_max = 4'096;
-  if (reply && reply->results.size() < query.request.limit && reply->unreadable.size() > ranking->unreadable.size() &&
-      ranking->best.size() >= ranking->limit && query.spare < spare_max && !query.request.max_tokens) {
-    query.spare = std::max<size_t>(16, query.spare * 4);
+  if (reply && spare_more(query, *reply, ranking->unreadable.size(), ranking->best.size() >= ranking->limit))
     return rank_and_collect(std::move(query));
-  }
   if (reply) tell_damage(ranking->memory.id, reply->unreadable);
   if (reply) reply->took_ms = milliseconds_since(query.start);
   ++searches_;
   query.done(std::move(reply));
+}
+
+// Damaged chunks must not take the places of others: whether these are to be ranked, too, now that `query` spares more.
+// lost: what the ranking could not read; is_cut: there may be chunks that it left out.
+bool Engine::Impl::spare_more(Query& query, const SearchReply& reply, size_t lost, bool is_cut) const {
+  constexpr size_t spare_max = 4'096;
+  size_t unreadable = reply.unreadable.size();
+  if (reply.memories)
+    for (const SearchReply::OfMemory& memory : *reply.memories) unreadable += memory.unreadable.size();
+  const bool is_short = reply.results.size() < query.request.limit && unreadable > lost;
+  if (!is_short || !is_cut || query.request.max_tokens || query.spare >= spare_max || model_thread_ended_) return false;
+  query.spare = std::max<size_t>(16, query.spare * 4);
+  return true;
 }
 
 bool Engine::Impl::still_holds(const Ranking& ranking) const {
@@ -313,9 +321,12 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
   return add_token_scores(ranking);
 }
 
-// Puts the candidates of a hybrid search, of one memory or of several, into one order.
+// Puts the candidates of a search, of one memory or of several, into one order. Those of other modes than hybrid are in
+// the order of their scores before.
 void Engine::Impl::order(const SearchRequest& request, std::vector<Candidate>& best) const {
-  fusion_.rank(best);
+  if (request.mode == SearchMode::hybrid) fusion_.rank(best);
+  if (request.explain) rank_parts(best);  // while all that were compared are there
+  if (request.mode != SearchMode::hybrid) return;
   std::erase_if(best, [](const Candidate& each) { return !each.meant; });
   if (request.min_score) std::erase_if(best, [&](const Candidate& each) { return each.score < *request.min_score; });
 }

@@ -343,12 +343,19 @@ TEST_F(EngineTest, ResultsBelowMinScoreAreLeftOut) {
   request.memory = "harbour";
   request.query = question;
   request.limit = 100;
+  request.explain = true;
   for (const double least : {0.0, bar, 1.0}) {
     request.min_score = least;
     const auto found = answer<SearchReply>([&](auto done) { engine_->search(request, std::move(done)); });
     ASSERT_TRUE(found) << found.error().message;
     const auto expected = std::ranges::count_if(all.results, [&](const auto& each) { return each.score >= least; });
-    EXPECT_EQ(found->results.size(), static_cast<size_t>(expected));
+    ASSERT_EQ(found->results.size(), static_cast<size_t>(expected));
+    // Places by a part are those among all that were compared, too.
+    for (size_t i = 0; i < found->results.size(); ++i) {
+      const auto &parts = found->results[i].why->parts, &without = all.results[i].why->parts;
+      ASSERT_EQ(parts.size(), without.size());
+      for (size_t part = 0; part < parts.size(); ++part) EXPECT_EQ(parts[part].rank, without[part].rank) << i;
+    }
   }
 }
 
