@@ -174,6 +174,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   RECALLD_TRY(Encoder::Covered covered, encoder_->cover(query.request.memory));
   auto& [memory, tail, unreadable] = covered;
   state_bytes_ = encoder_->state_bytes();
+  const Clock::time_point covered_at = Clock::now();
 
   Ranking ranking;
   ranking.memory = std::move(memory);
@@ -230,7 +231,9 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   }
   ranking.query = asked.query.landmark;
   ranking.tail_dots = std::move(dots);
-  ranking.took = {.query_ms = asked.took_ms, .landmarks_ms = milliseconds_since(begun)};
+  ranking.took = {.query_ms = asked.took_ms,
+                  .encode_ms = milliseconds_between(begun, covered_at),
+                  .landmarks_ms = milliseconds_since(covered_at)};
   return ranking;
 }
 
