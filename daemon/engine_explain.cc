@@ -41,9 +41,24 @@ void Engine::Impl::explain_query(std::span<const uint32_t> tokens, Asked& asked)
   for (const uint32_t token : tokens.subspan(1, count)) asked.texts.push_back(tokenizer_->decode({token}));
 }
 
-Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, std::span<const Candidate> best, size_t at,
-                                                 SearchMode mode) const {
-  const Candidate& candidate = best[at];
+// Equal scores share a place.
+void Engine::Impl::rank_parts(std::vector<Candidate>& compared) {
+  for (size_t part = 0; part < ranked_parts.size(); ++part) {
+    std::vector<double> scores;
+    for (const Candidate& each : compared)
+      if (const auto score = ranked_parts.at(part).score(each)) scores.push_back(*score);
+    std::ranges::sort(scores, std::ranges::greater{});
+    for (Candidate& each : compared) {
+      each.part_ranks.resize(ranked_parts.size());
+      if (const auto score = ranked_parts.at(part).score(each)) {
+        const auto place = std::ranges::lower_bound(scores, *score, std::ranges::greater{});
+        each.part_ranks[part] = static_cast<size_t>(place - scores.begin()) + 1;
+      }
+    }
+  }
+}
+
+SearchReply::Why Engine::Impl::explain(const Ranking& ranking, const Candidate& candidate, SearchMode mode) {
   SearchReply::Why why;
   why.stored = candidate.chunk < ranking.memory.encoded_chunks;
   if (mode != SearchMode::lexical) {
@@ -60,11 +75,10 @@ Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, std::sp
     why.context_bm25 = candidate.context;
     why.lexical_rank = candidate.lexical_rank;
   }
-  for (const RankedPart& part : ranked_parts) {
+  for (size_t i = 0; i < ranked_parts.size(); ++i) {
+    const RankedPart& part = ranked_parts.at(i);
     const std::optional<double> score = part.score(candidate);
-    if (!has_part(mode, part) || !score) continue;
-    const auto better = std::ranges::count_if(best, [&](const Candidate& each) { return part.score(each) > score; });
-    why.parts.push_back({part.name, *score, static_cast<size_t>(better) + 1});
+    if (has_part(mode, part) && score) why.parts.push_back({part.name, *score, candidate.part_ranks.at(i)});
   }
   return why;
 }

@@ -190,6 +190,7 @@ class Engine::Impl {
   Expected<std::vector<float>> late_scores(std::span<const float> tokens, std::span<const ByteView> records) const;
   Expected<void> add_meaning(Ranking& ranking) const;
   void order(const SearchRequest& request, std::vector<Candidate>& best) const;
+  bool spare_more(Query& query, const SearchReply& reply, size_t lost, bool is_cut) const;
   bool still_holds(const Ranking& ranking) const;
   void search_together(SearchRequest request, Done<SearchReply> done);
   void rank_together(std::shared_ptr<Together> together);
@@ -210,8 +211,8 @@ class Engine::Impl {
   Expected<GenerateReply> collect(Generated generated) const;
   Expected<void> read_sources(const Generated& generated, GenerateReply& reply) const;
   void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
-  Expected<SearchReply::Why> explain(const Ranking& ranking, std::span<const Candidate> best, size_t candidate,
-                                     SearchMode mode) const;
+  static void rank_parts(std::vector<Candidate>& compared);
+  static SearchReply::Why explain(const Ranking& ranking, const Candidate& candidate, SearchMode mode);
   Expected<void> explain_attention(const Ranking& ranking, uint64_t chunk, uint64_t text_first,
                                    SearchReply::Why& why) const;
   // `token_ends` as Store::passage() has it.

@@ -83,18 +83,14 @@ Expected<void> Engine::Impl::add_result(const SearchRequest& request, std::span<
   result.score = found.score;
   if (request.together()) result.memory = ranking.memory.name;
   if (request.explain) {
-    auto why = explain(ranking, best, candidate, request.mode);
-    if (why) {
-      auto attention = explain_attention(ranking, found.chunk, result.passage.first_token, *why);
-      if (!attention && !is_damaged(attention)) return std::unexpected(std::move(attention).error());
-      why->rank = reply.results.size() + 1;
-      if (attention)
-        result.why = *std::move(why);
-      else if (request.mode != SearchMode::hybrid || found.tokens || !Fusion::is_deep(found))  // else told before
-        leave_out(reply, found.memory, found.chunk, attention.error());  // it stays in the reply: its text is whole
-    } else {
-      return std::unexpected(std::move(why).error());
-    }
+    SearchReply::Why why = explain(ranking, found, request.mode);
+    auto attention = explain_attention(ranking, found.chunk, result.passage.first_token, why);
+    if (!attention && !is_damaged(attention)) return std::unexpected(std::move(attention).error());
+    why.rank = reply.results.size() + 1;
+    if (attention)
+      result.why = std::move(why);
+    else if (request.mode != SearchMode::hybrid || found.tokens || !Fusion::is_deep(found))  // else told before
+      leave_out(reply, found.memory, found.chunk, attention.error());  // it stays in the reply: its text is whole
   }
   reply.results.push_back(std::move(result));
   return {};

@@ -103,20 +103,26 @@ Expected<void> Engine::Impl::add_meaning(Ranking& ranking) const {
       if (chunk < UINT64_MAX / chunk_tokens && chunk * chunk_tokens < ranking.end_token) wanted.insert(chunk);
   }
   std::map<uint64_t, Meaning::Chunk> chunks;
+  const auto look = [&](uint64_t first, uint64_t end) -> Expected<void> {
+    const uint64_t from = first * chunk_tokens, to = std::min(end * chunk_tokens, ranking.end_token);
+    RECALLD_TRY(const auto read, store_->tokens(ranking.memory.id, from, static_cast<size_t>(to - from)));
+    for (size_t at = 0; at < read.size(); at += chunk_tokens)
+      chunks.emplace(first + at / chunk_tokens,
+                     question.look(std::span(read).subspan(at, std::min<size_t>(chunk_tokens, read.size() - at))));
+    return {};
+  };
+  const auto is_unreadable = [](const Expected<void>& looked) {
+    return !looked && (looked.error().kind == ErrorKind::busy || looked.error().kind == ErrorKind::corrupt);
+  };
   for (auto next = wanted.begin(); next != wanted.end();) {
     const uint64_t first = *next;  // of a run of chunks that are read at once
     uint64_t end = first;
     for (; next != wanted.end() && *next == end; ++next) ++end;
-    const uint64_t end_token = std::min(end * chunk_tokens, ranking.end_token);
-    const auto read =
-        store_->tokens(ranking.memory.id, first * chunk_tokens, static_cast<size_t>(end_token - first * chunk_tokens));
-    if (!read) {
-      if (read.error().kind == ErrorKind::busy || read.error().kind == ErrorKind::corrupt) continue;
-      return std::unexpected(read.error());
-    }
-    for (size_t at = 0; at < read->size(); at += chunk_tokens)
-      chunks.emplace(first + at / chunk_tokens,
-                     question.look(std::span(*read).subspan(at, std::min<size_t>(chunk_tokens, read->size() - at))));
+    auto looked = look(first, end);
+    // Those beside one that cannot be read have their meaning all the same.
+    for (uint64_t chunk = first; is_unreadable(looked) && end - first > 1 && chunk < end; ++chunk)
+      if (auto one = look(chunk, chunk + 1); !one && !is_unreadable(one)) looked = std::move(one);
+    if (!looked && !is_unreadable(looked)) return looked;
   }
   const auto found = [&](uint64_t chunk) {
     const auto place = chunks.find(chunk);

@@ -96,33 +96,42 @@ void Engine::Impl::collect(Both& both) {
 
 // On a read worker.
 void Engine::Impl::collect(Query query, Expected<Ranking> ranking, BegunWords words) {
-  if (ranking && query.request.mode != SearchMode::landmark) {
-    auto added = add_words(query.request, *ranking, std::move(words));
-    if (!added)
-      ranking = std::unexpected(std::move(added).error());
-    else if (query.request.mode == SearchMode::hybrid)
-      order(query.request, ranking->best);
-  }
   if (!ranking) return query.done(std::unexpected(std::move(ranking).error()));
-  Expected<SearchReply> reply = collect(query.request, std::span(&*ranking, 1), ranking->best);
-  // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now.
+  Expected<void> added;
+  if (query.request.mode != SearchMode::landmark) added = add_words(query.request, *ranking, std::move(words));
+  Expected<SearchReply> reply;
+  if (added) {
+    order(query.request, ranking->best);
+    reply = collect(query.request, std::span(&*ranking, 1), ranking->best);
+  } else {
+    reply = std::unexpected(std::move(added).error());
+  }
+  // Where turns were forgotten meanwhile, the numbers of chunks may stand for others now, or for none.
   if (!still_holds(*ranking)) {
     constexpr int attempts_max = 8;
-    if (++query.attempts < attempts_max) return rank_and_collect(std::move(query));
+    if (++query.attempts < attempts_max && !model_thread_ended_) return rank_and_collect(std::move(query));
     reply = fail(ErrorKind::busy, "search memory " + in_quotes(query.request.memory) +
                                       ": turns of it are being forgotten all the time; ask again");
   }
-  // Damaged chunks must not take the places of others.
-  constexpr size_t spare_max = 4'096;
-  if (reply && reply->results.size() < query.request.limit && reply->unreadable.size() > ranking->unreadable.size() &&
-      ranking->best.size() >= ranking->limit && query.spare < spare_max && !query.request.max_tokens) {
-    query.spare = std::max<size_t>(16, query.spare * 4);
+  if (reply && spare_more(query, *reply, ranking->unreadable.size(), ranking->best.size() >= ranking->limit))
     return rank_and_collect(std::move(query));
-  }
   if (reply) tell_damage(ranking->memory.id, reply->unreadable);
   if (reply) reply->took_ms = milliseconds_since(query.start);
   ++searches_;
   query.done(std::move(reply));
+}
+
+// Damaged chunks must not take the places of others: whether these are to be ranked, too, now that `query` spares more.
+// lost: what the ranking could not read; is_cut: there may be chunks that it left out.
+bool Engine::Impl::spare_more(Query& query, const SearchReply& reply, size_t lost, bool is_cut) const {
+  constexpr size_t spare_max = 4'096;
+  size_t unreadable = reply.unreadable.size();
+  if (reply.memories)
+    for (const SearchReply::OfMemory& memory : *reply.memories) unreadable += memory.unreadable.size();
+  const bool is_short = reply.results.size() < query.request.limit && unreadable > lost;
+  if (!is_short || !is_cut || query.request.max_tokens || query.spare >= spare_max || model_thread_ended_) return false;
+  query.spare = std::max<size_t>(16, query.spare * 4);
+  return true;
 }
 
 bool Engine::Impl::still_holds(const Ranking& ranking) const {
@@ -165,6 +174,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   RECALLD_TRY(Encoder::Covered covered, encoder_->cover(query.request.memory));
   auto& [memory, tail, unreadable] = covered;
   state_bytes_ = encoder_->state_bytes();
+  const Clock::time_point covered_at = Clock::now();
 
   Ranking ranking;
   ranking.memory = std::move(memory);
@@ -221,7 +231,9 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
   }
   ranking.query = asked.query.landmark;
   ranking.tail_dots = std::move(dots);
-  ranking.took = {.query_ms = asked.took_ms, .landmarks_ms = milliseconds_since(begun)};
+  ranking.took = {.query_ms = asked.took_ms,
+                  .encode_ms = milliseconds_between(begun, covered_at),
+                  .landmarks_ms = milliseconds_since(covered_at)};
   return ranking;
 }
 
@@ -312,9 +324,12 @@ Expected<void> Engine::Impl::add_words(const SearchRequest& request, Ranking& ra
   return add_token_scores(ranking);
 }
 
-// Puts the candidates of a hybrid search, of one memory or of several, into one order.
+// Puts the candidates of a search, of one memory or of several, into one order. Those of other modes than hybrid are in
+// the order of their scores before.
 void Engine::Impl::order(const SearchRequest& request, std::vector<Candidate>& best) const {
-  fusion_.rank(best);
+  if (request.mode == SearchMode::hybrid) fusion_.rank(best);
+  if (request.explain) rank_parts(best);  // while all that were compared are there
+  if (request.mode != SearchMode::hybrid) return;
   std::erase_if(best, [](const Candidate& each) { return !each.meant; });
   if (request.min_score) std::erase_if(best, [&](const Candidate& each) { return each.score < *request.min_score; });
 }

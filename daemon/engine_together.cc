@@ -52,6 +52,7 @@ void Engine::Impl::rank_together(std::shared_ptr<Together> together) {
     part.request = query.request;
     part.request.memory = std::move(name);
     part.tokens = query.tokens;
+    part.spare = query.spare;
     if (!part.request.filter) continue;
     const auto selected = select_turns(part);
     if (selected) continue;
@@ -81,12 +82,24 @@ void Engine::Impl::rank_together(std::shared_ptr<Together> together) {
 void Engine::Impl::collect_together(std::shared_ptr<Together> together) {
   Query& query = together->query;
   Expected<SearchReply> reply = merge(*together);
-  const auto changed = [this](const Expected<Ranking>& ranking) { return ranking && !still_holds(*ranking); };
+  // Of a prefix, a memory that was deleted since its name was read is none that begins so.
+  const bool misses_one = query.request.prefix && !reply && reply.error().kind == ErrorKind::not_found;
+  const auto changed = [&](const Expected<Ranking>& ranking) {
+    return ranking && (!still_holds(*ranking) || (misses_one && !store_->memory(ranking->memory.id)));
+  };
   if (std::ranges::any_of(together->rankings, changed)) {
     constexpr int attempts_max = 8;
     if (++query.attempts < attempts_max && !model_thread_ended_) return rank_together(std::move(together));
     reply = fail(ErrorKind::busy, "search several memories: turns of them are being forgotten all the time; ask again");
   }
+  size_t lost = 0;
+  bool is_cut = false;
+  for (const auto& ranking : together->rankings) {
+    if (!ranking) continue;
+    lost += ranking->unreadable.size();
+    is_cut = is_cut || ranking->best.size() >= ranking->limit;
+  }
+  if (reply && spare_more(query, *reply, lost, is_cut)) return rank_together(std::move(together));
   if (reply) {
     for (const auto& ranking : together->rankings) {
       if (!ranking) continue;
@@ -120,10 +133,8 @@ Expected<SearchReply> Engine::Impl::merge(Together& together) const {
     }
     rankings.push_back(*each);
   }
-  if (request.mode == SearchMode::hybrid)
-    order(request, best);
-  else
-    std::ranges::stable_sort(best, std::ranges::greater{}, &Candidate::score);
+  if (request.mode != SearchMode::hybrid) std::ranges::stable_sort(best, std::ranges::greater{}, &Candidate::score);
+  order(request, best);
   return collect(request, rankings, best);
 }
 

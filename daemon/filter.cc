@@ -44,7 +44,7 @@ class Subject {
 
 using Condition = std::function<bool(Subject&)>;
 // A condition in both forms: as a search without an index asks it of a turn, and as the index is asked.
-struct Meaning {
+struct BothForms {
   Condition holds;
   TurnCondition demands;
 };
@@ -180,7 +180,7 @@ std::unexpected<Error> refuse(const std::string& path, std::string_view why) {
 class Reader {
  public:
   // Conditions joined by and.
-  Expected<Meaning> group(Json& value, const std::string& path, size_t depth) {
+  Expected<BothForms> group(Json& value, const std::string& path, size_t depth) {
     if (depth > filter_depth_max)
       return refuse(path, "the filter is nested deeper than " + std::to_string(filter_depth_max) + " levels");
     if (!value.is_object()) return refuse(path, "expected an object of conditions, got " + described(value));
@@ -189,20 +189,20 @@ class Reader {
     std::vector<Condition> all;
     std::vector<TurnCondition> demands;
     for (auto& [key, member] : value.items()) {
-      RECALLD_TRY(Meaning meaning, this->condition(key, member, path + "." + shortened(key), depth));
-      all.push_back(std::move(meaning.holds));
-      demands.push_back(std::move(meaning.demands));
+      RECALLD_TRY(BothForms both, this->condition(key, member, path + "." + shortened(key), depth));
+      all.push_back(std::move(both.holds));
+      demands.push_back(std::move(both.demands));
     }
     TurnCondition demand = joined(TurnCondition::Kind::all, std::move(demands));
-    if (all.size() == 1) return Meaning{std::move(all.front()), std::move(demand)};
-    return Meaning{[all = std::move(all)](Subject& subject) {
-                     return std::ranges::all_of(all, [&](const Condition& each) { return each(subject); });
-                   },
-                   std::move(demand)};
+    if (all.size() == 1) return BothForms{std::move(all.front()), std::move(demand)};
+    return BothForms{[all = std::move(all)](Subject& subject) {
+                       return std::ranges::all_of(all, [&](const Condition& each) { return each(subject); });
+                     },
+                     std::move(demand)};
   }
 
  private:
-  Expected<Meaning> condition(const std::string& key, Json& value, const std::string& path, size_t depth) {
+  Expected<BothForms> condition(const std::string& key, Json& value, const std::string& path, size_t depth) {
     const auto attribute = [](std::string_view name) {
       return TurnCondition{.kind = TurnCondition::Kind::attribute, .attribute = std::string(name)};
     };
@@ -217,35 +217,35 @@ class Reader {
     }
     if (key == "and" || key == "or") return list(key == "and", value, path, depth);
     if (key == "not") {
-      RECALLD_TRY(Meaning inside, group(value, path, depth + 1));
-      return Meaning{[holds = std::move(inside.holds)](Subject& subject) { return !holds(subject); },
-                     {.kind = TurnCondition::Kind::none, .inside = {std::move(inside.demands)}}};
+      RECALLD_TRY(BothForms inside, group(value, path, depth + 1));
+      return BothForms{[holds = std::move(inside.holds)](Subject& subject) { return !holds(subject); },
+                       {.kind = TurnCondition::Kind::none, .inside = {std::move(inside.demands)}}};
     }
     return refuse(path, "unknown condition; there are role, name, time, turn, metadata.KEY, and, or, not");
   }
 
   // Filters joined by and or by or.
-  Expected<Meaning> list(bool all, Json& value, const std::string& path, size_t depth) {
+  Expected<BothForms> list(bool all, Json& value, const std::string& path, size_t depth) {
     if (!value.is_array() || value.empty() || value.size() > filter_values_max)
       return refuse(
           path, "expected an array of 1 to " + std::to_string(filter_values_max) + " filters, got " + described(value));
     std::vector<Condition> inside;
     std::vector<TurnCondition> demands;
     for (size_t i = 0; i < value.size(); ++i) {
-      RECALLD_TRY(Meaning meaning, group(value[i], path + "[" + std::to_string(i) + "]", depth + 1));
-      inside.push_back(std::move(meaning.holds));
-      demands.push_back(std::move(meaning.demands));
+      RECALLD_TRY(BothForms both, group(value[i], path + "[" + std::to_string(i) + "]", depth + 1));
+      inside.push_back(std::move(both.holds));
+      demands.push_back(std::move(both.demands));
     }
-    return Meaning{[all, inside = std::move(inside)](Subject& subject) {
-                     const auto holds = [&](const Condition& each) { return each(subject); };
-                     return all ? std::ranges::all_of(inside, holds) : std::ranges::any_of(inside, holds);
-                   },
-                   joined(all ? TurnCondition::Kind::all : TurnCondition::Kind::any, std::move(demands))};
+    return BothForms{[all, inside = std::move(inside)](Subject& subject) {
+                       const auto holds = [&](const Condition& each) { return each(subject); };
+                       return all ? std::ranges::all_of(inside, holds) : std::ranges::any_of(inside, holds);
+                     },
+                     joined(all ? TurnCondition::Kind::all : TurnCondition::Kind::any, std::move(demands))};
   }
 
   // A value that stands alone, or an object of comparisons joined by and.
-  Expected<Meaning> field(const Field& field, Value value_of, const TurnCondition& of, Json& value,
-                          const std::string& path) {
+  Expected<BothForms> field(const Field& field, Value value_of, const TurnCondition& of, Json& value,
+                            const std::string& path) {
     std::vector<std::pair<const Operator*, Json::array_t>> comparisons;
     if (!value.is_object()) {
       if (!field.plain) return refuse(path, "expected an object with " + names_of(field) + ", got " + described(value));
@@ -263,12 +263,12 @@ class Reader {
     }
     std::vector<TurnCondition> demands;
     for (const auto& [op, operands] : comparisons) demands.push_back(comparison(of, *op, operands));
-    return Meaning{[value_of = std::move(value_of), comparisons = std::move(comparisons)](Subject& subject) {
-                     const Json found = value_of(subject);
-                     return std::ranges::all_of(
-                         comparisons, [&](const auto& each) { return each.first->holds(found, each.second); });
-                   },
-                   joined(TurnCondition::Kind::all, std::move(demands))};
+    return BothForms{[value_of = std::move(value_of), comparisons = std::move(comparisons)](Subject& subject) {
+                       const Json found = value_of(subject);
+                       return std::ranges::all_of(
+                           comparisons, [&](const auto& each) { return each.first->holds(found, each.second); });
+                     },
+                     joined(TurnCondition::Kind::all, std::move(demands))};
   }
 
   Expected<Json::array_t> operands(const Field& field, const Operator& op, Json& value, const std::string& path) {
@@ -324,14 +324,14 @@ Expected<TurnQuery> read_query(Json& value, std::string path) {
   TurnQuery query;
   query.key = hash128(as_bytes(text));
   const Json conditions = value;
-  RECALLD_TRY(Meaning meaning, Reader().group(value, path, 1));
+  RECALLD_TRY(BothForms both, Reader().group(value, path, 1));
   // Shared, because a function is copied with the request, and what it calls is never changed.
-  query.matches = [condition = std::make_shared<const Condition>(std::move(meaning.holds))](uint64_t number,
-                                                                                            const Turn& turn) {
+  query.matches = [condition = std::make_shared<const Condition>(std::move(both.holds))](uint64_t number,
+                                                                                         const Turn& turn) {
     Subject subject(number, turn);
     return (*condition)(subject);
   };
-  query.condition = std::make_shared<const TurnCondition>(std::move(meaning.demands));
+  query.condition = std::make_shared<const TurnCondition>(std::move(both.demands));
   narrow(conditions, query);
   return query;
 }

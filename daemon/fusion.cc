@@ -124,7 +124,7 @@ class Numbers {
     value = found->get<double>();
     if (std::abs(value) > weight_max) return wrong(member, "expected a number from -1000000 to 1000000");
     if (value < least)
-      wrong(member, "expected a number that is not below 0, as a better part must not make a chunk worse");
+      wrong(member, "expected a number that is not below 0, as a better part alone must not make a chunk worse");
   }
   // Called last: a misspelt member that is optional would otherwise count as 0.
   void refuse_others(const Json& object) {

@@ -62,9 +62,13 @@ Reply why(const SearchReply::Why& why) {
     for (size_t i = 0; i < feature_count; ++i) features[std::string(feature_names[i])] = (*why.features)[i];
   }
   if (const auto& took = why.took) {
-    out["took"] = {{"query_ms", took->query_ms},     {"landmarks_ms", took->landmarks_ms},
-                   {"words_ms", took->words_ms},     {"words_beside_ms", took->words_beside_ms},
-                   {"meaning_ms", took->meaning_ms}, {"fetch_ms", took->fetch_ms},
+    out["took"] = {{"query_ms", took->query_ms},
+                   {"encode_ms", took->encode_ms},
+                   {"landmarks_ms", took->landmarks_ms},
+                   {"words_ms", took->words_ms},
+                   {"words_beside_ms", took->words_beside_ms},
+                   {"meaning_ms", took->meaning_ms},
+                   {"fetch_ms", took->fetch_ms},
                    {"tokens_ms", took->tokens_ms}};
   }
   Reply parts = Reply::array();

@@ -72,6 +72,7 @@ enum class Expand { none, chunks, turns };
 // Where the time of a hybrid search went before its results were read.
 struct RankingTimes {
   double query_ms = 0;         // the model read the query
+  double encode_ms = 0;        // chunks that were not stored yet were encoded, for this search alone
   double landmarks_ms = 0;     // all landmarks were scored
   double words_ms = 0;         // words were looked up, as far as the search waited for it,
   double words_beside_ms = 0;  // and so long that went on meanwhile, beside the model

@@ -11,12 +11,14 @@
 #include <algorithm>
 #include <array>
 #include <cassert>
+#include <optional>
 #include <utility>
 
 namespace recalld {
 namespace {
 
 constexpr size_t word_characters_max = 64;
+constexpr size_t parts_max = 16;     // of a paired character
 constexpr size_t known_max = 8'192;  // words that a reader remembers
 
 enum class Kind : uint8_t {
@@ -41,11 +43,18 @@ constexpr std::array<Kind, 128> ascii_kinds = [] {
   return kinds;
 }();
 
+// Whether it belongs to the character before it wherever that is one of a script without spaces: the marks of Kana that
+// change a sound, and what chooses a form of a Han character.
+bool is_mark_of_paired(UChar32 code) {
+  return code == 0x3099 || code == 0x309a || code == 0xff9e || code == 0xff9f || (code >= 0xe0100 && code <= 0xe01ef);
+}
+
 bool is_paired(UChar32 code) {
   constexpr UChar32 first_paired = 0x0e00;  // no script without spaces begins before Thai
   constexpr UChar32 sound_mark = 0x30fc, narrow_sound_mark = 0xff70;
   if (code < first_paired) return false;
-  if (code == sound_mark || code == narrow_sound_mark) return true;  // of both Kana, and so of no script
+  // Of both Kana, and so of no script.
+  if (code == sound_mark || code == narrow_sound_mark || is_mark_of_paired(code)) return true;
   UErrorCode status = U_ZERO_ERROR;
   switch (uscript_getScript(code, &status)) {
     case USCRIPT_HAN:
@@ -84,6 +93,33 @@ Kind kind_of(UChar32 code) {
     default:
       // Such as soft hyphens and joiners inside words, which folding drops.
       return u_hasBinaryProperty(code, UCHAR_DEFAULT_IGNORABLE_CODE_POINT) ? Kind::letter : Kind::between;
+  }
+}
+
+// Whether what stands behind a character of a script without spaces is a part of it: a mark, or a letter (jamo) of the
+// same Hangul syllable (Unicode Standard Annex 29, rules GB6 to GB8). So a text has the same characters however it is
+// composed.
+bool is_part(const Character& before, const Character& here) {
+  if (before.kind != Kind::paired || here.kind != Kind::paired) return false;
+  if (is_mark_of_paired(here.code)) return true;
+  constexpr UChar32 behind_jamo = 0x1200, before_jamo = 0xa960;  // most of Kana and Han lies between
+  if (here.code >= behind_jamo && here.code < before_jamo) return false;
+  const auto type = [](UChar32 code) {
+    return static_cast<UHangulSyllableType>(u_getIntPropertyValue(code, UCHAR_HANGUL_SYLLABLE_TYPE));
+  };
+  const UHangulSyllableType of_here = type(here.code);
+  if (of_here == U_HST_NOT_APPLICABLE) return false;
+  switch (type(before.code)) {
+    case U_HST_LEADING_JAMO:
+      return of_here != U_HST_TRAILING_JAMO;
+    case U_HST_VOWEL_JAMO:
+    case U_HST_LV_SYLLABLE:
+      return of_here == U_HST_VOWEL_JAMO || of_here == U_HST_TRAILING_JAMO;
+    case U_HST_TRAILING_JAMO:
+    case U_HST_LVT_SYLLABLE:
+      return of_here == U_HST_TRAILING_JAMO;
+    default:
+      return false;
   }
 }
 
@@ -142,6 +178,31 @@ size_t end_of_word(std::string_view text, Character first, size_t at) {
   return at;
 }
 
+// Where the paired character ends whose first part is `first` and ends at `at`; none: it has too many parts.
+std::optional<size_t> end_of_paired(std::string_view text, Character first, size_t at) {
+  Character last = first;
+  for (size_t parts = 1; parts <= parts_max; ++parts) {
+    size_t behind = at;
+    const Character following = next(text, behind);
+    if (!is_part(last, following)) return at;
+    last = following;
+    at = behind;
+  }
+  return std::nullopt;
+}
+
+// The pair that begins at `begin` with a character whose first part `first` ends at `at`, or the character alone where
+// none stands behind it and it `follows` none. Else nothing, and where one of both has too many parts.
+std::string_view pair_of(std::string_view text, size_t begin, Character first, size_t at, bool follows) {
+  const std::optional<size_t> end = end_of_paired(text, first, at);
+  if (!end) return {};
+  size_t behind = *end;
+  const Character other = next(text, behind);
+  if (other.kind != Kind::paired) return follows ? std::string_view() : text.substr(begin, *end - begin);
+  const std::optional<size_t> end_of_other = end_of_paired(text, other, behind);
+  return end_of_other ? text.substr(begin, *end_of_other - begin) : std::string_view();
+}
+
 constexpr bool is_ascii_letter(char c) {
   return c >= 'a' && c <= 'z';
 }
@@ -167,10 +228,8 @@ void WordReader::read(std::string_view text, size_t from, size_t to, std::vector
     if (here.in_word()) {
       const bool goes_on = last.in_word() || (last_but_one.in_word() && joins(last_but_one, last.code, here));
       if (!goes_on) found = term(text.substr(begin, end_of_word(text, here, at) - begin));
-    } else if (here.kind == Kind::paired) {
-      size_t behind = at;
-      const bool pair = next(text, behind).kind == Kind::paired;
-      if (pair || last.kind != Kind::paired) found = term(text.substr(begin, (pair ? behind : at) - begin));
+    } else if (here.kind == Kind::paired && !is_part(last, here)) {
+      found = term(pair_of(text, begin, here, at, last.kind == Kind::paired));
     }
     if (found != 0) out.push_back({begin, found});
     last_but_one = last;

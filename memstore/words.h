@@ -2,10 +2,11 @@
 //
 // A word is a run of letters, marks and digits of any script. Between two letters an apostrophe belongs to it
 // ("don't"), between two digits a full stop, a comma or a colon ("3.14", "1,200", "10:30"); letters and digits stand
-// together in one word ("EH7TX", "v1.2"). Scripts that put no space between words (Han, Kana, Hangul, Thai, Lao, Khmer,
-// Myanmar) give a term for each pair of neighbouring characters instead, and for a character that stands alone. Words
-// are compared by NFKC_Casefold; those of ASCII letters by their English (Porter2) stem. Of a longer word the first 64
-// characters count.
+// together in one word ("EH7TX", "v1.2"). Scripts that put no space between words (Han, Kana, Thai, Lao, Khmer,
+// Myanmar), and Hangul, whose words have endings, give a term for each pair of neighbouring characters instead, and for
+// a character that stands alone. The marks of Kana and the jamo of a Hangul syllable make one character, at most 16 of
+// them. Words are compared by NFKC_Casefold; those of ASCII letters by their English (Porter2) stem. Of a longer word
+// the first 64 characters count.
 //
 // Whether a word begins at a byte depends on the 8 bytes before it alone, and which term it is on at most
 // word_bytes_max bytes from there on: so a text may be read in parts and gives the same terms however it is cut.

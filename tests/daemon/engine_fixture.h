@@ -111,6 +111,12 @@ inline void expect_same_encodings(const MemoryContents& a, const MemoryContents&
   }
 }
 
+// Fills an empty directory with the starter and a table of meaning, which is of the same tokenizer.
+inline void copy_starter_with_meaning(const std::filesystem::path& to) {
+  std::filesystem::copy(starter_checkpoint(), to, std::filesystem::copy_options::recursive);
+  std::filesystem::copy(default_checkpoint() / "meaning.safetensors", to);
+}
+
 // One engine at a time on a directory of its own.
 class EngineDriver {
  public:

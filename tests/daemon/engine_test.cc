@@ -279,8 +279,7 @@ TEST_F(EngineTest, AHybridSearchComparesMeaningWhereTheCheckpointHasIt) {
   for (const auto& result : must(search("harbour", question, 4)).results) EXPECT_EQ(result.why->parts.size(), 4u);
 
   TempDir with;
-  std::filesystem::copy(starter_checkpoint(), with.path(), std::filesystem::copy_options::recursive);
-  std::filesystem::copy(default_checkpoint() / "meaning.safetensors", with.path());  // of the same tokenizer
+  copy_starter_with_meaning(with.path());
   engine_.close();
   engine_.use_model(with.path());
   engine_.open();
@@ -307,6 +306,34 @@ TEST_F(EngineTest, AHybridSearchComparesMeaningWhereTheCheckpointHasIt) {
   EXPECT_GT((*newest.results[0].why->features)[static_cast<size_t>(Feature::meaning)], 1);
 }
 
+TEST_F(EngineTest, AChunkThatCannotBeReadTakesTheMeaningOfNoOther) {
+  TempDir with;
+  copy_starter_with_meaning(with.path());
+  engine_.close();
+  engine_.use_model(with.path());
+  engine_.open();
+  engine_.append("harbour", harbour_log(0, 80), true);
+  ASSERT_LT(engine_.info("harbour").encoded_chunks, Fusion::depth);  // so that all are compared
+  const StoredTurn lost = engine_.turns("harbour")[40];
+  engine_.close();
+  {
+    const auto catalog = must(Catalog::open({directory_.path() / "data/catalog", 4 << 20, 1 << 20}));
+    Catalog::Batch rows(*catalog);
+    rows.put(Family::tokens, row_key(1, lost.first_token), "no tokens");
+    must(catalog->write(rows));
+  }
+  engine_.open();
+  size_t whole = 0;
+  for (const auto& result : must(search("harbour", question, 128)).results) {
+    const uint64_t first = result.passage.first_token;
+    const bool has_lost = first < lost.first_token + lost.tokens && lost.first_token < first + chunk_tokens;
+    const auto meaning = std::ranges::count(result.why->parts, "meaning", &SearchReply::Why::Part::name);
+    EXPECT_EQ(meaning, has_lost ? 0 : 1) << result.chunk;
+    whole += !has_lost;
+  }
+  EXPECT_GT(whole, 30u);
+}
+
 TEST_F(EngineTest, ResultsBelowMinScoreAreLeftOut) {
   auto log = harbour_log(0, 200);
   log[70] = fact;
@@ -317,12 +344,19 @@ TEST_F(EngineTest, ResultsBelowMinScoreAreLeftOut) {
   request.memory = "harbour";
   request.query = question;
   request.limit = 100;
+  request.explain = true;
   for (const double least : {0.0, bar, 1.0}) {
     request.min_score = least;
     const auto found = answer<SearchReply>([&](auto done) { engine_->search(request, std::move(done)); });
     ASSERT_TRUE(found) << found.error().message;
     const auto expected = std::ranges::count_if(all.results, [&](const auto& each) { return each.score >= least; });
-    EXPECT_EQ(found->results.size(), static_cast<size_t>(expected));
+    ASSERT_EQ(found->results.size(), static_cast<size_t>(expected));
+    // Places by a part are those among all that were compared, too.
+    for (size_t i = 0; i < found->results.size(); ++i) {
+      const auto &parts = found->results[i].why->parts, &without = all.results[i].why->parts;
+      ASSERT_EQ(parts.size(), without.size());
+      for (size_t part = 0; part < parts.size(); ++part) EXPECT_EQ(parts[part].rank, without[part].rank) << i;
+    }
   }
 }
 

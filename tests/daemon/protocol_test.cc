@@ -195,6 +195,7 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
   why.token_score = 3.5;
   why.features = Features{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
   why.took = RankingTimes{.query_ms = 1,
+                          .encode_ms = 8,
                           .landmarks_ms = 2,
                           .words_ms = 3,
                           .words_beside_ms = 7,
@@ -220,7 +221,7 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
           R"(,"why":{"rank":2,"stored":true,"landmark_score":0.25,"bm25":1.5,"context_bm25":2.0,"lexical_rank":7,)"
           R"("token_score":3.5,"features":{"bm25":0.0,"context_bm25":1.0,"landmark":2.0,"tokens":3.0,"near_landmark":4.0,)"
           R"("near_tokens":5.0,"landmark_top":6.0,"lexical_top":7.0,"meaning":8.0,"topic":9.0,)"
-          R"("best_bm25":10.0,"best_tokens":11.0,"best_landmark":12.0},"took":{"query_ms":1.0,"landmarks_ms":2.0,)"
+          R"("best_bm25":10.0,"best_tokens":11.0,"best_landmark":12.0},"took":{"query_ms":1.0,"encode_ms":8.0,"landmarks_ms":2.0,)"
           R"("words_ms":3.0,"words_beside_ms":7.0,"meaning_ms":6.0,"fetch_ms":4.0,"tokens_ms":5.0},)"
           R"("parts":[{"part":"bm25","score":1.5,"rank":3}],)"
           R"("matches":[{"token":70,"text":"ide","head":3,"layer":4,"weight":0.5}],)"

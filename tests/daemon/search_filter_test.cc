@@ -14,9 +14,9 @@
 namespace recalld {
 namespace {
 
-AppendRequest said(std::mt19937_64& random, size_t count) {
+AppendRequest said(std::mt19937_64& random, size_t count, const std::string& memory = "m") {
   AppendRequest request;
-  request.memory = "m";
+  request.memory = memory;
   for (size_t i = 0; i < count; ++i) {
     Turn turn;
     turn.role = static_cast<Role>(random() % 4);
@@ -64,9 +64,10 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
          }) {
       Json value = Json::parse(json);
       const auto meant = read_query(value, "filter").value().matches;
-      std::set<uint64_t> chunks;
+      std::set<uint64_t> chunks, beginnings;  // those in which one begins have its word, or the one behind does
       for (const StoredTurn& turn : turns) {
         if (!meant(turn.turn, turn.value)) continue;
+        beginnings.insert(turn.first_token / chunk_tokens);
         for (uint64_t token = turn.first_token; token < turn.first_token + turn.tokens; ++token)
           chunks.insert(token / chunk_tokens);
       }
@@ -100,6 +101,7 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
           }));
         }
         EXPECT_TRUE(std::ranges::includes(chunks, found)) << json;
+        EXPECT_TRUE(std::ranges::includes(found, beginnings)) << json;
         if (mode != SearchMode::lexical) {
           EXPECT_EQ(found, chunks) << json;
         }
@@ -112,8 +114,9 @@ TEST(SearchFilter, EveryModeFindsTheChunksOfTheTurnsThatAreMeantAndNoOthers) {
 }
 
 TEST(SearchFilter, AChunkHasTheSameScoreWithAndWithoutAFilter) {
-  const TempDir directory;
-  EngineDriver engine(directory.path() / "data");
+  const TempDir directory, with_meaning;
+  copy_starter_with_meaning(with_meaning.path());
+  EngineDriver engine(directory.path() / "data", with_meaning.path());
   engine.open();
   std::mt19937_64 random(11);
   ASSERT_TRUE(engine.append(said(random, 200)));
@@ -133,6 +136,9 @@ TEST(SearchFilter, AChunkHasTheSameScoreWithAndWithoutAFilter) {
   };
   std::map<uint64_t, SearchReply::Result> without;
   for (auto& result : search("null")) without.emplace(result.chunk, std::move(result));
+  const auto has_part = [](const SearchReply::Result& result, std::string_view name) {
+    return std::ranges::count(result.why->parts, name, &SearchReply::Why::Part::name) == 1;
+  };
   const double of_fact = std::ranges::max(without | std::views::values, {}, &SearchReply::Result::score).score;
   for (const std::string json : {R"({"name":"Runa"})", R"({"name":"Bo"})", R"({"role":{"in":["tool","user"]}})",
                                  R"({"turn":{"gte":100}})", R"({"turn":{"gte":0}})"}) {
@@ -144,6 +150,18 @@ TEST(SearchFilter, AChunkHasTheSameScoreWithAndWithoutAFilter) {
       ++same;
       EXPECT_EQ(result.score, known->second.score) << json << ", chunk " << result.chunk;
       EXPECT_EQ(*result.why->features, *known->second.why->features) << json << ", chunk " << result.chunk;
+      EXPECT_TRUE(has_part(result, "meaning") && has_part(result, "topic")) << json;
+      // What the filter leaves out has its place; what it brings in may take some.
+      const auto &parts = result.why->parts, &before = known->second.why->parts;
+      ASSERT_EQ(parts.size(), before.size());
+      for (size_t i = 0; i < parts.size(); ++i) {
+        EXPECT_EQ(parts[i].name, before[i].name);
+        EXPECT_EQ(parts[i].score, before[i].score);
+        EXPECT_GE(parts[i].rank, before[i].rank) << json << ", " << parts[i].name << ", chunk " << result.chunk;
+        if (json.contains(R"("turn":{"gte":0})")) {
+          EXPECT_EQ(parts[i].rank, before[i].rank);
+        }
+      }
     }
     EXPECT_GT(same, 0u) << json;
     if (json.contains("Bo")) {
@@ -153,6 +171,59 @@ TEST(SearchFilter, AChunkHasTheSameScoreWithAndWithoutAFilter) {
   const auto right = search(R"({"name":"Runa"})");
   ASSERT_FALSE(right.empty());
   EXPECT_EQ(right.front().score, of_fact);
+}
+
+TEST(SearchFilter, OfSeveralMemoriesFindsTheChunksOfTheTurnsThatAreMeantInEach) {
+  const TempDir directory;
+  EngineDriver engine(directory.path() / "data");
+  engine.open();
+  std::mt19937_64 random(13);
+  const std::vector<std::string> names = {"m/a", "m/b", "m/c"};
+  for (const std::string& name : names) ASSERT_TRUE(engine.append(said(random, 60, name)));
+  for (const std::string json :
+       {R"({"role":"tool"})", R"({"name":"Ana","metadata.n":{"lt":6}})", R"({"metadata.nothing":1})"}) {
+    Json value = Json::parse(json);
+    const TurnQuery filter = read_query(value, "filter").value();
+    std::set<std::pair<std::string, uint64_t>> chunks, beginnings;
+    for (const std::string& name : names) {
+      for (const StoredTurn& turn : engine.turns(name)) {
+        if (!filter.matches(turn.turn, turn.value)) continue;
+        beginnings.emplace(name, turn.first_token / chunk_tokens);
+        for (uint64_t token = turn.first_token; token < turn.first_token + turn.tokens; ++token)
+          chunks.emplace(name, token / chunk_tokens);
+      }
+    }
+    ASSERT_LT(chunks.size(), search_limit_max);
+    for (const SearchMode mode : {SearchMode::hybrid, SearchMode::landmark, SearchMode::lexical}) {
+      SearchRequest request{.memory = "",
+                            .query = "herring",
+                            .mode = mode,
+                            .limit = search_limit_max,
+                            .max_tokens = {},
+                            .min_score = {},
+                            .explain = true};
+      request.prefix = "m/";
+      request.filter = filter;
+      const auto reply =
+          must(answer<SearchReply>([&](auto done) { engine->search(std::move(request), std::move(done)); }));
+      std::set<std::pair<std::string, uint64_t>> found;
+      size_t last = 0;
+      for (const auto& result : reply.results) {
+        found.emplace(result.memory, result.chunk);
+        for (const auto& part : result.why->parts) last = std::max(last, part.rank);
+      }
+      EXPECT_EQ(found.size(), reply.results.size());
+      EXPECT_TRUE(std::ranges::includes(chunks, found)) << json;
+      EXPECT_TRUE(std::ranges::includes(found, beginnings)) << json;
+      if (mode != SearchMode::lexical) {
+        EXPECT_EQ(found, chunks) << json;
+      }
+      if (mode == SearchMode::hybrid && !found.empty()) {
+        EXPECT_GT(last, found.size()) << "those that the filter leaves out have places, too";
+      }
+      EXPECT_EQ(reply.memories->size(), names.size());
+    }
+  }
 }
 
 }  // namespace

@@ -245,6 +245,24 @@ TEST_F(UpkeepTest, ADamagedTurnIsNamedAndNeedsABackupWhileTheRestIsServed) {
   EXPECT_THAT(health(), HasSubstr("turn 17"));
 }
 
+TEST_F(UpkeepTest, DamagedTurnsTakeThePlacesOfNoOthersOfSeveralMemories) {
+  append("shed", 9'000, 1);
+  tamper([&](const Catalog&, Catalog::Batch& rows) {
+    for (uint64_t turn = 5; turn < 700; turn += 10) rows.put(Family::turns, row_key(1, turn), "no turn");
+  });
+  for (const SearchMode mode : {SearchMode::landmark, SearchMode::lexical}) {
+    SearchRequest request;
+    request.memories = {"harbour", "shed"};
+    request.query = "how many boats came in with rope";
+    request.mode = mode;
+    request.limit = 64;
+    const auto reply =
+        must(answer<SearchReply>([&](auto done) { engine_->search(std::move(request), std::move(done)); }));
+    EXPECT_EQ(reply.results.size(), 64u);
+    EXPECT_GT(reply.memories->at(0).unreadable.size(), 1u);
+  }
+}
+
 TEST_F(UpkeepTest, OneVerificationGoesOnAtATimeAndItsJobTellsHowFarItIs) {
   const auto begun = verify(false, {}, false);
   ASSERT_TRUE(begun && begun->job);

@@ -11,6 +11,7 @@
 namespace recalld {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
@@ -97,6 +98,34 @@ TEST(WordsTest, OfScriptsWithoutSpacesArePairsOfCharacters) {
   EXPECT_EQ(words("สวัสดี").size(), 5u);
 }
 
+TEST(WordsTest, OfScriptsWithoutSpacesAreTheSameHoweverTheyAreComposed) {
+  const auto terms_of = [](std::string_view text) {
+    std::vector<Term> terms;
+    for (const Word& word : words(text)) terms.push_back(word.term);
+    return terms;
+  };
+  const auto guide = terms_of("ガイド");
+  ASSERT_EQ(guide.size(), 2u);
+  EXPECT_EQ(terms_of("カ\u3099イト\u3099"), guide);                   // as NFD has it
+  EXPECT_EQ(terms_of("\uff76\uff9e\uff72\uff84\uff9e"), guide);       // half as wide
+  EXPECT_EQ(terms_of("ハ\u309aン"), terms_of("\uff8a\uff9f\uff9d"));  // パン
+  EXPECT_EQ(terms_of("ハ\u309aン"), terms_of("パン"));
+  const auto korean = terms_of("한국어");
+  ASSERT_EQ(korean.size(), 2u);
+  EXPECT_EQ(terms_of("\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165"), korean);
+  EXPECT_EQ(terms_of("\ud558\u11ab국어"), korean);  // its first syllable half composed
+  EXPECT_EQ(terms_of("葛\U000e0100城"), terms_of("葛城"));
+  EXPECT_EQ(begins("カ\u3099 x").size(), 2u);
+  EXPECT_EQ(terms_of("カ\u3099"), terms_of("ガ"));
+  // Without a character before it a mark is one.
+  EXPECT_EQ(words("a\u3099").size(), 2u);
+  // Whatever else stands behind what has too many parts is found.
+  std::string many = "カ";
+  for (int i = 0; i < 40; ++i) many += "\u3099";
+  EXPECT_THAT(terms_of(many + "東京都"), Contains(term("東京")));
+  EXPECT_THAT(terms_of(many + "東京都"), Contains(term("京都")));
+}
+
 TEST(WordsTest, OfGreatLengthAreToldByTheirBeginning) {
   const std::string long_word(70, 'x'), longer = std::string(64, 'x') + "yz";
   EXPECT_EQ(words(long_word).size(), 1u);
@@ -133,7 +162,17 @@ std::string any_text(std::mt19937_64& random, size_t characters) {
                                        "_",
                                        "-",
                                        "wordsoflength",
-                                       "٣"};
+                                       "٣",
+                                       "カ",
+                                       "\u3099",
+                                       "\uff9e",
+                                       "\u3099\u3099\u3099\u3099\u3099\u3099\u3099",
+                                       "\U000e0100",
+                                       "한",
+                                       "하",
+                                       "\u1100",
+                                       "\u1161",
+                                       "\u11a8"};
   std::string text;
   for (size_t i = 0; i < characters; ++i) {
     if (random() % 200 == 0) text.append(random() % 150, 'k');

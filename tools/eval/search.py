@@ -121,6 +121,7 @@ class Answers:
 class Outcome:
     data: dataset.DataSet
     questions: list[dataset.Question]
+    memories: int   # that were appended: those with a question that has evidence
     chunks: int
     tokens: int
     answers: list[Answers]
@@ -136,7 +137,7 @@ class Evaluation:
         """Memory after memory: appended, asked, deleted."""
         asked = [question for question in data.questions if question.evidence]
         answers = {name: Answers(name, name in self.modes) for name in [*self.modes, *self.baselines]}
-        order, chunks, tokens, begun = [], 0, 0, time.monotonic()
+        order, memories, chunks, tokens, begun = [], 0, 0, 0, time.monotonic()
         appending = 0.0
         for name, turns in data.memories.items():
             questions = [question for question in asked if question.memory == name]
@@ -150,14 +151,15 @@ class Evaluation:
             finally:
                 self.rpc.call("memories.delete", memory=memory.name, wait="none")
             order += questions
+            memories += 1
             chunks += len(memory.map.texts)
             tokens += memory.tokens
         left_out = len(data.questions) - len(asked)
-        print(f"{data.name}: {len(data.memories)} memories, {tokens} tokens, {chunks} chunks, {len(asked)} questions"
+        print(f"{data.name}: {memories} memories, {tokens} tokens, {chunks} chunks, {len(asked)} questions"
               + (f" and {left_out} without evidence, left out" if left_out else "")
               + f"; {tokens / max(appending, 1e-9):.0f} tokens a second appended, {time.monotonic() - begun:.0f} s in all",
               file=sys.stderr, flush=True)
-        return Outcome(data, order, chunks, tokens, [one for one in answers.values() if one.by_chunk])
+        return Outcome(data, order, memories, chunks, tokens, [one for one in answers.values() if one.by_chunk])
 
     def _ask(self, memory: Memory, questions: list[dataset.Question], answers: dict[str, Answers]) -> None:
         for mode in list(self.modes):
@@ -228,7 +230,7 @@ class Report:
                     yield mode.system, other.system, self._intervals(outcome, difference)
 
     def print(self, brief: bool = False) -> None:
-        sets = [[one.data.name, one.data.split, str(len(one.data.memories)), str(one.tokens), str(one.chunks),
+        sets = [[one.data.name, one.data.split, str(one.memories), str(one.tokens), str(one.chunks),
                  str(len(one.questions))] for one in self.outcomes]
         print(table(["set", "split", "memories", "tokens", "chunks", "questions"], sets))
         if brief:
@@ -265,7 +267,7 @@ class Report:
             print(table(["set", "systems", *COMPARED], rows))
 
     def _print_latency(self) -> None:
-        rows = [[outcome.data.name, answers.system, str(outcome.chunks // len(outcome.data.memories)),
+        rows = [[outcome.data.name, answers.system, str(outcome.chunks // outcome.memories),
                  *(f"{value:.1f}" for value in metrics.percentiles(answers.took_ms).values()),
                  *(f"{value:.1f}" for value in metrics.percentiles(answers.inside_ms).values())]
                 for outcome in self.outcomes for answers in outcome.answers if answers.of_daemon]
@@ -318,7 +320,7 @@ class Report:
                     np.array(answers.by_chunk)[mask].mean(0), 5).tolist()))}
                     for name, mask in self._categories(outcome).items()}
                 line = {"set": outcome.data.name, "split": outcome.data.split, "system": answers.system,
-                        "memories": len(outcome.data.memories), "chunks": outcome.chunks, "tokens": outcome.tokens,
+                        "memories": outcome.memories, "chunks": outcome.chunks, "tokens": outcome.tokens,
                         "questions": len(outcome.questions),
                         "by_chunk": figures(self._intervals(outcome, answers.by_chunk)),
                         "by_turn": figures(self._intervals(outcome, answers.by_turn)), "categories": categories}

@@ -7,7 +7,8 @@ Usage: fusion.py dump --socket PATH --data FILE... --out FEATURES    asks a runn
 
 `dump` appends memories `fusion/SPLIT/SET/...` that are not there yet, asks each question with `explain`, and writes a line
 a question with the features of its candidates. To each set come questions of the other sets, which nothing there answers
-(--strangers, their share): they teach the score what "nothing relevant" looks like.
+(--strangers, their share): they teach the score what "nothing relevant" looks like. It asks for 128 results,
+for which up to 256 chunks compete: one of the first 64 of a ranking that stands below the 128th result is missing.
 
 `fit` takes FEATURES of sets that the checkpoint was not trained on. Weights of the order: softmax over the candidates of a
 question, all evidence the right answer, no weight below 0, every set as heavy as any other. Then the score: a logistic
@@ -240,9 +241,13 @@ def calibration_error(p: np.ndarray, y: np.ndarray) -> float:
     return float(sum(abs(p[bins == b].mean() - y[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)))
 
 
+def mean_of(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
 def test(args) -> None:
     weights = json.loads(args.weights.read_text())
-    order = np.array([weights["order"][name] for name in ORDER])
+    order = np.array([weights["order"].get(name, 0) for name in ORDER])  # meaning and topic may be missing
     score = np.array([weights["score"][name] for name in ("slope", "rivals", *SEARCH, "bias")])
     parts = dict(zip(ORDER, np.eye(len(ORDER))))
     alone = {"hybrid": order, "bm25": parts["bm25"], "context": parts["context_bm25"], "bm25 + context": parts["lexical_top"],
@@ -252,6 +257,9 @@ def test(args) -> None:
     everything = chosen(args)
     for name, asked in by_set(everything).items():
         own = [one for one in asked if not one.stranger]
+        if not own:
+            print(f"| {name} | {asked[0].split} | 0 |" + " |" * 6)
+            continue
         found = {system: np.array([figures(one, one.order @ w) for one in own]) for system, w in alone.items()}
         draws = np.random.default_rng(1).integers(0, len(own), (2000, len(own)))
         for system, values in found.items():
@@ -276,8 +284,8 @@ def test(args) -> None:
         p, y, p1, y1, strange = map(np.array, (p, y, p1, y1, strange))
         right, wrong = p1[y1], p1[~y1]
         auc = (right[:, None] > wrong).mean() if len(right) and len(wrong) else float("nan")
-        print(f"| {name} | {calibration_error(p, y):.3f} | {calibration_error(p1, y1):.3f} | {p1[~strange].mean():.3f}, "
-              f"{p1[strange].mean() if strange.any() else float('nan'):.3f} | {auc:.3f} |")
+        print(f"| {name} | {calibration_error(p, y):.3f} | {calibration_error(p1, y1):.3f} | {mean_of(p1[~strange]):.3f}, "
+              f"{mean_of(p1[strange]):.3f} | {auc:.3f} |")
 
 
 def main():

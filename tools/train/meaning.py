@@ -9,7 +9,8 @@ are its largest singular directions, times the roots of their values. A piece's 
 text), 0 for control pieces, the newline and pieces that occur fewer than --least times.
 
 Left out: what prepare.py holds out, all meetings but those of QMSum's passages for training, Molweni's chats and PubMedQA's
-abstracts, so that no text of a set that search is evaluated on was read. Writes to the directory OUT, with v pieces:
+abstracts: what sets that search is evaluated on are made of. Dialogues are held out by their number alone, and some are
+there twice; of such a pair the other one is read. Writes to the directory OUT, with v pieces:
 
   vectors        [v, dimensions]  I8, times vectors_scale [v] F32
   weights        [v]              F32, 0 to 1

@@ -11,7 +11,7 @@ chunk that holds the answer, by eights about one title, so that chunks about the
 have no annotation: a turn of a dialogue that asks, and the chunk behind it; another turn, and the chunk before it; a
 stretch of a novel, and the chunk before it.
 
-Reads what meaning.py reads, and the questions of those passages: none of a set that search is evaluated on. The
+Reads what meaning.py reads, and the questions of those passages: no question of a set that search is evaluated on. The
 questions of every eighth title of SQuADShifts are kept for the figures that it prints: the evidence first, and in the
 first ten, by each comparison. The same input, seed and machine give the same file. Takes some minutes on a CPU.
 """
@@ -82,14 +82,14 @@ class Pairs:
                              f"{len(self.prose)} of novels, at least {LEAST_TEXT} of each are wanted")
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[size, longest question], [size, 3 * CHUNK]; distinct pieces of a question, 0 behind them."""
+        """[size, longest question], [size, 3 * CHUNK]; the pieces of a question, 0 behind them."""
         found = []
         while self.names and len(found) < size * OF_PASSAGES:
             found += self._about_a_title()
         while len(found) < size:
             pair = self._said() if self.rng.random() < OF_DIALOGUES else self._told()
             found += [pair] if pair else []
-        questions = [list(dict.fromkeys(question)) for question, _ in found[:size]]
+        questions = [list(question) for question, _ in found[:size]]
         rows = np.zeros((size, max(map(len, questions))), np.int64)
         for row, question in zip(rows, questions):
             row[:len(question)] = question
@@ -175,7 +175,9 @@ class Pieces(torch.nn.Module):
         cosines = (units[asked] @ units[there].T)[:, of_chunk]               # [asked, m, 3, CHUNK]
         best = cosines.masked_fill(weights[three] == 0, -1).amax(-1).clamp(min=0)
         best = torch.maximum(best[..., 1], BESIDE * torch.maximum(best[..., 0], best[..., 2]))
-        share = weights[questions]
+        # As in model/meaning.cc: a piece that is there again counts again in the sum, but not in what is found.
+        again = (questions[:, :, None] == questions[:, None, :]).tril(-1).any(-1)
+        share = weights[questions].masked_fill(again, 0)
         share = share / share.sum(1, keepdim=True).clamp(min=1e-6)
         found = torch.einsum("nl,nlm->nm", share, best[of_question])
         much = self.vectors * weights[:, None]
@@ -195,7 +197,7 @@ def figures(pieces: Pieces, kept: list) -> str:
     chunks = torch.from_numpy(padded).unfold(0, 3 * CHUNK, CHUNK)
     ranks = [[], []]
     for question, evidence in asked:
-        for into, scores in zip(ranks, pieces(torch.tensor([list(dict.fromkeys(question))]), chunks.contiguous())):
+        for into, scores in zip(ranks, pieces(torch.tensor([question]), chunks.contiguous())):
             into.append(int((scores[0] > scores[0, evidence]).sum()))
     def share(into, below):
         return np.mean([rank < below for rank in into])

@@ -102,7 +102,7 @@ def test_evidence_is_found_where_the_daemon_shows_it():
 def test_only_asked_memories_are_appended_and_all_are_deleted():
     daemon, outcome = run(boats(), ["first"])
     assert list(daemon.turns) == daemon.deleted == ["eval/boats/harbour"]
-    assert outcome.chunks == 6 and [question.id for question in outcome.questions] == ["q1", "q2"]
+    assert outcome.memories == 1 and outcome.chunks == 6 and [question.id for question in outcome.questions] == ["q1", "q2"]
 
 
 def test_a_mode_that_does_not_exist_is_told_and_left_out(capsys):
@@ -143,6 +143,7 @@ def test_tables_and_saved_lines_say_the_same(tmp_path, capsys):
         report.save(out)
     lines = [json.loads(line) for line in (tmp_path / "saved").open()]
     first = lines[0]
+    assert first["memories"] == 1
     assert first["system"] == "first" and first["questions"] == 2 and first["by_chunk"]["mrr"][0] == 0.375
     assert first["minus"]["last"]["any@1"][0] == -0.5 and first["categories"]["time"]["any@5"] == 1
     assert "minus" not in lines[2] and lines[2]["system"] == "BM25"

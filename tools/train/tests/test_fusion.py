@@ -58,6 +58,25 @@ def test_fit_finds_what_tells_and_scores_are_calibrated_on_other_questions(tmp_p
     assert len(errors) == 2 and max(errors) < 0.05
 
 
+def test_weights_without_meaning_and_a_set_of_strangers_alone_are_tested(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "train", made(200))
+    strangers = [line | {"set": "set 2"} for line in made(60, seed=3) if line["half"] < 0]
+    write(tmp_path / "other", [*made(100, seed=1), *strangers])
+    run(monkeypatch, "fit", tmp_path / "train", "--out", tmp_path / "fusion.json")
+    weights = json.loads((tmp_path / "fusion.json").read_text())
+    figures = {}
+    for way, missing in (("zero", 0), ("missing", None)):
+        weights["order"] |= {"meaning": missing, "topic": missing}
+        order = {name: weight for name, weight in weights["order"].items() if weight is not None}
+        (tmp_path / "fusion.json").write_text(json.dumps(weights | {"order": order}))
+        capsys.readouterr()
+        run(monkeypatch, "test", tmp_path / "other", "--weights", tmp_path / "fusion.json")
+        figures[way] = capsys.readouterr().out
+    assert figures["zero"] == figures["missing"]
+    of_strangers = [line for line in figures["missing"].splitlines() if line.startswith("| set 2")]
+    assert len(of_strangers) == 2 and of_strangers[0].startswith("| set 2 | train | 0 |")
+
+
 def test_what_the_checkpoint_was_trained_to_answer_teaches_no_weight_of_it(tmp_path, monkeypatch):
     def lines(much):
         for line in made(300):
