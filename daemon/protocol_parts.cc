@@ -63,7 +63,7 @@ std::string take_memory(Arguments& arguments, std::string_view argument) {
 std::string take_question(Arguments& arguments, std::string_view argument) {
   std::string question = arguments.text(argument, 1, query_bytes_max);
   if (arguments.ok() && is_blank(question))
-    arguments.refuse(argument, "expected a text with something in it, got only spaces");
+    arguments.refuse(argument, "expected a text with something in it, got only spaces or invisible characters");
   return question;
 }
 
