@@ -64,6 +64,11 @@ std::string rows_text(const std::vector<std::pair<std::string, std::string>>& ro
   return out;
 }
 
+std::string turn_range(uint64_t first, uint64_t last) {
+  if (first == last) return "turn " + std::to_string(first);
+  return "turns " + std::to_string(first) + "-" + std::to_string(last);
+}
+
 namespace {
 
 std::string speaker(std::string_view role, const std::optional<std::string>& name) {
@@ -75,11 +80,6 @@ std::string readable_time(std::string_view rfc3339) {
   std::string text = printable(rfc3339.substr(0, 16));
   if (text.size() == 16) text[10] = ' ';
   return text;
-}
-
-std::string turn_range(uint64_t first, uint64_t last) {
-  if (first == last) return "turn " + std::to_string(first);
-  return "turns " + std::to_string(first) + "-" + std::to_string(last);
 }
 
 // Where a result comes from: its turns, who spoke, and when.
@@ -192,8 +192,7 @@ std::string report(const GenerateReply& reply, const Style& style) {
                       indented(chunk.text, 6, style), style) +
            "\n";
   }
-  std::string end = reply.chunks.empty() ? "Read from no chunk: only complete chunks of 64 tokens are read"
-                                         : "The chunks that the answer was read from";
+  std::string end = reply.chunks.empty() ? "Read from no chunk" : "The chunks that the answer was read from";
   end += "; " + std::to_string(reply.tokens) + (reply.tokens == 1 ? " token" : " tokens") + " in " +
          fixed(reply.took_ms, 1) + " ms";
   if (reply.seed) end += ", seed " + std::to_string(*reply.seed);
