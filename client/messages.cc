@@ -125,6 +125,9 @@ void from_json(const Json& in, SearchReply::Source& out) {
   in.at("role").get_to(out.role);
   read_optional(in, "name", out.name);
   in.at("time").get_to(out.time);
+  const std::string cut = in.value("cut", "");
+  out.cut_before = cut == "before" || cut == "both";
+  out.cut_after = cut == "after" || cut == "both";
 }
 
 void from_json(const Json& in, SearchReply::Result& out) {

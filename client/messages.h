@@ -84,6 +84,9 @@ struct SearchReply {
     std::string role;
     std::optional<std::string> name;
     std::string time;
+    // Whether the turn goes on before the text, or behind it.
+    bool cut_before = false;
+    bool cut_after = false;
   };
   struct Result {
     uint64_t chunk = 0;

@@ -43,6 +43,7 @@ Reply source(const Passage::Source& turn) {
   Reply out{{"turn", turn.turn}, {"role", name(turn.role)}};
   if (turn.name) out["name"] = *turn.name;
   out["time"] = format_rfc3339(turn.time_us);
+  if (turn.cut_before || turn.cut_after) out["cut"] = !turn.cut_after ? "before" : turn.cut_before ? "both" : "after";
   return out;
 }
 
