@@ -35,6 +35,7 @@ struct Levels {
 // The weights come from a daemon: those that do not fit the text are left out.
 Levels levels_of(const SearchReply::Result& result) {
   Levels levels;
+  if (begins_cut(result.turns)) levels.add(ellipsis, 0);
   const std::string_view text = result.text;
   const auto tokens = result.why.find("tokens");
   double most = 0;
@@ -59,6 +60,7 @@ Levels levels_of(const SearchReply::Result& result) {
       at = from + shown.size();
     }
   levels.add(text.substr(std::min(at, text.size())), 0);
+  if (ends_cut(result.turns)) levels.add(ellipsis, 0);
   return levels;
 }
 
@@ -127,7 +129,8 @@ std::string looks_text(const Json& looks) {
 }  // namespace
 
 std::string weighed_text(const SearchReply::Result& result, size_t indent, const Style& style) {
-  if ((!style.colour && !style.marks) || !result.why.is_object()) return indented(result.text, indent, style);
+  if ((!style.colour && !style.marks) || !result.why.is_object())
+    return indented(with_ellipses(result.text, result.turns), indent, style);
   const auto& codes = style.colour ? coloured : marked;
   const Levels levels = levels_of(result);
   const size_t columns = style.columns > indent + 20 ? style.columns - indent : 0;

@@ -125,6 +125,9 @@ void from_json(const Json& in, SearchReply::Source& out) {
   in.at("role").get_to(out.role);
   read_optional(in, "name", out.name);
   in.at("time").get_to(out.time);
+  const std::string cut = in.value("cut", "");
+  out.cut_before = cut == "before" || cut == "both";
+  out.cut_after = cut == "after" || cut == "both";
 }
 
 void from_json(const Json& in, SearchReply::Result& out) {
@@ -169,12 +172,19 @@ void from_json(const Json& in, GenerateReply::Chunk& out) {
   in.at("turns").get_to(out.turns);
 }
 
+void from_json(const Json& in, GenerateReply::Unread& out) {
+  in.at("turns").at(0).get_to(out.turns.first);
+  in.at("turns").at(1).get_to(out.turns.last);
+  in.at("reason").get_to(out.reason);
+}
+
 void from_json(const Json& in, GenerateReply& out) {
   in.at("text").get_to(out.text);
   in.at("tokens").get_to(out.tokens);
   in.at("finish").get_to(out.finish);
   in.at("chunks").get_to(out.chunks);
   read_optional(in, "searchable_through", out.searchable_through);
+  read_optional(in, "unread", out.unread);
   read_optional(in, "seed", out.seed);
   if (const auto unreadable = in.find("unreadable"); unreadable != in.end()) unreadable->get_to(out.unreadable);
   in.at("took_ms").get_to(out.took_ms);

@@ -63,6 +63,13 @@ struct TokenRange {
   uint64_t end = 0;  // exclusive
 };
 
+// Turns first to last, both included.
+struct TurnRange {
+  uint64_t first = 0;
+  uint64_t last = 0;
+  bool operator==(const TurnRange&) const = default;
+};
+
 // Chunks that damage kept from being read.
 struct Unreadable {
   uint64_t first = 0;
@@ -77,6 +84,9 @@ struct SearchReply {
     std::string role;
     std::optional<std::string> name;
     std::string time;
+    // Whether the turn goes on before the text, or behind it.
+    bool cut_before = false;
+    bool cut_after = false;
   };
   struct Result {
     uint64_t chunk = 0;
@@ -122,12 +132,18 @@ struct GenerateReply {
     TokenRange tokens;
     std::vector<SearchReply::Source> turns;
   };
+  // Turns that were not read whole.
+  struct Unread {
+    TurnRange turns;
+    std::string reason;  // open_chunk, encoding or forgetting
+  };
   std::string text;
   uint64_t tokens = 0;
   std::string finish;         // newline, max_tokens or cancelled
   std::vector<Chunk> chunks;  // the heaviest first
   std::vector<Unreadable> unreadable;
-  std::optional<uint64_t> searchable_through;
+  std::optional<uint64_t> searchable_through;  // the last turn that the answer could be read from
+  std::optional<Unread> unread;                // those behind it
   std::optional<uint64_t> seed;
   double took_ms = 0;
 };
@@ -189,13 +205,6 @@ struct Memory {
 struct MemoriesReply {
   std::vector<Memory> memories;
   std::optional<std::string> next_cursor;
-};
-
-// Turns first to last, both included.
-struct TurnRange {
-  uint64_t first = 0;
-  uint64_t last = 0;
-  bool operator==(const TurnRange&) const = default;
 };
 
 // Either turns or a filter.

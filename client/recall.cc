@@ -39,9 +39,9 @@ Examples:
   recall append notes chat.txt               one turn a line of text
   recall append notes chat.jsonl --wait      one JSON object a line: role, content, name, time, metadata
   git log -1 | recall append notes --role tool
-  recall search notes where did we leave the boat key
+  recall search notes where did we leave the boat key --expand turns
   recall search notes "boat key" --limit 3 --json
-  recall search 'user/alice/*' where is the key --expand turns
+  recall search 'user/alice/*' where is the key
   recall search notes --also diary where is the key
   recall ask notes what is the code of the boathouse --sources
   recall chunks notes 12                     everything about one chunk

@@ -40,6 +40,25 @@ void warn_of_chance_that_is_off(const GenerateRequest& request) {
        " no effect without a temperature above 0, such as --temperature 0.7: the likeliest token is always taken");
 }
 
+// Of turns that the model could look nothing up in, or not in all of them: it answers all the same.
+void warn_of_unread(const std::string& memory, const GenerateReply& reply) {
+  if (reply.unread) {
+    const auto& [turns, reason] = *reply.unread;
+    const bool one = turns.first == turns.last;
+    std::string why = reason;
+    if (reason == "open_chunk")
+      why = "ask reads complete chunks of 64 tokens; recall search finds " + std::string(one ? "it" : "them");
+    else if (reason == "encoding")
+      why = "more chunks wait to be encoded than ask reads (recall health counts them); ask again later";
+    else if (reason == "forgetting")
+      why = "turns of " + memory +
+            " are being forgotten, and what follows them is encoded anew (recall stats shows the " +
+            "job); ask again when that is done";
+    warn(turn_range(turns.first, turns.last) + (one ? " was" : " were") + " not read in full: " + why);
+  }
+  if (reply.chunks.empty()) warn("the answer was read from no chunk of the memory");
+}
+
 int run_ask(const Globals& globals, const AskArguments& arguments) {
   warn_of_chance_that_is_off(arguments.request);
   const Interrupt interrupt;
@@ -71,8 +90,7 @@ int run_ask(const Globals& globals, const AskArguments& arguments) {
   warn(reply->unreadable);
   if (reply->finish == "cancelled")
     return fail_with({ErrorKind::busy, "cancelled: the answer is not complete"}, exit_interrupted);
-  if (reply->chunks.empty())
-    warn("the answer was read from no chunk of the memory: only complete chunks of 64 tokens are read");
+  warn_of_unread(arguments.request.memory, *reply);
   if (reply->finish == "max_tokens")
     warn("the answer was cut after " + counted(reply->tokens, "token") + "; --max-tokens lets it be longer");
   else if (reply->text.empty())

@@ -107,7 +107,8 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   command->add_flag("--explain", arguments->request.explain, "Say why each chunk was chosen");
   arguments->which.add(*command, "Only chunks with turns");
   command->footer(
-      "Several options together mean the turns that fit all of them. With --role or --name, what others said in the "
+      "A chunk may begin or end within a turn, a word or a number: \"…\" shows where, and --expand turns shows whole "
+      "turns. Several options together mean the turns that fit all of them. With --role or --name, what others said in the "
       "chunks is not shown, except by --json and --explain.");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {

@@ -24,6 +24,21 @@ std::string padded(std::string text, size_t width, bool right) {
   return right ? std::string(width - length, ' ') + text : text + std::string(width - length, ' ');
 }
 
+bool begins_cut(const std::vector<SearchReply::Source>& turns) {
+  return !turns.empty() && turns.front().cut_before;
+}
+
+bool ends_cut(const std::vector<SearchReply::Source>& turns) {
+  return !turns.empty() && turns.back().cut_after;
+}
+
+std::string with_ellipses(const std::string& text, const std::vector<SearchReply::Source>& turns) {
+  std::string out(begins_cut(turns) ? ellipsis : "");
+  out += text;
+  if (ends_cut(turns)) out += ellipsis;
+  return out;
+}
+
 std::string indented(std::string_view text, size_t indent, const Style& style) {
   const size_t columns = style.columns > indent + 20 ? style.columns - indent : 0;
   std::string out;
@@ -64,6 +79,11 @@ std::string rows_text(const std::vector<std::pair<std::string, std::string>>& ro
   return out;
 }
 
+std::string turn_range(uint64_t first, uint64_t last) {
+  if (first == last) return "turn " + std::to_string(first);
+  return "turns " + std::to_string(first) + "-" + std::to_string(last);
+}
+
 namespace {
 
 std::string speaker(std::string_view role, const std::optional<std::string>& name) {
@@ -75,11 +95,6 @@ std::string readable_time(std::string_view rfc3339) {
   std::string text = printable(rfc3339.substr(0, 16));
   if (text.size() == 16) text[10] = ' ';
   return text;
-}
-
-std::string turn_range(uint64_t first, uint64_t last) {
-  if (first == last) return "turn " + std::to_string(first);
-  return "turns " + std::to_string(first) + "-" + std::to_string(last);
 }
 
 // Where a result comes from: its turns, who spoke, and when.
@@ -157,7 +172,8 @@ std::string report(const SearchReply& reply, const Style& style, std::optional<u
   for (size_t i = 0; i < reply.results.size(); ++i) {
     const auto& result = reply.results[i];
     const bool explained = result.why.is_object();
-    const std::string text = explained ? weighed_text(result, 6, style) : indented(result.text, 6, style);
+    const std::string text =
+        explained ? weighed_text(result, 6, style) : indented(with_ellipses(result.text, result.turns), 6, style);
     out += found_text(i + 1, "score " + fixed(result.score, 3), result, place(result), text, style);
     if (result.duplicates > 0)
       out += painted("      the same text was found " + counted(result.duplicates, "more time") + "\n", dim, style);
@@ -189,11 +205,10 @@ std::string report(const GenerateReply& reply, const Style& style) {
   for (size_t i = 0; i < reply.chunks.size(); ++i) {
     const auto& chunk = reply.chunks[i];
     out += found_text(i + 1, "weight " + fixed(chunk.weight, 3), chunk, "chunk " + std::to_string(chunk.chunk),
-                      indented(chunk.text, 6, style), style) +
+                      indented(with_ellipses(chunk.text, chunk.turns), 6, style), style) +
            "\n";
   }
-  std::string end = reply.chunks.empty() ? "Read from no chunk: only complete chunks of 64 tokens are read"
-                                         : "The chunks that the answer was read from";
+  std::string end = reply.chunks.empty() ? "Read from no chunk" : "The chunks that the answer was read from";
   end += "; " + std::to_string(reply.tokens) + (reply.tokens == 1 ? " token" : " tokens") + " in " +
          fixed(reply.took_ms, 1) + " ms";
   if (reply.seed) end += ", seed " + std::to_string(*reply.seed);

@@ -21,6 +21,9 @@ struct Style {
   static Style of_standard_output();
 };
 
+// "turn 3", "turns 3-5"
+std::string turn_range(uint64_t first, uint64_t last);
+
 // `max_tokens` is what the search was limited to: a reply without results may be its doing.
 std::string report(const SearchReply& reply, const Style& style, std::optional<uint64_t> max_tokens = std::nullopt);
 // What an answer was read from, without the answer.

@@ -19,6 +19,12 @@ inline constexpr std::string_view cyan = "36";
 std::string painted(std::string_view text, std::string_view code, const Style& style);
 // Spaces to `width` characters, behind the text or before it.
 std::string padded(std::string text, size_t width, bool right = false);
+// Where the first or the last of the turns that a text shows goes on beyond it.
+inline constexpr std::string_view ellipsis = "…";
+bool begins_cut(const std::vector<SearchReply::Source>& turns);
+bool ends_cut(const std::vector<SearchReply::Source>& turns);
+// The text with an ellipsis there, so that half a number does not look like a whole one.
+std::string with_ellipses(const std::string& text, const std::vector<SearchReply::Source>& turns);
 // Stored text, made harmless and wrapped.
 std::string indented(std::string_view text, size_t indent, const Style& style);
 // A token in quotes, on one line, because most of them begin with a space and some are a newline.

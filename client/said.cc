@@ -63,6 +63,7 @@ void keep_said(SearchReply::Result& result, const Speaker& speaker, std::span<co
     const size_t from = std::max(first, begins[i]) - begins[i], to = std::min(end, begins[i + 1]) - begins[i];
     text += (kept.empty() ? "" : "\n") + excerpt(line, from, to);
     kept.push_back(result.turns[i]);
+    kept.back().cut_before = kept.back().cut_after = false;  // the excerpt shows it
   }
   if (kept.empty()) return;
   result.turns = std::move(kept);

@@ -44,6 +44,7 @@ Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
                       .chunks = {},
                       .unreadable = std::move(generated.unreadable),
                       .searchable_through = {},
+                      .unread = {},
                       .seed = {},
                       .took_ms = 0};
   if (generated.memory.id == 0) return reply;  // it was cancelled before it began
@@ -57,6 +58,9 @@ Expected<GenerateReply> Engine::Impl::collect(Generated generated) const {
 Expected<void> Engine::Impl::read_sources(const Generated& generated, GenerateReply& reply) const {
   const MemoryId id = generated.memory.id;
   RECALLD_TRY(reply.searchable_through, through(id, generated.end_token));
+  auto unread = unread_turns(generated, reply.searchable_through);
+  if (!unread && unread.error().kind != ErrorKind::corrupt) return std::unexpected(std::move(unread).error());
+  if (unread) reply.unread = *unread;
   std::vector<std::pair<uint64_t, double>> attended(generated.attended.begin(), generated.attended.end());
   std::ranges::stable_sort(attended, std::ranges::greater{}, &std::pair<uint64_t, double>::second);
   for (const auto& [chunk, weight] : attended) {
@@ -67,6 +71,26 @@ Expected<void> Engine::Impl::read_sources(const Generated& generated, GenerateRe
     reply.chunks.push_back({chunk, weight, *std::move(passage)});
   }
   return {};
+}
+
+// The turns behind the last one that lies in chunks which the answer could be read from. One of which the newline alone
+// is left out was read.
+Expected<std::optional<GenerateReply::Unread>> Engine::Impl::unread_turns(const Generated& generated,
+                                                                          std::optional<uint64_t> read_through) const {
+  using Unread = GenerateReply::Unread;
+  const MemoryInfo& memory = generated.memory;
+  const StreamInfo& newest = memory.next ? *memory.next : memory.serving;
+  if (generated.end_token >= newest.tokens) return std::nullopt;
+  RECALLD_TRY(const auto last, store_->last_turn_within(memory.id, memory.tokens));
+  RECALLD_TRY(auto first, store_->turns(memory.id, read_through ? *read_through + 1 : 0, 1, 0));
+  if (!first.empty() && first.front().first_token + first.front().tokens == generated.end_token + 1) {
+    RECALLD_TRY(first, store_->turns(memory.id, first.front().turn + 1, 1, 0));
+  }
+  if (!last || first.empty() || first.front().turn > *last) return std::nullopt;
+  Unread unread{.turns = {first.front().turn, *last}};
+  if (newest.complete_chunks() * chunk_tokens > generated.end_token)
+    unread.reason = memory.next ? Unread::Reason::forgetting : Unread::Reason::encoding;
+  return unread;
 }
 
 }  // namespace recalld

@@ -210,6 +210,8 @@ class Engine::Impl {
   Expected<TokenSpan> whole_turns(const Ranking& ranking, TokenSpan of) const;
   Expected<GenerateReply> collect(Generated generated) const;
   Expected<void> read_sources(const Generated& generated, GenerateReply& reply) const;
+  Expected<std::optional<GenerateReply::Unread>> unread_turns(const Generated& generated,
+                                                              std::optional<uint64_t> read_through) const;
   void tell_damage(MemoryId id, const std::vector<Unreadable>& unreadable);
   static void rank_parts(std::vector<Candidate>& compared);
   static SearchReply::Why explain(const Ranking& ranking, const Candidate& candidate, SearchMode mode);

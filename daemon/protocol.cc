@@ -74,6 +74,18 @@ std::string_view name(Finish finish) {
   return "cancelled";
 }
 
+std::string_view name(GenerateReply::Unread::Reason reason) {
+  switch (reason) {
+    case GenerateReply::Unread::Reason::open_chunk:
+      return "open_chunk";
+    case GenerateReply::Unread::Reason::encoding:
+      return "encoding";
+    case GenerateReply::Unread::Reason::forgetting:
+      break;
+  }
+  return "forgetting";
+}
+
 Reply stored_turn(const StoredTurn& stored) {
   Reply out{{"turn", stored.turn}};
   put_turn(out, stored.value);
@@ -270,6 +282,9 @@ std::string json_text(const GenerateReply& reply) {
             {"searchable_through", or_null(reply.searchable_through)},
             {"took_ms", reply.took_ms}};
   if (reply.seed) out["seed"] = *reply.seed;
+  if (reply.unread)
+    out["unread"] = {{"turns", {reply.unread->turns.first, reply.unread->turns.last}},
+                     {"reason", name(reply.unread->reason)}};
   put_unreadable(out, reply.unreadable);
   return text_of(out);
 }

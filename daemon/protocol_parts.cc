@@ -43,6 +43,7 @@ Reply source(const Passage::Source& turn) {
   Reply out{{"turn", turn.turn}, {"role", name(turn.role)}};
   if (turn.name) out["name"] = *turn.name;
   out["time"] = format_rfc3339(turn.time_us);
+  if (turn.cut_before || turn.cut_after) out["cut"] = !turn.cut_after ? "before" : turn.cut_before ? "both" : "after";
   return out;
 }
 
@@ -63,7 +64,7 @@ std::string take_memory(Arguments& arguments, std::string_view argument) {
 std::string take_question(Arguments& arguments, std::string_view argument) {
   std::string question = arguments.text(argument, 1, query_bytes_max);
   if (arguments.ok() && is_blank(question))
-    arguments.refuse(argument, "expected a text with something in it, got only spaces");
+    arguments.refuse(argument, "expected a text with something in it, got only spaces or invisible characters");
   return question;
 }
 

@@ -206,12 +206,22 @@ struct GenerateReply {
     double weight = 0;  // its share of the chunks' weights, over all tokens written and all layers that read
     Passage passage;
   };
+  // Turns of which tokens lie in no chunk that was read, and why. Turns that are forgotten may stand between them.
+  struct Unread {
+    TurnRange turns;
+    enum class Reason {
+      open_chunk,  // their last chunk is not complete
+      encoding,    // more chunks wait to be encoded than an answer encodes itself
+      forgetting,  // turns before them are being forgotten
+    } reason = Reason::open_chunk;
+  };
   std::string text;
   uint64_t tokens = 0;
   Finish finish = Finish::newline;
   std::vector<Source> chunks;                  // the heaviest first, at most generate_sources_max
   std::vector<Unreadable> unreadable;          // chunks that damage kept from being considered, by number
   std::optional<uint64_t> searchable_through;  // the last turn that the answer could be read from
+  std::optional<Unread> unread;                // those behind it
   std::optional<uint64_t> seed;                // that repeats the answer, with a temperature
   double took_ms = 0;
 };

@@ -291,8 +291,14 @@ Expected<Passage> Journal::passage(MemoryId id, const Gaps& gaps, const Gaps& jo
       if (byte < cut.from || byte > cut.to) return std::unexpected(damaged("token", id, token));
       (*token_ends)[token - first] = passage.text.size() + (std::max(from, begin_of_next(byte)) - from);
     }
-    passage.text.append(text, from - base, begin_of_next(cut.to) - from);
-    passage.turns.push_back({cut.turn, row->turn.role, std::move(row->turn.name), row->turn.time_us});
+    const uint64_t to = begin_of_next(cut.to), text_end = turn_prefix(row->turn).size() + row->content_bytes;
+    passage.text.append(text, from - base, to - from);
+    passage.turns.push_back({.turn = cut.turn,
+                             .role = row->turn.role,
+                             .name = std::move(row->turn.name),
+                             .time_us = row->turn.time_us,
+                             .cut_before = from > 0,
+                             .cut_after = to < text_end});
   }
   // A token without a run is being forgotten: it has nothing of the text.
   for (size_t i = 1; token_ends != nullptr && i < token_ends->size(); ++i)

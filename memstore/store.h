@@ -118,6 +118,9 @@ struct Passage {
     Role role = Role::user;
     std::optional<std::string> name;
     int64_t time_us = 0;
+    // Whether it has text before the passage, or behind it, the newline at its end aside.
+    bool cut_before = false;
+    bool cut_after = false;
   };
   std::vector<Source> turns;  // in order; at least one token of each lies in the passage
 };

@@ -283,11 +283,22 @@ Term WordReader::term_of_folded() {
   return std::max<Term>(1, XXH3_64bits(stem.data(), stem.size()));
 }
 
+namespace {
+
+// Whether nothing of a character is to be seen. Of those that only format text, signs that stand around numbers are.
+bool is_unseen(UChar32 code) {
+  if (code < 0) return false;
+  if (u_isUWhiteSpace(code) || u_hasBinaryProperty(code, UCHAR_DEFAULT_IGNORABLE_CODE_POINT)) return true;
+  const int8_t type = u_charType(code);
+  return type == U_CONTROL_CHAR ||
+         (type == U_FORMAT_CHAR && !u_hasBinaryProperty(code, UCHAR_PREPENDED_CONCATENATION_MARK));
+}
+
+}  // namespace
+
 bool is_blank(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const UChar32 code = next(text, at).code;
-    if (code < 0 || !u_isUWhiteSpace(code)) return false;
-  }
+  for (size_t at = 0; at < text.size();)
+    if (!is_unseen(next(text, at).code)) return false;
   return true;
 }
 

@@ -33,7 +33,8 @@ struct Word {
   Term term = 0;
 };
 
-// Whether a text has nothing but white space, of any script (Unicode's White_Space).
+// Whether a text has nothing that could be read: only white space of any script (Unicode's White_Space), control and
+// format characters, and others that are not drawn (Default_Ignorable_Code_Point), such as U+200B.
 bool is_blank(std::string_view text);
 
 // Used by one thread at a time.

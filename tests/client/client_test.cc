@@ -86,14 +86,15 @@ TEST(Client, AppendSendsOneLineAndReadsTheReply) {
 }
 
 TEST(Client, SearchReadsResultsWithTheirSources) {
-  const FakeDaemon daemon(always({{"results",
-                                   {{{"chunk", 7},
-                                     {"score", 2.5},
-                                     {"text", "the key is under the mat"},
-                                     {"tokens", {448, 512}},
-                                     {"turns", {{{"turn", 9}, {"role", "user"}, {"name", "Ana"}, {"time", "T"}}}}}}},
-                                  {"searchable_through", 11},
-                                  {"took_ms", 1.5}}));
+  const FakeDaemon daemon(
+      always({{"results",
+               {{{"chunk", 7},
+                 {"score", 2.5},
+                 {"text", "the key is under the mat"},
+                 {"tokens", {448, 512}},
+                 {"turns", {{{"turn", 9}, {"role", "user"}, {"name", "Ana"}, {"time", "T"}, {"cut", "after"}}}}}}},
+              {"searchable_through", 11},
+              {"took_ms", 1.5}}));
   Client client = connected(daemon);
   const auto reply = client.search({.memory = "m", .query = "key?", .limit = 3});
   ASSERT_TRUE(reply) << reply.error().message;
@@ -101,6 +102,8 @@ TEST(Client, SearchReadsResultsWithTheirSources) {
   EXPECT_EQ(reply->results[0].chunk, 7u);
   EXPECT_EQ(reply->results[0].tokens.end, 512u);
   EXPECT_EQ(reply->results[0].turns.at(0).name, "Ana");
+  EXPECT_FALSE(reply->results[0].turns.at(0).cut_before);
+  EXPECT_TRUE(reply->results[0].turns.at(0).cut_after);
   EXPECT_EQ(reply->searchable_through, 11u);
   EXPECT_EQ(Json::parse(daemon.lines().at(0))["params"], (Json{{"memory", "m"}, {"query", "key?"}, {"limit", 3}}));
 }

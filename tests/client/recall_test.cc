@@ -363,6 +363,32 @@ TEST(Recall, AskPrintsTheReplyAsItIsWithJsonAndTellsOfACutOrEmptyAnswer) {
             "recall: --temperature: expected a number from 0 to 2, got '3'; see recall ask --help\n");
 }
 
+TEST(Recall, AskNamesTheTurnsThatWereNotReadAndTellsWhy) {
+  const FakeDaemon daemon([](const std::string& line) {
+    const std::string reason = Json::parse(line)["params"]["memory"];
+    Json result = generated("6041", "newline");
+    result["unread"] = {{"turns", {970, reason == "open_chunk" ? 970 : 972}}, {"reason", reason}};
+    if (reason == "forgetting") result["chunks"] = Json::array();
+    return told(line, {}, result);
+  });
+  const auto ask = [&](const std::string& memory) {
+    const Outcome outcome = shell("$RECALL " + at(daemon) + "ask " + memory + " q 2>&1 >/dev/null");
+    EXPECT_EQ(outcome.code, 0);
+    return outcome.output;
+  };
+  EXPECT_EQ(
+      ask("open_chunk"),
+      "recall: warning: turn 970 was not read in full: ask reads complete chunks of 64 tokens; recall search finds "
+      "it\n");
+  EXPECT_THAT(ask("encoding"), AllOf(HasSubstr("turns 970-972 were not read in full: more chunks wait to be encoded"),
+                                     Not(HasSubstr("64 tokens"))));
+  EXPECT_THAT(ask("forgetting"),
+              AllOf(HasSubstr("turns 970-972 were not read in full: turns of forgetting are being forgotten"),
+                    HasSubstr("read from no chunk of the memory\n"), Not(HasSubstr("64 tokens"))));
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask forgetting q --sources").output,
+              AllOf(HasSubstr("Read from no chunk; "), Not(HasSubstr("64 tokens"))));
+}
+
 TEST(Recall, AskWarnsOfOptionsThatHaveNoEffectWithoutATemperature) {
   const FakeDaemon daemon([](const std::string& line) { return told(line, {}, generated("6041", "newline")); });
   const auto ask = [&](const std::string& options) {

@@ -31,6 +31,21 @@ TEST(Report, SearchShowsRankScoreTurnsSpeakersAndTimes) {
   EXPECT_THAT(text, HasSubstr("1 chunk in 1.2 ms, searchable through turn 9"));
 }
 
+TEST(Report, ATurnThatGoesOnBeyondTheTextIsShownAsCut) {
+  SearchReply reply = one_result();
+  reply.results[0].turns[1].cut_after = true;
+  EXPECT_THAT(report(reply, Style{}), HasSubstr("      User: the key\n      Ana: is under the mat…\n"));
+  reply.results[0].turns[0].cut_before = true;
+  EXPECT_THAT(report(reply, Style{}), HasSubstr("      …User: the key\n      Ana: is under the mat…\n"));
+  reply.results[0].why = {{"tokens", {{{"token", 455}, {"byte", 31}, {"text", " mat"}, {"weight", 0.5}}}}};
+  const std::string painted = report(reply, Style{true, 80});
+  EXPECT_THAT(painted, HasSubstr("      …User: the key\n      Ana: is under the\x1b["));
+  EXPECT_THAT(painted, HasSubstr(" mat\x1b[0m…\n"));
+  GenerateReply answer;
+  answer.chunks = {{.chunk = 7, .weight = 1, .text = "is 47", .tokens = {}, .turns = reply.results[0].turns}};
+  EXPECT_THAT(report(answer, Style{}), HasSubstr("      …is 47…\n"));
+}
+
 TEST(Report, ColoursAppearOnlyWhenAskedFor) {
   EXPECT_THAT(report(one_result(), Style{}), Not(HasSubstr("\x1b")));
   EXPECT_THAT(report(one_result(), Style{true, 80}), HasSubstr("\x1b["));

@@ -45,10 +45,12 @@ Conversation three() {
 TEST(Said, LeavesTheTurnsOfTheSpeakerWholeWhereTheyAreShort) {
   const Conversation all = three();
   SearchReply::Result result = all.result(9, all.text.size() - 14);  // begins in the first turn, ends in the last
+  for (auto& each : result.turns) each.cut_before = each.cut_after = true;
   keep_said(result, {"", "Ben"}, all.turns);
   EXPECT_EQ(result.text, "Ben: in the shed\nAna: so you say");
   ASSERT_EQ(result.turns.size(), 1u);
   EXPECT_EQ(result.turns[0].turn, 8u);
+  EXPECT_FALSE(result.turns[0].cut_before || result.turns[0].cut_after);
 
   result = all.result(9, all.text.size() - 14);
   keep_said(result, {"user", ""}, all.turns);

@@ -19,6 +19,7 @@ using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
+using Unread = GenerateReply::Unread::Reason;
 
 class GeneratorTest : public ::testing::Test {
  protected:
@@ -79,6 +80,9 @@ TEST_F(GeneratorTest, AFactIsReadOutOfItsChunk) {
   EXPECT_EQ(streamed, reply.text);
   EXPECT_EQ(reply.finish, Finish::newline);
   EXPECT_EQ(reply.searchable_through, 298u) << "of the last turn, a part is in the open chunk, which is not read";
+  ASSERT_TRUE(reply.unread);
+  EXPECT_EQ(reply.unread->turns, (TurnRange{299, 299}));
+  EXPECT_EQ(reply.unread->reason, Unread::open_chunk);
   EXPECT_THAT(reply.unreadable, IsEmpty());
   EXPECT_EQ(reply.seed, std::nullopt);
   ASSERT_EQ(reply.chunks.size(), generate_sources_max);
@@ -95,6 +99,34 @@ TEST_F(GeneratorTest, ChunksThatWaitToBeEncodedAreReadToo) {
   log[0] = fact;
   engine_.append("m", log);  // and asked at once
   EXPECT_EQ(ask(request(question)).text, "60417");
+}
+
+TEST_F(GeneratorTest, TurnsThatNoChunkWasReadOfAreToldAndWhy) {
+  engine_.append("many", harbour_log(0, 500));  // and asked at once
+  GenerateRequest of_many = request(question);
+  of_many.memory = "many";
+  const GenerateReply behind = ask(std::move(of_many));
+  ASSERT_TRUE(behind.unread);
+  EXPECT_EQ(behind.unread->reason, Unread::encoding);
+  EXPECT_EQ(behind.unread->turns, (TurnRange{behind.searchable_through.value() + 1, 499}));
+
+  // A turn is read whole where its newline alone lies in the open chunk.
+  uint64_t tokens = 0;
+  const auto append_until = [&](size_t open_tokens) {
+    do {
+      tokens +=
+          engine_.append("m", {"Rain at " + std::to_string(tokens) + std::string(1 + tokens % 7, '.')}, true).tokens;
+    } while (tokens % chunk_tokens != open_tokens);
+  };
+  append_until(1);
+  EXPECT_FALSE(ask(request(question, 1)).unread);
+  append_until(0);
+  EXPECT_FALSE(ask(request(question, 1)).unread);
+  const uint64_t newest = engine_.append("m", {"It clears up."}, true).last_turn;
+  const GenerateReply open = ask(request(question, 1));
+  ASSERT_TRUE(open.unread);
+  EXPECT_EQ(open.unread->turns, (TurnRange{newest, newest}));
+  EXPECT_EQ(open.unread->reason, Unread::open_chunk);
 }
 
 TEST_F(GeneratorTest, AnAnswerDoesNotDependOnTheOthersBesideIt) {
@@ -178,6 +210,12 @@ TEST_F(GeneratorTest, WhatIsForgottenIsNotReadNotEvenWhileTheRestIsEncodedAnew) 
     const GenerateReply reply = ask(request(question));
     EXPECT_THAT(reply.text, Not(HasSubstr("60417")));
     for (const auto& chunk : reply.chunks) EXPECT_THAT(chunk.passage.text, Not(HasSubstr("60417")));
+    if (asked == 0) {
+      ASSERT_TRUE(reply.unread);
+      EXPECT_EQ(reply.unread->reason, Unread::forgetting);
+      EXPECT_LE(reply.unread->turns.first, 101u);
+      EXPECT_EQ(reply.unread->turns.last, 400u);
+    }
     ++asked;
   } while (engine_.job(*receipt.job).state == "running");
   EXPECT_THAT(ask(request(question)).text, Not(HasSubstr("60417")));
@@ -261,6 +299,8 @@ TEST_F(GeneratorTest, AnUnknownMemoryIsNotFoundAndOneWithoutChunksIsAnsweredFrom
   const GenerateReply reply = ask(request(question));
   EXPECT_THAT(reply.chunks, IsEmpty());
   EXPECT_EQ(reply.searchable_through, std::nullopt);
+  ASSERT_TRUE(reply.unread);
+  EXPECT_EQ(reply.unread->turns, (TurnRange{0, 0}));
   engine_.forget("m", {{0, 0}});
   EXPECT_THAT(ask(request(question)).chunks, IsEmpty()) << "of a memory without a token";
 }

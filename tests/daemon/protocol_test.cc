@@ -174,6 +174,19 @@ TEST(Protocol, ACursorGoesOnWhereThePageEnded) {
   EXPECT_FALSE(Json::parse(json_text(TurnsListReply{})).contains("next_cursor"));
 }
 
+TEST(Protocol, ATurnThatGoesOnBeyondAResultIsToldToBeCut) {
+  const auto shown = [](bool before, bool after) {
+    SearchReply reply;
+    reply.results.resize(1);
+    reply.results[0].passage.turns = {{.turn = 1, .name = {}, .cut_before = before, .cut_after = after}};
+    return json_text(reply);
+  };
+  EXPECT_THAT(shown(false, false), Not(HasSubstr("cut")));
+  EXPECT_THAT(shown(true, false), HasSubstr(R"("time":"1970-01-01T00:00:00Z","cut":"before"}])"));
+  EXPECT_THAT(shown(false, true), HasSubstr(R"("cut":"after"}])"));
+  EXPECT_THAT(shown(true, true), HasSubstr(R"("cut":"both"}])"));
+}
+
 TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
   EXPECT_EQ(json_text(AppendReply{"a/b", 3, 4, 17, {}}),
             R"({"memory":"a/b","first_turn":3,"last_turn":4,"tokens":17,"searchable_through":null})");

@@ -28,6 +28,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 
 constexpr uint32_t dim = 64, kv_bytes = 1000, state_bytes = 300;
 
@@ -334,6 +335,30 @@ TEST_F(StoreTest, APassageNamesTheTurnsThatItsTokensComeFrom) {
   EXPECT_THAT(turns(10, 15), ElementsAre(1));
   EXPECT_FALSE(store_->passage(id, 0, 36));
   EXPECT_FALSE(store_->passage(id, 3, 3));
+}
+
+TEST_F(StoreTest, APassageTellsWhichTurnsItCuts) {
+  const NewTurn turn = new_turn("The code is 4718.", 3);  // a token has 3 bytes of "User: The code is 4718.\n"
+  const MemoryId id = append(batch("m", {turn, turn})).id;
+  const uint64_t tokens = turn.ids.size();
+  ASSERT_EQ(tokens, 8u);
+  const auto cuts = [&](uint64_t first, uint64_t end) {
+    std::vector<std::pair<bool, bool>> of_turns;
+    const auto passage = store_->passage(id, first, end);
+    for (const auto& source : passage->turns) of_turns.emplace_back(source.cut_before, source.cut_after);
+    return of_turns;
+  };
+  EXPECT_THAT(cuts(0, tokens), ElementsAre(Pair(false, false)));
+  EXPECT_THAT(cuts(0, 2 * tokens), ElementsAre(Pair(false, false), Pair(false, false)));
+  EXPECT_THAT(cuts(0, tokens - 1), ElementsAre(Pair(false, true)));
+  EXPECT_THAT(cuts(1, tokens - 1), ElementsAre(Pair(true, true)));
+  EXPECT_THAT(cuts(1, tokens), ElementsAre(Pair(true, false)));
+  EXPECT_THAT(cuts(tokens - 1, tokens + 1), ElementsAre(Pair(true, false), Pair(false, true)));
+
+  const NewTurn odd = new_turn("The code is 4718", 2);  // its newline is a token
+  const auto passage = store_->passage(append(batch("odd", {odd})).id, 0, odd.ids.size() - 1);
+  EXPECT_TRUE(passage->text.ends_with("4718"));
+  EXPECT_FALSE(passage->turns.at(0).cut_after);
 }
 
 TEST_F(StoreTest, ALongTurnIsCutAnywhere) {

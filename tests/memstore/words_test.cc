@@ -56,11 +56,16 @@ TEST(WordsTest, AreComparedWithoutCaseAndForm) {
   EXPECT_NE(term("harbour"), term("harbours1"));
 }
 
-TEST(WordsTest, ATextOfNothingButWhiteSpaceIsBlank) {
-  for (const char* blank : {"", " \t\r\n\v\f", "\u00a0", "\u3000 \u2003", "\u2028\u2029\u0085"})
+TEST(WordsTest, ATextOfWhiteSpaceAndCharactersThatAreNotDrawnIsBlank) {
+  using namespace std::string_view_literals;
+  for (const auto blank :
+       {""sv, " \t\r\n\v\f"sv, "\u00a0"sv, "\u3000 \u2003"sv, "\u2028\u2029\u0085"sv, "\0"sv, "\x1b"sv, "\u200b"sv,
+        "\u200d \ufeff"sv, "\u202e\u2066"sv, "\u00ad"sv, "\u3164\ufe0f"sv, "\u0090"sv})
     EXPECT_TRUE(is_blank(blank)) << blank;
-  // U+200B has no width, and is no white space; a byte that is no UTF-8 is something, too.
-  for (const char* text : {"a", " ?", "\u3000\u96ea", "\u200b", "\xff", " \xc2"}) EXPECT_FALSE(is_blank(text)) << text;
+  // U+0601, a format character, is drawn under a number; a byte that is no UTF-8 is something, too.
+  for (const auto text : {"a"sv, " ?"sv, "\u3000\u96ea"sv, "\u200bx"sv, "\0x"sv, "\u0601"sv, "\u0301"sv, "\U0001f60a"sv,
+                          "\xff"sv, " \xc2"sv})
+    EXPECT_FALSE(is_blank(text)) << text;
 }
 
 TEST(WordsTest, OfEnglishAreStemmed) {
