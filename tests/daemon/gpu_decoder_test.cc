@@ -1195,7 +1195,10 @@ TEST(EngineOnAGpu, AnswersAsOnTheCpu) {
 TEST(EngineOnAGpu, AnErasureThatFailsIsTriedAgainAndLoggedOnce) {
   const TempDir directory;
   std::ostringstream log;
-  const auto before = spdlog::default_logger();
+  const struct Restored {
+    std::shared_ptr<spdlog::logger> logger = spdlog::default_logger();
+    ~Restored() { spdlog::set_default_logger(logger); }
+  } restored;
   EngineDriver engine(directory.path() / "data");
   CpuGpu* device = nullptr;
   engine.use_gpu([&device](const GpuOptions& options) -> Expected<std::unique_ptr<Gpu>> {
@@ -1214,7 +1217,7 @@ TEST(EngineOnAGpu, AnErasureThatFailsIsTriedAgainAndLoggedOnce) {
   EXPECT_EQ(told.error().kind, ErrorKind::device);
   EngineDriver::wait_for("the erasure", [&] { return device->calls(Call::erase_scratch) >= 3; });
   engine.settle();
-  spdlog::set_default_logger(before);
+  spdlog::set_default_logger(restored.logger);
   const std::string text = log.str(), message = "erase what was forgotten of memory";
   const size_t first = text.find(message);
   ASSERT_NE(first, std::string::npos);
