@@ -38,7 +38,12 @@ void Engine::Impl::explain_query(std::span<const uint32_t> tokens, Asked& asked)
   const std::span<const float> heads = asked.query.tokens;
   const auto explained = heads.first(count * asked.query.heads.size());
   asked.heads.assign(explained.begin(), explained.end());
-  for (const uint32_t token : tokens.subspan(1, count)) asked.texts.push_back(tokenizer_->decode({token}));
+  constexpr std::string_view unknown = "\xef\xbf\xbd";
+  for (const uint32_t token : tokens.subspan(1, count)) {
+    std::string text = tokenizer_->decode({token});
+    if (text == unknown || text.empty()) text = tokenizer_->piece(token);  // one byte of a character, or a space
+    asked.texts.push_back(std::move(text));
+  }
 }
 
 Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, std::span<const Candidate> best, size_t at,
@@ -63,8 +68,14 @@ Expected<SearchReply::Why> Engine::Impl::explain(const Ranking& ranking, std::sp
   for (const RankedPart& part : ranked_parts) {
     const std::optional<double> score = part.score(candidate);
     if (!has_part(mode, part) || !score) continue;
-    const auto better = std::ranges::count_if(best, [&](const Candidate& each) { return part.score(each) > score; });
-    why.parts.push_back({part.name, *score, static_cast<size_t>(better) + 1});
+    size_t better = 0;
+    double highest = *score;
+    for (const Candidate& each : best) {
+      const std::optional<double> other = part.score(each);
+      if (other > score) ++better;
+      highest = std::max(highest, other.value_or(highest));
+    }
+    why.parts.push_back({.name = part.name, .score = *score, .rank = better + 1, .best = highest});
   }
   return why;
 }
@@ -92,6 +103,12 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   const auto text_of = [&](uint64_t token) {
     return passage.text.substr(begin_of(token), ends[token - text_from] - begin_of(token));
   };
+  // Of a token without text; nothing where it is forgotten meanwhile.
+  const auto piece_of = [&](uint64_t token) {
+    if (!text_of(token).empty()) return std::string();
+    const auto ids = store_->tokens(ranking.memory.id, token, 1);
+    return ids && !ids->empty() ? tokenizer_->piece(ids->front()) : std::string();
+  };
   // Calls use(head, token in the chunk, weight) for what each head looks at most, and adds its shares up.
   std::array<double, chunk_tokens> sums{};
   const auto look = [&](std::span<const float> query, const auto& use) {
@@ -112,7 +129,11 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   std::vector<Look> looks;
   look(heads, [&](size_t head, size_t at, double weight) { looks.push_back({head, first + at, weight}); });
   for (const Look& each : looks) {
-    why.matches.push_back({.text = text_of(each.token), .token = each.token, .head = each.head, .weight = each.weight});
+    why.matches.push_back({.text = text_of(each.token),
+                           .token = each.token,
+                           .head = each.head,
+                           .weight = each.weight,
+                           .piece = piece_of(each.token)});
   }
   std::ranges::sort(why.matches, std::ranges::greater{}, &SearchReply::Why::Match::weight);
 
@@ -132,7 +153,7 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   std::ranges::stable_sort(pairs, [](const auto& a, const auto& b) { return a.second.weight > b.second.weight; });
   if (pairs.size() > search_pairs_max) pairs.resize(search_pairs_max);
   for (const auto& [asking, most] : pairs) {
-    why.pairs.push_back({texts[asking], text_of(most.token), most.token, most.head, most.weight});
+    why.pairs.push_back({texts[asking], text_of(most.token), most.token, most.head, most.weight, piece_of(most.token)});
   }
   double all = 0;
   for (const double sum : sums) all += sum;
