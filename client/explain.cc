@@ -72,14 +72,19 @@ std::string bar(double share) {
   return out;
 }
 
-// The score that a part has in a `why`; nothing when it has none.
-std::optional<double> score_in(const Json& why, const Json& name) {
-  const auto parts = why.find("parts");
-  if (parts == why.end() || !parts->is_array()) return std::nullopt;
-  for (const Json& part : *parts)
-    if (part.is_object() && part.value("part", Json()) == name && part.value("score", Json()).is_number())
-      return part["score"].get<double>();
-  return std::nullopt;
+// The best score that any chunk has in this part: as the part tells, or else of the results.
+double best_of(const Json& part, const SearchReply& reply) {
+  if (const Json told = part.value("best", Json()); told.is_number()) return told.get<double>();
+  double best = 0;
+  for (const SearchReply::Result& result : reply.results) {
+    const Json parts = result.why.is_object() ? result.why.value("parts", Json()) : Json();
+    if (!parts.is_array()) continue;
+    for (const Json& each : parts)
+      if (each.is_object() && each.value("part", Json()) == part.value("part", Json()) &&
+          each.value("score", Json()).is_number())
+        best = std::max(best, each["score"].get<double>());
+  }
+  return best;
 }
 
 std::string parts_text(const Json& parts, const SearchReply& reply, const Style& style) {
@@ -87,10 +92,8 @@ std::string parts_text(const Json& parts, const SearchReply& reply, const Style&
   for (const Json& part : parts) {
     if (!part.is_object()) continue;
     const Json name = part.value("part", Json()), score = part.value("score", Json());
-    double best = 0;
-    for (const SearchReply::Result& other : reply.results)
-      if (other.why.is_object()) best = std::max(best, score_in(other.why, name).value_or(0));
     std::string drawn;
+    const double best = best_of(part, reply);
     if (style.columns > 0 && score.is_number())
       drawn = painted(bar(best > 0 ? score.get<double>() / best : 0), cyan, style) + " ";
     rows.emplace_back(value_text("part", name), drawn + padded(value_text("score", score), 8, true) + "  rank " +
@@ -113,13 +116,16 @@ std::string looks_text(const Json& looks) {
   for (const Json& look : looks) {
     if (!look.is_object()) continue;
     const auto field = [&look](const char* name) { return value_text(name, look.value(name, Json())); };
-    const auto token = [&](const char* name) {
-      const Json text = look.value(name, Json());
-      return token_text(text.is_string() ? text.get_ref<const std::string&>() : "");
+    const auto text = [&](const char* name) {
+      const Json member = look.value(name, Json());
+      return member.is_string() ? member.get<std::string>() : std::string();
     };
+    const std::string read = token_text(text("text"), text("piece"));
     out += "      ";
-    if (look.contains("query")) out += token("query") + " reads " + token("text") + " through head " + field("head");
-    if (!look.contains("query")) out += "head " + field("head") + " reads " + token("text");
+    if (look.contains("query"))
+      out += token_text(text("query"), "") + " reads " + read + " through head " + field("head");
+    else
+      out += "head " + field("head") + " reads " + read;
     if (look.contains("layer")) out += " of layer " + field("layer");
     out += " (token " + field("token") + ", weight " + field("weight") + ")\n";
   }
@@ -164,10 +170,20 @@ std::string why_text(const Json& why, const SearchReply& reply, const Style& sty
       looks += looks_text(value);
     else if (key == "tokens" && value.is_array())
       continue;  // they are in the text
+    else if (key == "took" && value.is_object())
+      continue;  // took_text() tells it once
     else if (!why.contains("parts") || std::ranges::find(told_elsewhere, key) == told_elsewhere.end())
       rows.emplace_back(printable(key), value.is_object() ? fields_text(value) : value_text(key, value));
   }
   return rows_text(rows, style, 6) + parts + painted(looks, dim, style);
+}
+
+std::string took_text(const SearchReply& reply, const Style& style) {
+  for (const SearchReply::Result& result : reply.results) {
+    const Json took = result.why.is_object() ? result.why.value("took", Json()) : Json();
+    if (took.is_object()) return rows_text({{"took", fields_text(took)}}, style);
+  }
+  return "";
 }
 
 }  // namespace recalld::client

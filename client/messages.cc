@@ -215,6 +215,7 @@ void from_json(const Json& in, Chunk& out) {
   if (const auto ids = in.find("token_ids"); ids != in.end()) ids->get_to(out.token_ids);
   read_optional(in, "kv_bytes", out.kv_bytes);
   if (const auto texts = in.find("token_texts"); texts != in.end()) texts->get_to(out.token_texts);
+  if (const auto pieces = in.find("token_pieces"); pieces != in.end()) pieces->get_to(out.token_pieces);
 }
 
 void from_json(const Json& in, ChunksReply& out) {

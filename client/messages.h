@@ -181,6 +181,7 @@ struct Chunk {
   // Of chunk() alone: every token, and the size of the K/V record as it was read and verified.
   std::vector<uint64_t> token_ids;
   std::vector<std::string> token_texts;
+  std::vector<std::string> token_pieces;
   std::optional<uint64_t> kv_bytes;
 };
 

@@ -46,6 +46,19 @@ Error named(Error error) {
   return error;
 }
 
+// A score tells how far a chunk stands out among the others of its memory. Where there are few, that is not far.
+constexpr uint64_t few_chunks = 50;
+
+// What to say of low scores behind the results of a hybrid search; nothing where they are none, or tell something.
+std::string hint_of_scores(Client& client, const SearchRequest& request, const SearchReply& reply) {
+  constexpr double low = 0.5;
+  const bool hybrid = request.mode.empty() || request.mode == "hybrid";
+  if (!hybrid || reply.memories || reply.results.empty() || reply.results.front().score >= low) return "";
+  const auto memory = client.memory(request.memory);
+  if (!memory || memory->chunks >= few_chunks) return "";
+  return "Scores are low in a memory of a few chunks, of the right one too: here the order counts.\n";
+}
+
 int run_search(const Globals& globals, const SearchRequest& request, const FilterOptions& which) {
   auto client = connect(globals);
   if (!client) return fail_with(client.error(), exit_no_daemon);
@@ -59,7 +72,8 @@ int run_search(const Globals& globals, const SearchRequest& request, const Filte
   const bool may_find_nothing =
       request.mode == "lexical" || !request.filter.is_null() || request.min_score || request.memory.ends_with('*');
   const auto too_small = may_find_nothing ? std::nullopt : request.max_tokens;
-  const int code = print(report(*reply, Style::of_standard_output(), too_small));
+  const int code =
+      print(report(*reply, Style::of_standard_output(), too_small) + hint_of_scores(*client, request, *reply));
   warn(reply->unreadable);
   if (reply->results.empty() && request.min_score)
     warn("nothing scores as much as --min-score; in a memory of a few chunks even the right one scores near 0");
@@ -108,7 +122,8 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   arguments->which.add(*command, "Only chunks with turns");
   command->footer(
       "A chunk may begin or end within a turn, a word or a number: \"…\" shows where, and --expand turns shows whole "
-      "turns. Several options together mean the turns that fit all of them. With --role or --name, what others said in the "
+      "turns. Several options together mean the turns that fit all of them. With --role or --name, what others said in "
+      "the "
       "chunks is not shown, except by --json and --explain.");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {

@@ -46,7 +46,8 @@ std::string indented(std::string_view text, size_t indent, const Style& style) {
   return out;
 }
 
-std::string token_text(std::string_view token) {
+std::string token_text(std::string_view token, std::string_view piece) {
+  if (token.empty() && !piece.empty()) return printable(piece);
   std::string text = printable(token);
   for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at)) text.replace(at, 1, "\\n");
   return "'" + text + "'";
@@ -180,6 +181,7 @@ std::string report(const SearchReply& reply, const Style& style, std::optional<u
     if (explained) out += why_text(result.why, reply, style);
     out += "\n";
   }
+  out += took_text(reply, style);
   const bool passages = std::ranges::any_of(reply.results, [](const auto& each) { return !each.chunks.empty(); });
   std::string end =
       reply.results.empty() ? "Nothing found" : counted(reply.results.size(), passages ? "passage" : "chunk");
@@ -300,8 +302,9 @@ std::string report(const Chunk& chunk, const Style& style) {
   const size_t columns = style.columns == 0 ? 104 : style.columns;
   std::string line;
   for (size_t i = 0; i < chunk.token_ids.size(); ++i) {
+    const auto at = [i](const std::vector<std::string>& texts) { return i < texts.size() ? texts[i] : std::string(); };
     const std::string token =
-        token_text(i < chunk.token_texts.size() ? chunk.token_texts[i] : "") + "=" + std::to_string(chunk.token_ids[i]);
+        token_text(at(chunk.token_texts), at(chunk.token_pieces)) + "=" + std::to_string(chunk.token_ids[i]);
     if (!line.empty() && 4 + characters(line) + 1 + characters(token) > columns) {
       out += "    " + line + "\n";
       line.clear();

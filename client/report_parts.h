@@ -27,8 +27,9 @@ bool ends_cut(const std::vector<SearchReply::Source>& turns);
 std::string with_ellipses(const std::string& text, const std::vector<SearchReply::Source>& turns);
 // Stored text, made harmless and wrapped.
 std::string indented(std::string_view text, size_t indent, const Style& style);
-// A token in quotes, on one line, because most of them begin with a space and some are a newline.
-std::string token_text(std::string_view token);
+// A token in quotes, on one line, because most of them begin with a space and some are a newline. One without text, a
+// later byte of a character, is its piece, such as <0x9E>.
+std::string token_text(std::string_view token, std::string_view piece);
 // A member of a reply, as people read it.
 std::string value_text(std::string_view key, const Json& value);
 // Aligned lines "name  value".

@@ -38,7 +38,12 @@ void Engine::Impl::explain_query(std::span<const uint32_t> tokens, Asked& asked)
   const std::span<const float> heads = asked.query.tokens;
   const auto explained = heads.first(count * asked.query.heads.size());
   asked.heads.assign(explained.begin(), explained.end());
-  for (const uint32_t token : tokens.subspan(1, count)) asked.texts.push_back(tokenizer_->decode({token}));
+  constexpr std::string_view unknown = "\xef\xbf\xbd";
+  for (const uint32_t token : tokens.subspan(1, count)) {
+    std::string text = tokenizer_->decode({token});
+    if (text == unknown || text.empty()) text = tokenizer_->piece(token);  // one byte of a character, or a space
+    asked.texts.push_back(std::move(text));
+  }
 }
 
 // Equal scores share a place.
@@ -49,10 +54,10 @@ void Engine::Impl::rank_parts(std::vector<Candidate>& compared) {
       if (const auto score = ranked_parts.at(part).score(each)) scores.push_back(*score);
     std::ranges::sort(scores, std::ranges::greater{});
     for (Candidate& each : compared) {
-      each.part_ranks.resize(ranked_parts.size());
+      each.part_places.resize(ranked_parts.size());
       if (const auto score = ranked_parts.at(part).score(each)) {
         const auto place = std::ranges::lower_bound(scores, *score, std::ranges::greater{});
-        each.part_ranks[part] = static_cast<size_t>(place - scores.begin()) + 1;
+        each.part_places[part] = {.rank = static_cast<size_t>(place - scores.begin()) + 1, .best = scores.front()};
       }
     }
   }
@@ -78,7 +83,10 @@ SearchReply::Why Engine::Impl::explain(const Ranking& ranking, const Candidate& 
   for (size_t i = 0; i < ranked_parts.size(); ++i) {
     const RankedPart& part = ranked_parts.at(i);
     const std::optional<double> score = part.score(candidate);
-    if (has_part(mode, part) && score) why.parts.push_back({part.name, *score, candidate.part_ranks.at(i)});
+    if (has_part(mode, part) && score) {
+      const auto& [rank, best] = candidate.part_places.at(i);
+      why.parts.push_back({.name = part.name, .score = *score, .rank = rank, .best = best});
+    }
   }
   return why;
 }
@@ -106,6 +114,12 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   const auto text_of = [&](uint64_t token) {
     return passage.text.substr(begin_of(token), ends[token - text_from] - begin_of(token));
   };
+  // Of a token without text; nothing where it is forgotten meanwhile.
+  const auto piece_of = [&](uint64_t token) {
+    if (!text_of(token).empty()) return std::string();
+    const auto ids = store_->tokens(ranking.memory.id, token, 1);
+    return ids && !ids->empty() ? tokenizer_->piece(ids->front()) : std::string();
+  };
   // Calls use(head, token in the chunk, weight) for what each head looks at most, and adds its shares up.
   std::array<double, chunk_tokens> sums{};
   const auto look = [&](std::span<const float> query, const auto& use) {
@@ -126,7 +140,11 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   std::vector<Look> looks;
   look(heads, [&](size_t head, size_t at, double weight) { looks.push_back({head, first + at, weight}); });
   for (const Look& each : looks) {
-    why.matches.push_back({.text = text_of(each.token), .token = each.token, .head = each.head, .weight = each.weight});
+    why.matches.push_back({.text = text_of(each.token),
+                           .token = each.token,
+                           .head = each.head,
+                           .weight = each.weight,
+                           .piece = piece_of(each.token)});
   }
   std::ranges::sort(why.matches, std::ranges::greater{}, &SearchReply::Why::Match::weight);
 
@@ -146,7 +164,7 @@ Expected<void> Engine::Impl::explain_attention(const Ranking& ranking, uint64_t 
   std::ranges::stable_sort(pairs, [](const auto& a, const auto& b) { return a.second.weight > b.second.weight; });
   if (pairs.size() > search_pairs_max) pairs.resize(search_pairs_max);
   for (const auto& [asking, most] : pairs) {
-    why.pairs.push_back({texts[asking], text_of(most.token), most.token, most.head, most.weight});
+    why.pairs.push_back({texts[asking], text_of(most.token), most.token, most.head, most.weight, piece_of(most.token)});
   }
   double all = 0;
   for (const double sum : sums) all += sum;

@@ -100,6 +100,7 @@ Expected<ChunkDetail> Engine::Impl::chunks_get(const std::string& name, uint64_t
   std::vector<size_t> ends;
   RECALLD_TRY(detail.view, chunk_view(memory.id, chunk, &ends));
   RECALLD_TRY(detail.token_ids, store_->tokens(memory.id, chunk * chunk_tokens, chunk_tokens));
+  for (const uint32_t id : detail.token_ids) detail.token_pieces.push_back(tokenizer_->piece(id));
   size_t begin = 0;
   for (const size_t end : ends) {
     detail.token_texts.push_back(detail.view.passage.text.substr(begin, end - begin));

@@ -59,8 +59,12 @@ struct Candidate {
   // With a filter:
   bool meant = true;     // else it sets the standing of others, and is no result; its ranks are those among all chunks
   bool further = false;  // it is deep among what the filter means alone: it sets no standing
-  // To explain it: its place by each part, from 1, among all that were compared.
-  std::vector<size_t> part_ranks{};
+  // To explain it: by each part, its place among all that were compared, and the best score of these.
+  struct PartPlace {
+    size_t rank = 0;  // from 1
+    double best = 0;
+  };
+  std::vector<PartPlace> part_places{};
 };
 
 class Fusion {

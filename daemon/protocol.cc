@@ -325,6 +325,7 @@ std::string json_text(const ChunkDetail& reply) {
   Reply out = chunk_view(reply.view);
   out["token_ids"] = reply.token_ids;
   out["token_texts"] = reply.token_texts;
+  out["token_pieces"] = reply.token_pieces;
   out["kv_bytes"] = reply.kv_bytes;
   return text_of(out);
 }

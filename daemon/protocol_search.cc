@@ -39,14 +39,21 @@ std::vector<std::string> take_names(Arguments& arguments) {
   return names;
 }
 
+// What a match and a pair have in common, behind the text of the chunk's token.
+template <class Look>
+void put_look(Reply& out, const Look& look, size_t layer) {
+  if (!look.piece.empty()) out["piece"] = look.piece;
+  out["head"] = look.head;
+  out["layer"] = layer;
+  out["weight"] = look.weight;
+}
+
 Reply why(const SearchReply::Why& why) {
   Reply matches = Reply::array();
-  for (const auto& match : why.matches)
-    matches.push_back({{"token", match.token},
-                       {"text", match.text},
-                       {"head", match.head},
-                       {"layer", why.layer},
-                       {"weight", match.weight}});
+  for (const auto& match : why.matches) {
+    matches.push_back({{"token", match.token}, {"text", match.text}});
+    put_look(matches.back(), match, why.layer);
+  }
   Reply out{{"rank", why.rank}, {"stored", why.stored}};
   const auto put = [&out](const char* member, const auto& value) {
     if (value) out[member] = *value;
@@ -72,18 +79,16 @@ Reply why(const SearchReply::Why& why) {
                    {"tokens_ms", took->tokens_ms}};
   }
   Reply parts = Reply::array();
-  for (const auto& part : why.parts) parts.push_back({{"part", part.name}, {"score", part.score}, {"rank", part.rank}});
+  for (const auto& part : why.parts)
+    parts.push_back({{"part", part.name}, {"score", part.score}, {"rank", part.rank}, {"best", part.best}});
   out["parts"] = std::move(parts);
   out["matches"] = std::move(matches);
   if (why.pairs.empty()) return out;
   Reply pairs = Reply::array();
-  for (const auto& pair : why.pairs)
-    pairs.push_back({{"query", pair.query},
-                     {"token", pair.token},
-                     {"text", pair.text},
-                     {"head", pair.head},
-                     {"layer", why.layer},
-                     {"weight", pair.weight}});
+  for (const auto& pair : why.pairs) {
+    pairs.push_back({{"query", pair.query}, {"token", pair.token}, {"text", pair.text}});
+    put_look(pairs.back(), pair, why.layer);
+  }
   out["pairs"] = std::move(pairs);
   Reply tokens = Reply::array();
   for (const auto& each : why.tokens)

@@ -115,6 +115,7 @@ struct SearchReply {
       std::string_view name;  // a literal
       double score = 0;
       size_t rank = 0;  // from 1, among all chunks that were compared
+      double best = 0;  // of the scores of these
     };
     std::vector<Part> parts{};
     size_t layer = 0;  // of all heads below: the first HSA layer
@@ -123,15 +124,18 @@ struct SearchReply {
       uint64_t token = 0;
       size_t head = 0;
       double weight = 0;  // its share of that head's attention inside the chunk
+      std::string
+          piece{};  // what the token is in the vocabulary, where it has no text: it is a later byte of a character
     };
     std::vector<Match> matches;  // one a head, the strongest first
     // A token of the query and the token of the chunk that one head looks at on its behalf.
     struct Pair {
-      std::string query;  // the text of the query's token
+      std::string query;  // the text of the query's token, or its piece where it is one byte of a character or a space
       std::string text;   // of the chunk's
       uint64_t token = 0;
       size_t head = 0;
-      double weight = 0;  // its share of that head's attention inside the chunk
+      double weight = 0;    // its share of that head's attention inside the chunk
+      std::string piece{};  // as in a match
     };
     std::vector<Pair> pairs{};  // the strongest first, at most search_pairs_max
     // A token of the chunk, with its share of all that the query's tokens look at inside the chunk.
@@ -279,9 +283,10 @@ struct ChunksListReply {
 
 struct ChunkDetail {
   ChunkView view;
-  std::vector<uint32_t> token_ids;       // [64]
-  std::vector<std::string> token_texts;  // [64] the bytes of each token in the text; a later piece of a character: ""
-  uint64_t kv_bytes = 0;                 // of the record as read and verified
+  std::vector<uint32_t> token_ids;        // [64]
+  std::vector<std::string> token_texts;   // [64] the bytes of each token in the text; a later piece of a character: ""
+  std::vector<std::string> token_pieces;  // [64] what each is in the vocabulary
+  uint64_t kv_bytes = 0;                  // of the record as read and verified
 };
 
 // ---- Forgetting

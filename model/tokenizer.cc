@@ -337,6 +337,10 @@ std::string Tokenizer::decode(const std::vector<uint32_t>& ids) const {
   return text;
 }
 
+std::string Tokenizer::piece(uint32_t id) const {
+  return id < impl_->vocab_size ? impl_->processor.IdToPiece(static_cast<int>(id)) : std::string();
+}
+
 uint32_t Tokenizer::vocab_size() const {
   return impl_->vocab_size;
 }

@@ -44,6 +44,9 @@ class Tokenizer {
 
   std::string decode(const std::vector<uint32_t>& ids) const;
 
+  // What a token is in the vocabulary: "▁" stands for a space, and one byte of a character is told as "<0x9E>".
+  std::string piece(uint32_t id) const;
+
   uint32_t vocab_size() const;
   uint32_t recall_id() const;
   uint32_t newline_id() const;

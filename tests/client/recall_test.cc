@@ -301,6 +301,36 @@ TEST(Recall, SearchForASpeakerShowsWhatThatSpeakerSaid) {
   EXPECT_EQ(daemon.lines().size(), 5u) << "nothing more is asked for where all that was found is shown";
 }
 
+TEST(Recall, SearchSaysWhyScoresAreLowInASmallMemory) {
+  const FakeDaemon daemon([](const std::string& line) {
+    const Json request = Json::parse(line);
+    const std::string memory = request["params"]["memory"];
+    if (request["method"] == "search") {
+      const Json result{{"chunk", 0},
+                        {"score", memory == "clear" ? 0.9 : 0.016},
+                        {"text", "t"},
+                        {"tokens", {0, 64}},
+                        {"turns", Json::array()}};
+      return answer(line, {{"results", {result}}, {"searchable_through", 3}, {"took_ms", 0.5}});
+    }
+    return answer(line, {{"memory", memory},
+                         {"turns", 4},
+                         {"next_turn", 4},
+                         {"tokens", 100},
+                         {"chunks", memory == "large" ? 50 : 1},
+                         {"encoded_chunks", 1},
+                         {"content_bytes", 9},
+                         {"created", "T"},
+                         {"updated", "T"}});
+  });
+  const auto shown = [&](const std::string& arguments) {
+    return shell("$RECALL " + at(daemon) + "search " + arguments).output;
+  };
+  EXPECT_THAT(shown("small q"), HasSubstr("Scores are low in a memory of a few chunks"));
+  for (const std::string quiet : {"large q", "clear q", "small q --mode landmark", "small q --json"})
+    EXPECT_THAT(shown(quiet), Not(HasSubstr("Scores are low"))) << quiet;
+}
+
 // The reply to a generation, after what was told before it.
 FakeDaemon::Answer told(const std::string& line, const std::vector<std::string>& pieces, const Json& result) {
   const Json id = Json::parse(line)["id"];

@@ -70,6 +70,22 @@ TEST(Report, ExplainNamesWhatEachHeadReads) {
   EXPECT_THAT(text, HasSubstr("head 2 reads ' mat\\n' (token 500, weight 0.750)"));
 }
 
+TEST(Report, ExplainNamesBytesOfCharactersAndTellsTheTimesOnce) {
+  SearchReply reply = one_result();
+  reply.results[0].why = {
+      {"took", {{"query_ms", 6.5}, {"words_ms", 0.25}}},
+      {"matches", {{{"text", ""}, {"piece", "<0x9E>"}, {"token", 500}, {"head", 2}, {"weight", 0.75}}}},
+      {"pairs",
+       {{{"query", "<0xF0>"}, {"text", ""}, {"piece", "<0x9F>"}, {"token", 501}, {"head", 3}, {"weight", 0.5}}}}};
+  reply.results.push_back(reply.results[0]);
+  const std::string text = report(reply, Style{});
+  EXPECT_THAT(text, HasSubstr("head 2 reads <0x9E> (token 500, weight 0.750)"));
+  EXPECT_THAT(text, HasSubstr("'<0xF0>' reads <0x9F> through head 3 (token 501, weight 0.500)"));
+  const std::string took = "took  query_ms 6.500 · words_ms 0.250\n";
+  EXPECT_EQ(text.find("took"), text.rfind("took")) << text;
+  EXPECT_GT(text.find(took), text.find("2.  score")) << text;
+}
+
 SearchReply explained_result() {
   SearchReply reply = one_result();
   reply.results[0].why = {
@@ -105,6 +121,14 @@ TEST(Report, ExplainPaintsTokensByTheirWeightAndDrawsABarAPart) {
   EXPECT_THAT(marks, HasSubstr("under the"));
   EXPECT_THAT(marks, HasSubstr("\x1b["));
   EXPECT_THAT(marks, Not(HasSubstr("\x1b[48")));
+}
+
+TEST(Report, ABarIsFullForTheBestOfAllChunksAlone) {
+  SearchReply reply = one_result();
+  reply.results[0].why = {{"parts", {{{"part", "context"}, {"score", 3.0}, {"rank", 3}, {"best", 6.0}}}}};
+  const std::string text = report(reply, Style{true, 80});
+  EXPECT_THAT(text, HasSubstr("█████░░░░░"));
+  EXPECT_THAT(text, Not(HasSubstr("██████")));
 }
 
 TEST(Report, ExplainSurvivesWhatItDoesNotExpect) {
@@ -161,6 +185,7 @@ TEST(Report, ChunkShowsPlaceNormAndTokens) {
   chunk.landmark_norm = 15.5;
   chunk.token_ids = {17, 18};
   chunk.token_texts = {"some", " text\n"};
+  chunk.token_pieces = {"some", "▁text"};
   const std::string text = report(chunk, Style{});
   EXPECT_THAT(text, HasSubstr("segment 3, slot 44, 16.0 KiB"));
   EXPECT_THAT(text, HasSubstr("15.500000"));

@@ -9,8 +9,10 @@
 namespace recalld {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::MatchesRegex;
 using ::testing::StartsWith;
 
 class EnginePassages : public ::testing::Test {
@@ -224,6 +226,7 @@ TEST_F(EnginePassages, ExplainsPartsAndTheTokensThatTheQueryLooksAt) {
       EXPECT_EQ(why.parts[1].score, *why.bm25);
       EXPECT_EQ(why.parts[2].score, *why.context_bm25);
       best_ranks.insert(why.parts[1].rank);
+      for (const auto& part : why.parts) EXPECT_EQ(part.rank == 1, part.best == part.score) << part.name;
       EXPECT_GT(why.layer, 0u);
       ASSERT_FALSE(why.pairs.empty());
       EXPECT_LE(why.pairs.size(), search_pairs_max);
@@ -246,6 +249,26 @@ TEST_F(EnginePassages, ExplainsPartsAndTheTokensThatTheQueryLooksAt) {
     }
     EXPECT_TRUE(best_ranks.contains(1)) << "the best by its words is among the first four";
   }
+}
+
+TEST_F(EnginePassages, ExplainsTokensThatAreBytesByThem) {
+  engine_.append("m", {"\U0001f60a\U0001f60b\U0001f60c \U0001f980\U0001f981 \U0001f995\U0001f996\U0001f997"}, true);
+  SearchRequest request = asking("m", "\U0001f60a\U0001f981?", Expand::none, 1);
+  request.explain = true;
+  const auto found = must(search(request));
+  const auto& why = *found.results.at(0).why;
+  size_t bytes = 0;
+  for (const auto& pair : why.pairs) {
+    EXPECT_THAT(pair.query, AnyOf("?", "▁", MatchesRegex("<0x[0-9A-F]+>")));
+    EXPECT_EQ(pair.text.empty(), !pair.piece.empty());
+    EXPECT_THAT(pair.piece, AnyOf("", MatchesRegex("<0x[89AB][0-9A-F]>")));
+    bytes += pair.text.empty() ? 1 : 0;
+  }
+  for (const auto& match : why.matches) {
+    EXPECT_EQ(match.text.empty(), !match.piece.empty());
+    bytes += match.text.empty() ? 1 : 0;
+  }
+  EXPECT_GT(bytes, 0u) << "three of four tokens are later bytes of a character";
 }
 
 }  // namespace

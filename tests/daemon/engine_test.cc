@@ -20,6 +20,7 @@
 namespace recalld {
 namespace {
 
+using ::testing::Contains;
 using ::testing::Each;
 using ::testing::HasSubstr;
 
@@ -524,6 +525,8 @@ TEST_F(EngineTest, ChunksShowTextTokensLocationAndNorm) {
   std::string joined;
   for (const std::string& piece : detail->token_texts) joined += piece;
   EXPECT_EQ(joined, detail->view.passage.text);
+  ASSERT_EQ(detail->token_pieces.size(), 64u);
+  EXPECT_THAT(detail->token_pieces, Contains("."));
   EXPECT_GT(detail->view.landmark_norm, 0);
   EXPECT_GT(detail->kv_bytes, 0u);
   EXPECT_EQ(answer<ChunkDetail>([&](auto done) { engine_->chunks_get("harbour", 3000, std::move(done)); }).error().kind,

@@ -217,10 +217,10 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
                           .tokens_ms = 5};
   why.rank = 2;
   why.stored = true;
-  why.matches = {{"ide", 70, 3, 0.5}};
-  why.parts = {{"bm25", 1.5, 3}};
+  why.matches = {{"ide", 70, 3, 0.5, {}}};
+  why.parts = {{"bm25", 1.5, 3, 6}};
   why.layer = 4;
-  why.pairs = {{" who", "ide", 70, 2, 0.25}};
+  why.pairs = {{" who", "", 70, 2, 0.25, "<0x9E>"}};
   why.tokens = {{70, 5, "ide", 0.125}};
   search.results[1].why = why;
   search.searchable_through = 9;
@@ -236,9 +236,9 @@ TEST(Protocol, RepliesAreWrittenInTheOrderOfTheirDescription) {
           R"("near_tokens":5.0,"landmark_top":6.0,"lexical_top":7.0,"meaning":8.0,"topic":9.0,)"
           R"("best_bm25":10.0,"best_tokens":11.0,"best_landmark":12.0},"took":{"query_ms":1.0,"encode_ms":8.0,"landmarks_ms":2.0,)"
           R"("words_ms":3.0,"words_beside_ms":7.0,"meaning_ms":6.0,"fetch_ms":4.0,"tokens_ms":5.0},)"
-          R"("parts":[{"part":"bm25","score":1.5,"rank":3}],)"
+          R"("parts":[{"part":"bm25","score":1.5,"rank":3,"best":6.0}],)"
           R"("matches":[{"token":70,"text":"ide","head":3,"layer":4,"weight":0.5}],)"
-          R"("pairs":[{"query":" who","token":70,"text":"ide","head":2,"layer":4,"weight":0.25}],)"
+          R"("pairs":[{"query":" who","token":70,"text":"","piece":"<0x9E>","head":2,"layer":4,"weight":0.25}],)"
           R"("tokens":[{"token":70,"byte":5,"text":"ide","weight":0.125}]}}],)"
           R"("searchable_through":9,"took_ms":1.5})");
   search.results.pop_back();
@@ -294,8 +294,8 @@ TEST(Protocol, ChunksShowWhereTheirRecordLies) {
       R"({"chunk":2,"text":"t","tokens":[128,192],"turns":[4,6],"kv":{"segment":1,"slot":5,"crc32c":"000000ab"},)"
       R"("landmark_norm":8.0,"generation":3)";
   EXPECT_EQ(json_text(ChunksListReply{{view}, {}}), R"({"chunks":[)" + chunk + "}]}");
-  EXPECT_EQ(json_text(ChunkDetail{view, {9, 10}, {"t", ""}, 16384}),
-            chunk + R"(,"token_ids":[9,10],"token_texts":["t",""],"kv_bytes":16384})");
+  EXPECT_EQ(json_text(ChunkDetail{view, {9, 10}, {"t", ""}, {"▁t", "<0x9E>"}, 16384}),
+            chunk + R"(,"token_ids":[9,10],"token_texts":["t",""],"token_pieces":["▁t","<0x9E>"],"kv_bytes":16384})");
 }
 
 TEST(Protocol, ForgetReadsNumbersAndRanges) {

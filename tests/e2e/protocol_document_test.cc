@@ -20,6 +20,7 @@ using Json = nlohmann::ordered_json;
 const std::set<std::string> varying{"score",
                                     "landmark_score",
                                     "token_score",
+                                    "best",
                                     "took_ms",
                                     "weight",
                                     "created",
