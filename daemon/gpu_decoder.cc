@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <future>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <utility>
@@ -198,13 +199,15 @@ Expected<void> GpuDecoder::drop(std::shared_ptr<Memory> memory) {
   return erase(cache_.forget(memory->owner));
 }
 
-// Overwrites these slots, and those where that failed before: only unerased_ still knows of them.
+// Overwrites these slots, and those where that failed before: only unerased_ still knows of them. Of these, slots that
+// are being filled are left to that: what comes into them may be there already.
 Expected<void> GpuDecoder::erase(std::span<const uint32_t> slots) {
+  std::vector<uint32_t> now(slots.begin(), slots.end());
+  std::ranges::copy_if(unerased_, std::back_inserter(now), [&](uint32_t slot) { return !loading_[slot]; });
   unerased_.insert(unerased_.end(), slots.begin(), slots.end());
-  std::ranges::sort(unerased_);
-  unerased_.erase(std::ranges::unique(unerased_).begin(), unerased_.end());
-  RECALLD_CHECK(gpu_.erase(unerased_));
-  unerased_.clear();
+  RECALLD_CHECK(gpu_.erase(now));
+  std::ranges::sort(now);
+  std::erase_if(unerased_, [&](uint32_t slot) { return std::ranges::binary_search(now, slot); });
   return {};
 }
 
