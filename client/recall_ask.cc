@@ -40,9 +40,23 @@ void warn_of_chance_that_is_off(const GenerateRequest& request) {
        " no effect without a temperature above 0, such as --temperature 0.7: the likeliest token is always taken");
 }
 
+// Whether the question is about the newest turns, as a search sees it. Nearly every memory ends in some that are not
+// read in full: to tell of them each time would teach nobody anything.
+bool asks_of(Client& client, const GenerateRequest& request, const TurnRange& newest) {
+  SearchRequest search;
+  search.memory = request.memory;
+  search.query = request.prompt;
+  search.limit = 1;
+  const auto found = client.search(search);
+  return !found || (!found->results.empty() &&
+                    std::ranges::any_of(found->results.front().turns, [&](const SearchReply::Source& source) {
+                      return source.turn >= newest.first;
+                    }));
+}
+
 // Of turns that the model could look nothing up in, or not in all of them: it answers all the same.
-void warn_of_unread(const std::string& memory, const GenerateReply& reply) {
-  if (reply.unread) {
+void warn_of_unread(Client& client, const GenerateRequest& request, const GenerateReply& reply) {
+  if (reply.unread && (reply.unread->reason != "open_chunk" || asks_of(client, request, reply.unread->turns))) {
     const auto& [turns, reason] = *reply.unread;
     const bool one = turns.first == turns.last;
     std::string why = reason;
@@ -51,7 +65,7 @@ void warn_of_unread(const std::string& memory, const GenerateReply& reply) {
     else if (reason == "encoding")
       why = "more chunks wait to be encoded than ask reads (recall health counts them); ask again later";
     else if (reason == "forgetting")
-      why = "turns of " + memory +
+      why = "turns of " + request.memory +
             " are being forgotten, and what follows them is encoded anew (recall stats shows the " +
             "job); ask again when that is done";
     warn(turn_range(turns.first, turns.last) + (one ? " was" : " were") + " not read in full: " + why);
@@ -90,7 +104,7 @@ int run_ask(const Globals& globals, const AskArguments& arguments) {
   warn(reply->unreadable);
   if (reply->finish == "cancelled")
     return fail_with({ErrorKind::busy, "cancelled: the answer is not complete"}, exit_interrupted);
-  warn_of_unread(arguments.request.memory, *reply);
+  warn_of_unread(*client, arguments.request, *reply);
   if (reply->finish == "max_tokens")
     warn("the answer was cut after " + counted(reply->tokens, "token") + "; --max-tokens lets it be longer");
   else if (reply->text.empty())

@@ -395,7 +395,21 @@ TEST(Recall, AskPrintsTheReplyAsItIsWithJsonAndTellsOfACutOrEmptyAnswer) {
 
 TEST(Recall, AskNamesTheTurnsThatWereNotReadAndTellsWhy) {
   const FakeDaemon daemon([](const std::string& line) {
-    const std::string reason = Json::parse(line)["params"]["memory"];
+    const Json request = Json::parse(line);
+    std::string reason = request["params"]["memory"];
+    if (request["method"] == "search") {
+      const int turn = reason == "open_chunk" ? 970 : 12;
+      return told(line, {},
+                  {{"results",
+                    {{{"chunk", 1},
+                      {"score", 0.9},
+                      {"text", "t"},
+                      {"tokens", {64, 128}},
+                      {"turns", {{{"turn", turn}, {"role", "user"}, {"time", "2026-01-02T03:04:05Z"}}}}}}},
+                   {"searchable_through", 970},
+                   {"took_ms", 1}});
+    }
+    if (reason == "about_old_turns") reason = "open_chunk";
     Json result = generated("6041", "newline");
     result["unread"] = {{"turns", {970, reason == "open_chunk" ? 970 : 972}}, {"reason", reason}};
     if (reason == "forgetting") result["chunks"] = Json::array();
@@ -410,6 +424,7 @@ TEST(Recall, AskNamesTheTurnsThatWereNotReadAndTellsWhy) {
       ask("open_chunk"),
       "recall: warning: turn 970 was not read in full: ask reads complete chunks of 64 tokens; recall search finds "
       "it\n");
+  EXPECT_EQ(ask("about_old_turns"), "");
   EXPECT_THAT(ask("encoding"), AllOf(HasSubstr("turns 970-972 were not read in full: more chunks wait to be encoded"),
                                      Not(HasSubstr("64 tokens"))));
   EXPECT_THAT(ask("forgetting"),
