@@ -123,8 +123,7 @@ void add_search(CLI::App& app, const Globals& globals, Run& run) {
   command->footer(
       "A chunk may begin or end within a turn, a word or a number: \"…\" shows where, and --expand turns shows whole "
       "turns. Several options together mean the turns that fit all of them. With --role or --name, what others said in "
-      "the "
-      "chunks is not shown, except by --json and --explain.");
+      "the chunks is not shown, except by --json and --explain.");
   command->callback([&globals, &run, arguments] {
     run = [&globals, arguments] {
       arguments->request.query = joined(arguments->words);
