@@ -49,6 +49,13 @@ TEST(Recall, AppendNamesTheBadLineAndKeepsWhatCameBefore) {
   EXPECT_THAT(outcome.output, HasSubstr("(1 turn was stored)"));
 }
 
+TEST(Recall, MissingFileIsExitCodeTwo) {
+  const FakeDaemon daemon(appending());
+  const Outcome outcome = shell("$RECALL " + at(daemon) + "append m /nonexistent/chat.txt");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.output, HasSubstr("/nonexistent/chat.txt"));
+}
+
 TEST(Recall, AppendSendsWhatHasComeWhenThePipePauses) {
   const FakeDaemon daemon(appending());
   const std::string pipe = "{ printf 'one\\ntwo\\nthr'; sleep 1.5; printf 'ee\\n'; sleep 1.5; echo four; }";

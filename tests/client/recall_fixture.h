@@ -1,4 +1,4 @@
-// What tests of the command line share: daemons that answer it, and what it sent them.
+// What tests of the command line share: daemons that answer it, what it sent them, and a terminal for it.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 
 #include "client/client.h"
 #include "fake_daemon.h"
+#include "tests/support/shell.h"
 
 namespace recalld::client {
 
@@ -76,6 +77,24 @@ inline std::string at_plain(const FakeDaemon& daemon) {
 inline Json memory(uint64_t turns) {
   return {{"memory", "m"},  {"turns", turns}, {"next_turn", turns},  {"tokens", 9 * turns},        {"chunks", 1},
           {"created", "c"}, {"updated", "u"}, {"encoded_chunks", 1}, {"content_bytes", 30 * turns}};
+}
+
+// Of turns that were forgotten, or would be.
+inline Json receipt(uint64_t turn_count) {
+  return {{"memory", "m"},
+          {"turns", turn_count == 0 ? Json::array() : Json::array({{4, 4}, {10, 20}})},
+          {"turn_count", turn_count},
+          {"tokens", 300},
+          {"content_bytes", 900},
+          {"chunks", 5},
+          {"files", {{{"file", "kv/000001.seg"}, {"records", 5}, {"bytes", 81920}}}},
+          {"complete", true},
+          {"time", "2026-01-02T03:04:05Z"}};
+}
+
+// The command with a terminal at standard input, on which `typed` was typed.
+inline Outcome on_terminal(const std::string& typed, const std::string& command) {
+  return shell("printf '" + typed + "' | script -q -e -c \"" + command + "\" /dev/null");
 }
 
 }  // namespace recalld::client

@@ -145,6 +145,25 @@ TEST(Recall, ExportReplacesNoFileThatHasComeMeanwhile) {
   EXPECT_FALSE(std::filesystem::exists(path + ".part"));
 }
 
+TEST(Recall, ExportWritesThroughPipesAndLinksInsteadOfReplacingThem) {
+  const Json record{{"type", "end"}, {"turns", 0}, {"chunks", 0}};
+  const FakeDaemon daemon([&](const std::string& line) {
+    return answer(line, Json::parse(line)["method"] == "memories.get" ? memory(0) : Json{{"records", {record}}});
+  });
+  const TempDir directory;
+  const std::string path = directory.path();
+  const Outcome pipe = shell("mkfifo '" + path + "/p' && { timeout 5 cat '" + path + "/p' & } && $RECALL " +
+                             at(daemon) + "export m '" + path + "/p' && wait && test -p '" + path + "/p'");
+  EXPECT_EQ(pipe.code, 0) << pipe.output;
+  EXPECT_THAT(pipe.output, HasSubstr(R"("type":"end")"));
+  const Outcome link =
+      shell("ln -s target '" + path + "/l' && : > '" + path + "/target' && $RECALL " + at(daemon) +
+            "export m --force '" + path + "/l' && test -L '" + path + "/l' && cat '" + path + "/target'");
+  EXPECT_EQ(link.code, 0) << link.output;
+  EXPECT_THAT(link.output, HasSubstr(R"("type":"end")"));
+  EXPECT_EQ(shell("$RECALL " + at(daemon) + "export m '" + path + "'").code, 2);
+}
+
 // Takes imports, and says that every record of a turn below `present` was there.
 FakeDaemon::Script importing(uint64_t present = 0) {
   return [=](const std::string& line) {

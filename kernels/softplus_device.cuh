@@ -1,0 +1,12 @@
+// softplus, by which the scan and the update of one token make steps of time of dt. The branch is the twin's.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace recalld::cuda {
+
+__device__ __forceinline__ float softplus(float x) {
+  return x > 20.0f ? x : log1pf(expf(x));
+}
+
+}  // namespace recalld::cuda
