@@ -1,7 +1,7 @@
-// What the CUDA kernels but swa_attention and swa_attention_step take, beside what the card could do at best in the
-// same run.
+// What the CUDA kernels take, beside what the card could do at best in the same run: all but select_chunks_for, which
+// is select_chunks in a graph of its own kind.
 //
-// Usage: kernels [landmarks | hsa | mamba2 | encoder | small | late | matmul | selection]
+// Usage: kernels [landmarks | hsa | mamba2 | encoder | small | late | matmul | selection | swa]
 //        kernels model-selections CHUNKS K FILE
 // Checks every kernel that it times against its CPU twin, or the loops that define it (landmark_topk_batch and
 // landmark_topk_int8 against landmark_topk), then times it in CUDA graphs: medians over several replays of a graph of
@@ -30,10 +30,15 @@ struct Part {
   const char* name;
   bool (*run)(double bytes_per_us);
 };
-constexpr Part parts[] = {{"landmarks", bench_landmarks}, {"hsa", [](double) { return bench_hsa(); }},
-                          {"mamba2", bench_mamba2},       {"encoder", bench_encoder},
-                          {"small", bench_small},         {"late", bench_late},
-                          {"matmul", bench_matmul},       {"selection", bench_selection}};
+constexpr Part parts[] = {{"landmarks", bench_landmarks},
+                          {"hsa", [](double) { return bench_hsa(); }},
+                          {"mamba2", bench_mamba2},
+                          {"encoder", bench_encoder},
+                          {"small", bench_small},
+                          {"late", bench_late},
+                          {"matmul", bench_matmul},
+                          {"selection", bench_selection},
+                          {"swa", bench_swa}};
 
 int write_selections(const std::string& chunks, const std::string& k, const std::string& file) {
   const unsigned long of_chunks = std::stoul(chunks), of_k = std::stoul(k);

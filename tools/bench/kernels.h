@@ -18,5 +18,6 @@ bool bench_small(double bytes_per_us);      // kernels_small.cu: norms, gates an
 bool bench_late(double bytes_per_us);       // kernels_late.cu: a question's tokens and the keys of chunks
 bool bench_matmul(double bytes_per_us);     // kernels_matmul.cu: the products
 bool bench_selection(double bytes_per_us);  // kernels_selection.cu: slots of the chosen chunks, and what fills them
+bool bench_swa(double bytes_per_us);        // kernels_swa.cu: attention to a window, of many tokens and of one
 
 }  // namespace recalld::bench

@@ -20,9 +20,9 @@ struct Shape {
   const char* name;
   uint32_t in, out;
 };
-constexpr Shape shapes[] = {{"in_proj", 384, 1680},       {"out_proj", 768, 384}, {"gate and up", 384, 2048},
-                            {"down", 1024, 384},          {"q, k, v", 384, 1152}, {"q_proj, o_proj", 384, 384},
-                            {"k and v of HSA", 384, 128}, {"retrieval", 384, 256}};
+constexpr Shape shapes[] = {{"in_proj", 384, 1680},       {"out_proj", 768, 384},  {"gate and up", 384, 2048},
+                            {"down", 1024, 384},          {"q, k, v", 384, 1152},  {"q_proj, o_proj", 384, 384},
+                            {"k and v of HSA", 384, 128}, {"retrieval", 384, 256}, {"q, k, v of SWA", 384, 512}};
 constexpr Shape head = {"head", 384, 8192};
 
 // The first, a middle and the last row, against sums of the same products in f64.
