@@ -136,7 +136,8 @@ Expected<std::optional<uint64_t>> Engine::Impl::through(MemoryId id, uint64_t to
 
 std::vector<ModelThread::Outcome> Engine::Impl::encode(std::span<const MemoryId> ids) {
   const auto start = Clock::now();
-  const std::vector<Expected<uint64_t>> counts = encoder_->encode_segments(ids);
+  // A search waits for no more than the part that is being encoded.
+  const auto counts = encoder_->encode_segments(ids, [this] { return model_thread_->search_goes_first(); });
   state_bytes_ = encoder_->state_bytes();
   uint64_t chunks = 0;
   for (const Expected<uint64_t>& count : counts) chunks += count.value_or(0);

@@ -6,19 +6,25 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "daemon/model_thread.h"
 #include "model/backend_cpu.h"
+#include "model/block.h"
 #include "tests/daemon/engine_fixture.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
 namespace {
+
+using ::testing::ElementsAre;
 
 constexpr uint64_t seed = 11;
 
@@ -311,6 +317,36 @@ TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
   const auto tail = encoder_->tail(now);
   ASSERT_TRUE(tail.has_value() && *tail != nullptr);
   EXPECT_EQ((*tail)->first_chunk, Encoder::segment_chunks);
+}
+
+TEST_F(EncoderTest, ASearchThatComesWaitsForAPartOfASegmentAndTheBitsStayTheSame) {
+  const auto clean = open_store("clean");
+  const Twins both = append_both(*clean, {1'000});
+  const MemoryInfo& memory = both.memories[0];
+  ASSERT_GT(memory.complete_chunks(), Encoder::checkpoint_chunks + 3 * Encoder::segment_chunks);
+  ModelThread* thread = nullptr;
+  std::vector<uint64_t> stored;  // at each search
+  std::promise<void> all_encoded;
+  // One search comes while each of the first segments is encoded.
+  const auto encode = [&](std::span<const MemoryId> ids) {
+    bool asked = false;
+    const auto counts = encoder_->encode_segments(ids, [&] {
+      if (!std::exchange(asked, true) && stored.size() < 5)
+        thread->search([&] { stored.push_back(encoder_->cover(memory.name)->memory.encoded_chunks); });
+      return thread->search_goes_first();
+    });
+    EXPECT_TRUE(counts[0].has_value());
+    if (counts[0].value_or(0) == 0) all_encoded.set_value();
+    return std::vector{counts[0].value_or(0) > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done};
+  };
+  ModelThread model_thread(encode);
+  thread = &model_thread;
+  thread->encode(memory.id);
+  all_encoded.get_future().wait();
+  model_thread.stop();
+  const uint64_t part = Onward::part_chunks;
+  EXPECT_THAT(stored, ElementsAre(part, 2 * part, 3 * part, 4 * part, 5 * part));
+  expect_as_one_by_one(*encoder_, *clean, both);
 }
 
 TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneAfterTheOther) {
