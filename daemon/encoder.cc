@@ -38,6 +38,11 @@ uint64_t Encoder::state_bytes() const {
   return streams_.size() * stream_bytes();
 }
 
+uint64_t Encoder::covered_tokens(const MemoryInfo& memory) {
+  if (memory.waiting_chunks() <= segment_chunks) return memory.tokens;
+  return (memory.encoded_chunks > 0 ? memory.encoded_chunks : segment_chunks) * chunk_tokens;
+}
+
 std::vector<Expected<uint64_t>> Encoder::encode_segments(std::span<const MemoryId> ids,
                                                          const std::function<bool()>& end_early) {
   // Memories that come one by one wait for each other's write: a disk that fails is known before the next one computes.
@@ -264,10 +269,7 @@ Expected<void> Encoder::store(const Segment& segment) const {
 // ---- Tails, and the states that streams go on from
 
 Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
-  const uint64_t waiting = std::min(memory.waiting_chunks(), segment_chunks);
-  const bool whole = waiting == memory.waiting_chunks();  // then the open chunk follows directly
-  const uint64_t first_token = memory.encoded_chunks * chunk_tokens;
-  const uint64_t end_token = whole ? memory.tokens : first_token + waiting * chunk_tokens;
+  const uint64_t first_token = memory.encoded_chunks * chunk_tokens, end_token = covered_tokens(memory);
   if (end_token == first_token) return nullptr;
 
   const Expected<Stream*> found = this->stream(memory.serving);

@@ -23,6 +23,9 @@ class Encoder {
  public:
   // Waiting chunks that a search encodes for itself, at most.
   static constexpr uint64_t segment_chunks = 16;
+  // So many tokens of a memory a search covers now: all, or where more chunks wait than it encodes for itself, those
+  // that are stored; while none are, the first that wait.
+  static uint64_t covered_tokens(const MemoryInfo& memory);
   // One call in so many goes to what serves while a generation is made to take its place.
   static constexpr uint64_t serving_share = 4;
   static constexpr size_t at_once_max = 64;  // generations that are remembered so
@@ -49,9 +52,9 @@ class Encoder {
   // Waits until what was encoded of this memory is stored; false when nothing was being stored.
   bool settle(MemoryId id);
 
-  // The waiting chunks (at most segment_chunks) and, when no more than those wait, the open chunk padded with newline
-  // pieces: encoded on a copy of the state, kept until the memory changes. nullptr when there are none, or when the
-  // state cannot be had because tokens before them are being forgotten.
+  // The chunks that are not stored, up to covered_tokens(), the open one padded with newline pieces: encoded on a copy
+  // of the state, kept until the memory changes. nullptr when there are none, or when the state cannot be had because
+  // tokens before them are being forgotten.
   Expected<const Tail*> tail(const MemoryInfo& memory);
 
   // A memory as a search or a generation sees it: what is being stored has arrived, and the newest chunks are in the

@@ -120,11 +120,9 @@ void Engine::Impl::release_waiters(MemoryId id, const Expected<MemoryInfo>& memo
   }
 }
 
-// The last turn that a search would cover now: it encodes up to a segment of waiting chunks and the open one itself.
+// The last turn that a search would cover now.
 Expected<std::optional<uint64_t>> Engine::Impl::searchable_through(const MemoryInfo& memory) const {
-  const bool whole = memory.waiting_chunks() <= Encoder::segment_chunks;
-  const uint64_t covered = whole ? memory.tokens : (memory.encoded_chunks + Encoder::segment_chunks) * chunk_tokens;
-  return through(memory.id, covered);
+  return through(memory.id, Encoder::covered_tokens(memory));
 }
 
 // Where damage keeps it from being told, nothing is claimed.
