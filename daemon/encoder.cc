@@ -38,12 +38,18 @@ uint64_t Encoder::state_bytes() const {
   return streams_.size() * stream_bytes();
 }
 
-std::vector<Expected<uint64_t>> Encoder::encode_segments(std::span<const MemoryId> ids) {
+uint64_t Encoder::covered_tokens(const MemoryInfo& memory) {
+  if (memory.waiting_chunks() <= segment_chunks) return memory.tokens;
+  return (memory.encoded_chunks > 0 ? memory.encoded_chunks : segment_chunks) * chunk_tokens;
+}
+
+std::vector<Expected<uint64_t>> Encoder::encode_segments(std::span<const MemoryId> ids,
+                                                         const std::function<bool()>& end_early) {
   // Memories that come one by one wait for each other's write: a disk that fails is known before the next one computes.
   if (ids.size() == 1 && !on_its_way(ids[0])) finish_write();
   std::vector<Expected<Segment>> segments;
   for (const MemoryId id : ids) segments.push_back(next_segment(id));
-  encode(segments);
+  encode(segments, end_early);
   finish_write();
 
   std::vector<Expected<uint64_t>> counts;
@@ -153,8 +159,8 @@ Expected<Encoder::Segment> Encoder::next_segment(const StreamInfo& of) {
   return segment;
 }
 
-// All of them in one call, whose error becomes that of each.
-void Encoder::encode(std::span<Expected<Segment>> segments) {
+// All of them in one call, whose error becomes that of each. One that is alone may end early.
+void Encoder::encode(std::span<Expected<Segment>> segments, const std::function<bool()>& end_early) {
   std::vector<Backend::Segment> batch;
   for (Expected<Segment>& segment : segments) {
     if (segment && segment->chunks() > 0)
@@ -162,7 +168,12 @@ void Encoder::encode(std::span<Expected<Segment>> segments) {
                        segment->kv.bytes().first(segment->chunks() * shape_.kv_bytes)});
   }
   if (batch.empty()) return;
-  const Expected<void> encoded = backend_.encode(batch);
+  const bool alone = batch.size() == 1;
+  Expected<uint64_t> encoded = 0;  // tokens, of one that is alone
+  if (alone)
+    encoded = backend_.encode_until(batch[0], end_early);
+  else if (const auto all = backend_.encode(batch); !all)
+    encoded = std::unexpected(all.error());
   for (Expected<Segment>& segment : segments) {
     if (!segment || segment->chunks() == 0) continue;
     Stream& after = segment->after;
@@ -170,6 +181,7 @@ void Encoder::encode(std::span<Expected<Segment>> segments) {
       segment = std::unexpected(encoded.error());
       continue;
     }
+    if (alone) after.chunks = segment->to.chunks + *encoded / chunk_tokens;
     if (after.chunks % checkpoint_chunks == 0) {
       auto state = backend_.bytes_of(after.state);
       if (!state) {
@@ -257,10 +269,7 @@ Expected<void> Encoder::store(const Segment& segment) const {
 // ---- Tails, and the states that streams go on from
 
 Expected<const Tail*> Encoder::tail(const MemoryInfo& memory) {
-  const uint64_t waiting = std::min(memory.waiting_chunks(), segment_chunks);
-  const bool whole = waiting == memory.waiting_chunks();  // then the open chunk follows directly
-  const uint64_t first_token = memory.encoded_chunks * chunk_tokens;
-  const uint64_t end_token = whole ? memory.tokens : first_token + waiting * chunk_tokens;
+  const uint64_t first_token = memory.encoded_chunks * chunk_tokens, end_token = covered_tokens(memory);
   if (end_token == first_token) return nullptr;
 
   const Expected<Stream*> found = this->stream(memory.serving);

@@ -2,6 +2,7 @@
 // store, and the tail that a search encodes for itself. Used by the model thread alone.
 #pragma once
 
+#include <functional>
 #include <future>
 #include <map>
 #include <optional>
@@ -22,6 +23,9 @@ class Encoder {
  public:
   // Waiting chunks that a search encodes for itself, at most.
   static constexpr uint64_t segment_chunks = 16;
+  // So many tokens of a memory a search covers now: all, or where more chunks wait than it encodes for itself, those
+  // that are stored; while none are, the first that wait.
+  static uint64_t covered_tokens(const MemoryInfo& memory);
   // One call in so many goes to what serves while a generation is made to take its place.
   static constexpr uint64_t serving_share = 4;
   static constexpr size_t at_once_max = 64;  // generations that are remembered so
@@ -36,19 +40,21 @@ class Encoder {
 
   // Encodes the next waiting chunks of these memories, of each at most backend.segment_chunks(), all at once, and
   // leaves it to another thread to store them while the next ones are encoded. ids: different ones, at most
-  // backend.segments_max(). Returns how many of each; 0: none wait and all are stored. The error of a store that failed
+  // backend.segments_max(). `end_early` may end one that is alone (Backend::encode_until), whose bits do not
+  // depend on it. Returns how many of each; 0: none wait and all are stored. The error of a store that failed
   // comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile; busy: turns of it
   // were forgotten meanwhile, and the next call goes on from there; device: as the backend says.
   // While turns of encoded chunks are forgotten, the generation without them gets most of the calls, and serves as soon
   // as it has caught up, or at once when there is no room for both or damage keeps it from that.
-  std::vector<Expected<uint64_t>> encode_segments(std::span<const MemoryId> ids);
+  std::vector<Expected<uint64_t>> encode_segments(std::span<const MemoryId> ids,
+                                                  const std::function<bool()>& end_early = {});
 
   // Waits until what was encoded of this memory is stored; false when nothing was being stored.
   bool settle(MemoryId id);
 
-  // The waiting chunks (at most segment_chunks) and, when no more than those wait, the open chunk padded with newline
-  // pieces: encoded on a copy of the state, kept until the memory changes. nullptr when there are none, or when the
-  // state cannot be had because tokens before them are being forgotten.
+  // The chunks that are not stored, up to covered_tokens(), the open one padded with newline pieces: encoded on a copy
+  // of the state, kept until the memory changes. nullptr when there are none, or when the state cannot be had because
+  // tokens before them are being forgotten.
   Expected<const Tail*> tail(const MemoryInfo& memory);
 
   // A memory as a search or a generation sees it: what is being stored has arrived, and the newest chunks are in the
@@ -121,7 +127,7 @@ class Encoder {
   Expected<Segment> next_segment(const StreamInfo& of);
   Expected<bool> swap(const MemoryInfo& memory);
   void do_not_wait(StreamId next, const Error& because);
-  void encode(std::span<Expected<Segment>> segments);
+  void encode(std::span<Expected<Segment>> segments, const std::function<bool()>& end_early);
   Expected<void> encode_one(const Backend::Segment& segment);
   const Segment* on_its_way(MemoryId id) const;
   void start_write(std::vector<Segment> segments);

@@ -120,11 +120,9 @@ void Engine::Impl::release_waiters(MemoryId id, const Expected<MemoryInfo>& memo
   }
 }
 
-// The last turn that a search would cover now: it encodes up to a segment of waiting chunks and the open one itself.
+// The last turn that a search would cover now.
 Expected<std::optional<uint64_t>> Engine::Impl::searchable_through(const MemoryInfo& memory) const {
-  const bool whole = memory.waiting_chunks() <= Encoder::segment_chunks;
-  const uint64_t covered = whole ? memory.tokens : (memory.encoded_chunks + Encoder::segment_chunks) * chunk_tokens;
-  return through(memory.id, covered);
+  return through(memory.id, Encoder::covered_tokens(memory));
 }
 
 // Where damage keeps it from being told, nothing is claimed.
@@ -136,7 +134,8 @@ Expected<std::optional<uint64_t>> Engine::Impl::through(MemoryId id, uint64_t to
 
 std::vector<ModelThread::Outcome> Engine::Impl::encode(std::span<const MemoryId> ids) {
   const auto start = Clock::now();
-  const std::vector<Expected<uint64_t>> counts = encoder_->encode_segments(ids);
+  // A search waits for no more than the part that is being encoded.
+  const auto counts = encoder_->encode_segments(ids, [this] { return model_thread_->search_goes_first(); });
   state_bytes_ = encoder_->state_bytes();
   uint64_t chunks = 0;
   for (const Expected<uint64_t>& count : counts) chunks += count.value_or(0);

@@ -130,7 +130,7 @@ Expected<JobView> Engine::Impl::start_reencoding(const std::filesystem::path& mo
   }
   RECALLD_TRY(reencoder_, Reencoder::start(*store_, *successor_, model, std::move(loaded),
                                            options_.memory_budget_bytes / 8, jobs_, options_.now_us()));
-  model_thread_->background([this] { return reencoder_->step(); });
+  model_thread_->background([this] { return reencoder_->step([this] { return model_thread_->search_goes_first(); }); });
   return jobs_.get(reencoder_->job());
 }
 

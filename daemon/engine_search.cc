@@ -241,11 +241,7 @@ Expected<Engine::Impl::Ranking> Engine::Impl::rank(const Query& query, const Ask
 Expected<Engine::Impl::Ranking> Engine::Impl::cover_by_words(const Query& query) const {
   Ranking ranking;
   RECALLD_TRY(ranking.memory, store_->memory(query.request.memory));
-  const MemoryInfo& memory = ranking.memory;
-  const uint64_t waiting = memory.waiting_chunks();
-  ranking.end_token = waiting <= Encoder::segment_chunks
-                          ? memory.tokens
-                          : (memory.encoded_chunks + Encoder::segment_chunks) * chunk_tokens;
+  ranking.end_token = Encoder::covered_tokens(ranking.memory);
   ranking.limit = ranked(query);
   RECALLD_CHECK(restrict(query, ranking));
   return ranking;

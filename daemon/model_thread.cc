@@ -29,6 +29,11 @@ void ModelThread::search(std::move_only_function<void()> job) {
   changed_.notify_all();
 }
 
+bool ModelThread::search_goes_first() const {
+  const std::lock_guard lock(mutex_);
+  return !searches_.empty() && ends_early_;
+}
+
 void ModelThread::generate() {
   {
     const std::lock_guard lock(mutex_);
@@ -90,6 +95,7 @@ void ModelThread::run() {
       const std::vector<MemoryId> memories(line_.begin(), end);
       line_.erase(line_.begin(), end);
       for (const MemoryId memory : memories) in_line_.erase(memory);
+      ends_early_ = searches_in_a_row < searches_in_a_row_max && tokens_in_a_row < tokens_in_a_row_max;
       searches_in_a_row = tokens_in_a_row = 0;
       lock.unlock();
       const std::vector<Outcome> outcomes = encode_(memories);
@@ -101,6 +107,7 @@ void ModelThread::run() {
       auto step = std::move(background_);
       background_due_.reset();
       background_replaced_ = false;
+      ends_early_ = true;
       lock.unlock();
       const Outcome outcome = step();
       lock.lock();

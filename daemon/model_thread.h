@@ -41,6 +41,8 @@ class ModelThread {
   void stop();
 
   void search(std::move_only_function<void()> job);
+  // Whether a search waits that what is being encoded, or goes on in the background, is to end early for.
+  bool search_goes_first() const;
   void generate();               // there is something to do
   void encode(MemoryId memory);  // one that is in line, or pauses after a failure, keeps its place
 
@@ -57,9 +59,10 @@ class ModelThread {
   std::function<std::vector<Outcome>(std::span<const MemoryId>)> encode_;
   std::function<bool()> generate_;
   const size_t encode_at_once_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::move_only_function<void()>> searches_;
+  bool ends_early_ = true;  // the encoding that goes on, for a search; not one that a whole row of others went before
   bool generating_ = false;
   std::deque<MemoryId> line_;
   std::unordered_set<MemoryId> in_line_;                                          // those of line_ and later_

@@ -61,8 +61,8 @@ Reencoder::~Reencoder() {
   if (!ready_) jobs_.fail(job_, "stopped; it goes on with the next start");
 }
 
-ModelThread::Outcome Reencoder::step() {
-  const Expected<bool> advanced = advance();
+ModelThread::Outcome Reencoder::step(const std::function<bool()>& end_early) {
+  const Expected<bool> advanced = advance(end_early);
   if (!advanced && advanced.error().kind == ErrorKind::busy) return ModelThread::Outcome::later;
   if (!advanced) {
     spdlog::error("encode the store anew with {}: {} (tried again until it works)", directory_.string(),
@@ -85,7 +85,7 @@ ModelThread::Outcome Reencoder::step() {
   return ModelThread::Outcome::later;
 }
 
-Expected<bool> Reencoder::advance() {
+Expected<bool> Reencoder::advance(const std::function<bool()>& end_early) {
   RECALLD_TRY(const bool copied, successor_.copy_some(from_, model_.tokenizer));
   // In turns, so that one that cannot be encoded does not keep the others back.
   RECALLD_TRY(auto waiting, successor_.store().unencoded(after_, 1));
@@ -94,7 +94,7 @@ Expected<bool> Reencoder::advance() {
   }
   if (waiting.empty()) return copied;
   after_ = waiting.front();
-  const Expected<uint64_t> chunks = encoder_.encode_segments(std::array{after_})[0];
+  const Expected<uint64_t> chunks = encoder_.encode_segments(std::array{after_}, end_early)[0];
   if (!chunks) return std::unexpected(chunks.error());
   if (*chunks > 0) --after_;  // it goes on
   return true;

@@ -34,8 +34,9 @@ class Reencoder {
                                                     uint64_t state_bytes_max, Jobs& jobs, int64_t now_us);
   ~Reencoder();  // checkpoints; the job goes on with the next start
 
-  // Copies a page, or encodes a segment; `later` when there is nothing to do for now.
-  ModelThread::Outcome step();
+  // Copies a page, or encodes a segment, which `end_early` may end (Encoder::encode_segments); `later` when there is
+  // nothing to do for now.
+  ModelThread::Outcome step(const std::function<bool()>& end_early = {});
 
   const std::filesystem::path& model_directory() const { return directory_; }
   uint64_t job() const { return job_; }
@@ -43,7 +44,7 @@ class Reencoder {
  private:
   Reencoder(const Store& from, Successor& successor, std::filesystem::path directory, LoadedModel model,
             uint64_t state_bytes_max, Jobs& jobs, int64_t now_us);
-  Expected<bool> advance();
+  Expected<bool> advance(const std::function<bool()>& end_early);
   void report();
 
   const Store& from_;

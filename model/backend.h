@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -71,6 +72,13 @@ class Backend {
   // Lower half and chunk encoder over up to segments_max() segments of different streams. A segment's bits do not
   // depend on how the stream was cut, nor on the other segments.
   virtual Expected<void> encode(std::span<const Segment> segments) = 0;
+  // The same of one segment, whose outputs are wanted, up to where `end_early` ends it: it is asked on any thread,
+  // each time that a few chunks are encoded where those take long. Returns how many tokens were encoded, of whole
+  // chunks and at least of one; behind them the outputs hold anything.
+  virtual Expected<uint64_t> encode_until(const Segment& segment, const std::function<bool()>& /*end_early*/) {
+    RECALLD_CHECK(encode(std::span(&segment, 1)));
+    return segment.tokens.size();
+  }
 
   // The last of `tokens` (newline, question, <|recall|>; not empty) as a query, read from a zero state.
   virtual Expected<SearchQuery> query(std::span<const uint32_t> tokens, QueryParts parts = QueryParts::all) = 0;

@@ -12,7 +12,7 @@ CpuBackend::CpuBackend(Ramba& model)
   RecurrentState state = model_.lower_zero_state();
   std::vector<Bf16> landmarks(segment_chunks() * model_.landmark_dim());
   std::vector<std::byte> kv(segment_chunks() * model_.kv_bytes());
-  encode(Segment{&state, tokens, landmarks, kv});
+  encode_until(Segment{&state, tokens, landmarks, kv}, {});
 }
 
 Expected<RecurrentState> CpuBackend::state_from(ByteView bytes) {
@@ -27,21 +27,23 @@ Expected<std::string> CpuBackend::bytes_of(const RecurrentState& state) {
 }
 
 Expected<void> CpuBackend::encode(std::span<const Segment> segments) {
-  for (const Segment& segment : segments) encode(segment);
+  for (const Segment& segment : segments) RECALLD_CHECK(encode_until(segment, {}));
   return {};
 }
 
-void CpuBackend::encode(const Segment& segment) {
+Expected<uint64_t> CpuBackend::encode_until(const Segment& segment, const std::function<bool()>& end_early) {
   const auto hidden = std::span(hidden_).first(segment.tokens.size() * model_.config().hidden_size);
-  model_.lower(*segment.state, segment.tokens, hidden);
-  if (segment.landmarks.empty() && segment.kv.empty()) return;
-
-  const std::vector<EncodedChunk> chunks = model_.encode_chunks(hidden);
+  if (segment.landmarks.empty() && segment.kv.empty()) {
+    model_.lower(*segment.state, segment.tokens, hidden);
+    return segment.tokens.size();
+  }
+  const std::vector<EncodedChunk> chunks = model_.encode(*segment.state, segment.tokens, hidden, end_early);
   const size_t landmark_dim = model_.landmark_dim(), kv_bytes = model_.kv_bytes();
   for (size_t i = 0; i < chunks.size(); ++i) {
     std::ranges::copy(model_.pack_landmark(chunks[i]), segment.landmarks.subspan(i * landmark_dim).begin());
     model_.pack_kv(chunks[i], segment.kv.subspan(i * kv_bytes, kv_bytes));
   }
+  return chunks.size() * model_.config().chunk_size;
 }
 
 }  // namespace recalld

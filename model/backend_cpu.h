@@ -24,18 +24,16 @@ class CpuBackend : public Backend {
   Expected<RecurrentState> state_from(ByteView bytes) override;
   Expected<std::string> bytes_of(const RecurrentState& state) override;
 
-  // Long enough for the model's loops, short enough for a search to wait behind.
   uint64_t segment_chunks() const override { return 16; }
   size_t segments_max() const override { return 1; }
   Expected<void> encode(std::span<const Segment> segments) override;
+  Expected<uint64_t> encode_until(const Segment& segment, const std::function<bool()>& end_early) override;
 
   Expected<SearchQuery> query(std::span<const uint32_t> tokens, QueryParts parts) override {
     return model_.query(tokens, parts);
   }
 
  private:
-  void encode(const Segment& segment);
-
   Ramba& model_;
   std::vector<float> hidden_;  // [segment_chunks * 64, hidden_size]
 };

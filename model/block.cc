@@ -49,8 +49,8 @@ void step_blocks(const Blocks& blocks, std::span<float* const> states, float* hi
   }
 }
 
-void run_blocks(const Blocks& blocks, std::span<float> state, size_t tokens, float* hidden, size_t hidden_size,
-                WorkerPool& pool) {
+size_t run_blocks(const Blocks& blocks, std::span<float> state, size_t tokens, float* hidden, size_t hidden_size,
+                  WorkerPool& pool, const Onward& onward) {
   constexpr size_t chunk_tokens = Block::chunk_tokens;
   const size_t chunks = (tokens + chunk_tokens - 1) / chunk_tokens;
   std::vector<float*> states;
@@ -59,27 +59,44 @@ void run_blocks(const Blocks& blocks, std::span<float> state, size_t tokens, flo
     states.push_back(next);
     next += block->state_floats();
   }
-  // As many blocks side by side as there are threads, each one chunk behind the block below it; then the next blocks.
-  // So a thread stays with a block, whose weights stay in its cache, and what a task waits for stands before it.
+  // As many stages side by side as there are threads, each one chunk behind the stage below it; then the next stages.
+  // So a thread stays with a block, whose weights stay in its cache, and what a task waits for stands before it. What
+  // may end early goes through all stages in parts, which stand in one list, so that no thread waits between them.
   struct Task {
-    size_t block, chunk;
+    size_t stage, chunk;
   };
   std::vector<Task> tasks;
-  for (size_t first = 0; first < blocks.size(); first += pool.threads()) {
-    const size_t band = std::min(pool.threads(), blocks.size() - first);
-    for (size_t step = 0; step + 1 < chunks + band; ++step)
-      for (size_t i = 0; i < band; ++i)
-        if (step >= i && step - i < chunks) tasks.push_back({first + i, step - i});
+  const size_t stages = blocks.size() + (onward.then ? 1 : 0);
+  const size_t side_by_side = blocks.size() <= pool.threads() ? stages : pool.threads();
+  const size_t part_max = onward.then && side_by_side < stages ? Onward::part_chunks : chunks;
+  for (size_t begin = 0; begin < chunks; begin += part_max) {
+    const size_t part = std::min(part_max, chunks - begin);
+    for (size_t first = 0; first < stages; first += side_by_side) {
+      const size_t band = std::min(side_by_side, stages - first);
+      for (size_t step = 0; step + 1 < part + band; ++step)
+        for (size_t i = 0; i < band; ++i)
+          if (step >= i && step - i < part) tasks.push_back({first + i, begin + step - i});
+    }
   }
   std::vector<Progress> progress(blocks.size());
+  std::atomic<size_t> end = chunks;
   pool.run(tasks.size(), [&](size_t index, size_t) {
-    const auto [block, chunk] = tasks[index];
-    progress[block].wait_for(chunk);
-    if (block > 0) progress[block - 1].wait_for(chunk + 1);
-    blocks[block]->run(states[block], hidden + chunk * chunk_tokens * hidden_size,
-                       std::min(chunk_tokens, tokens - chunk * chunk_tokens));
-    progress[block].advance();
+    const auto [stage, chunk] = tasks[index];
+    if (stage > 0) progress[stage - 1].wait_for(chunk + 1);
+    if (stage == blocks.size()) {
+      if (chunk < end) onward.then(chunk);
+      return;
+    }
+    progress[stage].wait_for(chunk);
+    // Whatever is done with the chunks from here on waits for this task.
+    const bool asks = stage == 0 && chunk > 0 && chunk % Onward::part_chunks == 0 && chunk < end;
+    if (asks && onward.end_early && onward.end_early()) end = chunk;
+    if (chunk < end)
+      blocks[stage]->run(states[stage], hidden + chunk * chunk_tokens * hidden_size,
+                         std::min(chunk_tokens, tokens - chunk * chunk_tokens));
+    progress[stage].advance();
   });
+  return end;
 }
 
 }  // namespace recalld

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -44,12 +45,23 @@ using Blocks = std::vector<std::unique_ptr<const Block>>;
 Expected<std::unique_ptr<const Block>> load_block(const Weights& weights, const std::string& prefix,
                                                   const Config& config, ProductType type);
 
+// What goes on beside the blocks, on any thread of the pool.
+struct Onward {
+  static constexpr size_t part_chunks = 8;
+
+  std::function<void(size_t chunk)> then;  // gets each chunk that came through the last block, several at a time
+  // May be unset. Asked after every part_chunks: true ends the run there, and the states are those after the chunks
+  // before.
+  std::function<bool()> end_early = {};
+};
+
 // Runs consecutive blocks over chunks of one stream, block B on one chunk beside block B - 1 on the next.
 // The bits do not depend on the number of threads: a chunk's work is the same wherever it runs.
 // state: the blocks' states, one after the other · tokens: of which the last ones may be a part of a chunk
 // hidden: [tokens up to a multiple of 64, hidden_size] in and out
-void run_blocks(const Blocks& blocks, std::span<float> state, size_t tokens, float* hidden, size_t hidden_size,
-                WorkerPool& pool);
+// Returns how many chunks came through all blocks: all, where `onward` does not end them early.
+size_t run_blocks(const Blocks& blocks, std::span<float> state, size_t tokens, float* hidden, size_t hidden_size,
+                  WorkerPool& pool, const Onward& onward = {});
 
 // The same for one token of each of several streams. states: [streams] · hidden: as in Block::step
 void step_blocks(const Blocks& blocks, std::span<float* const> states, float* hidden);

@@ -86,12 +86,12 @@ std::vector<EncodedChunk> ChunkEncoder::run(std::span<const float> hidden, Worke
   const size_t groups = (chunks.size() + group_chunks - 1) / group_chunks;
   pool.run(groups, [&](size_t group, size_t) {
     const size_t first = group * group_chunks, count = std::min(group_chunks, chunks.size() - first);
-    encode_group(hidden.data() + first * chunk_floats, count, chunks.data() + first);
+    run(hidden.data() + first * chunk_floats, count, chunks.data() + first);
   });
   return chunks;
 }
 
-void ChunkEncoder::encode_group(const float* hidden, size_t count, EncodedChunk* chunks) const {
+void ChunkEncoder::run(const float* hidden, size_t count, EncodedChunk* chunks) const {
   const size_t chunk_floats = config_.chunk_size * config_.hidden_size, row_floats = rows_ * config_.hidden_size;
   thread_local std::vector<float> x;  // [count, rows, hidden_size]
   x.resize(count * row_floats);

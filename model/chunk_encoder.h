@@ -33,6 +33,8 @@ class ChunkEncoder {
   // Chunks are encoded each by itself, on as many threads as the pool has; the bits do not depend on that.
   // hidden: [n * 64, hidden_size] · returns n chunks
   std::vector<EncodedChunk> run(std::span<const float> hidden, WorkerPool& pool) const;
+  // Some chunks on the calling thread. hidden: [count * 64, hidden_size] · chunks out: [count]
+  void run(const float* hidden, size_t count, EncodedChunk* chunks) const;
 
  private:
   struct Layer {
@@ -49,7 +51,6 @@ class ChunkEncoder {
   static Expected<Layer> load_layer(const Weights& weights, const std::string& prefix, const Config& config,
                                     ProductType type, size_t rows);
 
-  void encode_group(const float* hidden, size_t count, EncodedChunk* chunks) const;
   void run_layer(const Layer& layer, size_t count, float* x) const;
   EncodedChunk project(const float* encoded) const;
 

@@ -206,6 +206,19 @@ std::vector<EncodedChunk> Ramba::encode_chunks(std::span<const float> hidden) {
   return impl_->encoder.run(hidden, impl_->pool);
 }
 
+std::vector<EncodedChunk> Ramba::encode(RecurrentState& state, std::span<const uint32_t> tokens,
+                                        std::span<float> hidden, const std::function<bool()>& end_early) {
+  const size_t width = impl_->config.hidden_size, chunk_tokens = impl_->config.chunk_size;
+  std::vector<EncodedChunk> chunks(tokens.size() / chunk_tokens);
+  const auto encode_chunk = [&](size_t chunk) {
+    impl_->encoder.run(hidden.data() + chunk * chunk_tokens * width, 1, &chunks[chunk]);
+  };
+  impl_->embed(tokens, hidden);
+  chunks.resize(run_blocks(impl_->lower, state.values, tokens.size(), hidden.data(), width, impl_->pool,
+                           {.then = encode_chunk, .end_early = end_early}));
+  return chunks;
+}
+
 size_t Ramba::kv_bytes() const {
   const Config& c = impl_->config;
   return 2 * c.chunk_size * c.num_kv_heads * c.attention_head_dim * sizeof(Bf16);

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -62,6 +63,12 @@ class Ramba {
 
   // Chunk encoder. hidden: [n * 64, hidden_size] · returns n chunks
   std::vector<EncodedChunk> encode_chunks(std::span<const float> hidden);
+
+  // Both over whole chunks, each encoded as soon as it has come through the lower half. `end_early`, which may be
+  // unset, is asked on any thread of the pool after every Onward::part_chunks: true ends it there, with the state after
+  // the chunks that are returned. hidden: [tokens, hidden_size] scratch
+  std::vector<EncodedChunk> encode(RecurrentState& state, std::span<const uint32_t> tokens, std::span<float> hidden,
+                                   const std::function<bool()>& end_early = {});
 
   // What is stored of a chunk: K then V, each [64, kv_heads, head_dim] bf16 · out: [kv_bytes]; the landmark in bf16.
   size_t kv_bytes() const;

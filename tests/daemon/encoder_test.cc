@@ -6,19 +6,25 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "daemon/model_thread.h"
 #include "model/backend_cpu.h"
+#include "model/block.h"
 #include "tests/daemon/engine_fixture.h"
 #include "tests/support/faulty_file_io.h"
 #include "tests/support/temp_dir.h"
 
 namespace recalld {
 namespace {
+
+using ::testing::ElementsAre;
 
 constexpr uint64_t seed = 11;
 
@@ -308,9 +314,56 @@ TEST_F(EncoderTest, ASearchSeesWhatIsOnItsWayToTheStore) {
   EXPECT_FALSE(encoder_->settle(memory.id));
   const MemoryInfo now = *store_->memory(memory.id);
   EXPECT_EQ(now.encoded_chunks, Encoder::segment_chunks);
-  const auto tail = encoder_->tail(now);
-  ASSERT_TRUE(tail.has_value() && *tail != nullptr);
-  EXPECT_EQ((*tail)->first_chunk, Encoder::segment_chunks);
+  EXPECT_EQ(Encoder::covered_tokens(now), Encoder::segment_chunks * chunk_tokens);
+}
+
+TEST_F(EncoderTest, ASearchEncodesForItselfWhatWaitsUnlessThatIsMuchAndSomethingIsStored) {
+  const MemoryInfo memory = append(*store_, 150);
+  const uint64_t most = Encoder::segment_chunks;
+  ASSERT_GT(memory.complete_chunks(), 2 * most);
+  ASSERT_LT(memory.complete_chunks(), 3 * most);
+  ASSERT_NE(memory.tokens % chunk_tokens, 0u);
+  const auto tail = [&] { return encoder_->cover("diary")->tail; };
+
+  ASSERT_NE(tail(), nullptr);  // nothing is stored
+  EXPECT_EQ(tail()->end_token, most * chunk_tokens);
+  EXPECT_EQ(tail()->kv.size(), most * shape_.kv_bytes);
+  ASSERT_EQ(encode_segment(*encoder_, memory.id).value_or(0), most);
+  EXPECT_EQ(tail(), nullptr);
+  ASSERT_EQ(encode_segment(*encoder_, memory.id).value_or(0), most);
+  ASSERT_NE(tail(), nullptr);
+  EXPECT_EQ(tail()->first_chunk, 2 * most);
+  EXPECT_EQ(tail()->end_token, memory.tokens);
+}
+
+TEST_F(EncoderTest, ASearchThatComesWaitsForAPartOfASegmentAndTheBitsStayTheSame) {
+  const auto clean = open_store("clean");
+  const Twins both = append_both(*clean, {1'000});
+  const MemoryInfo& memory = both.memories[0];
+  ASSERT_GT(memory.complete_chunks(), Encoder::checkpoint_chunks + 3 * Encoder::segment_chunks);
+  ModelThread* thread = nullptr;
+  std::vector<uint64_t> stored;  // at each search
+  std::promise<void> all_encoded;
+  // One search comes while each of the first segments is encoded.
+  const auto encode = [&](std::span<const MemoryId> ids) {
+    bool asked = false;
+    const auto counts = encoder_->encode_segments(ids, [&] {
+      if (!std::exchange(asked, true) && stored.size() < 5)
+        thread->search([&] { stored.push_back(encoder_->cover(memory.name)->memory.encoded_chunks); });
+      return thread->search_goes_first();
+    });
+    EXPECT_TRUE(counts[0].has_value());
+    if (counts[0].value_or(0) == 0) all_encoded.set_value();
+    return std::vector{counts[0].value_or(0) > 0 ? ModelThread::Outcome::again : ModelThread::Outcome::done};
+  };
+  ModelThread model_thread(encode);
+  thread = &model_thread;
+  thread->encode(memory.id);
+  all_encoded.get_future().wait();
+  model_thread.stop();
+  const uint64_t part = Onward::part_chunks;
+  EXPECT_THAT(stored, ElementsAre(part, 2 * part, 3 * part, 4 * part, 5 * part));
+  expect_as_one_by_one(*encoder_, *clean, both);
 }
 
 TEST_F(EncoderTest, MemoriesThatTakeTurnsInRoomForOneStateLeaveTheSameBitsAsOneAfterTheOther) {

@@ -11,6 +11,7 @@
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
+#include "daemon/encoder.h"
 #include "memstore/catalog.h"
 #include "memstore/kv_file.h"
 #include "memstore/rows.h"
@@ -147,6 +148,19 @@ TEST_F(EngineDevice, CudaOpensTheGpuOrNothing) {
   }
   EXPECT_FALSE(std::filesystem::exists(directory_.path() / "data"));  // no store is made for nothing
   EXPECT_EQ(must(open(Device::cuda))->device(), "cuda (NVIDIA Fake)");
+}
+
+TEST_F(EngineTest, ASearchEndsTheSegmentThatIsBeingEncoded) {
+  engine_.append("m", harbour_log(0, 5), true);
+  engine_.append("backlog", harbour_log(0, 4'000));
+  // Without searches, segments end at multiples of segment_chunks.
+  bool ended = false;
+  for (MemoryInfo backlog = engine_.info("backlog"); !ended && backlog.waiting_chunks() > Encoder::segment_chunks;
+       backlog = engine_.info("backlog")) {
+    ASSERT_TRUE(search("m", question));
+    ended = backlog.encoded_chunks % Encoder::segment_chunks != 0;
+  }
+  EXPECT_TRUE(ended);
 }
 
 TEST_F(EngineTest, FindsAFactAmongManyTurnsAndSaysWhereItStands) {

@@ -105,6 +105,35 @@ TEST(ModelThread, AFloodOfSearchesDoesNotStopEncoding) {
   EXPECT_LT(encoded - order.begin(), 20);
 }
 
+TEST(ModelThread, ASearchThatComesEndsAnEncodingEarlyUnlessARowOfOthersWentBeforeIt) {
+  ModelThread* thread = nullptr;
+  std::vector<bool> ends;
+  std::promise<void> first, last;
+  ModelThread model_thread(each([&](MemoryId) {
+    ends.push_back(thread->search_goes_first());  // nothing waits
+    if (ends.size() == 1) thread->search([&] { first.set_value(); });
+    ends.push_back(thread->search_goes_first());
+    return ModelThread::Outcome::done;
+  }));
+  thread = &model_thread;
+  Gate gate;
+  gate.hold(*thread);
+  EXPECT_FALSE(thread->search_goes_first());
+  thread->encode(1);
+  gate.open.release();
+  first.get_future().wait();
+
+  Gate second;
+  second.hold(*thread);
+  thread->encode(2);
+  for (int i = 0; i < ModelThread::searches_in_a_row_max; ++i) thread->search([] {});  // the last one waits
+  thread->search([&] { last.set_value(); });
+  second.open.release();
+  last.get_future().wait();
+  model_thread.stop();
+  EXPECT_THAT(ends, ElementsAre(false, true, false, false));
+}
+
 TEST(ModelThread, AFailedEncodingIsTriedAgain) {
   std::atomic<int> tries = 0;
   std::promise<void> second;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <fstream>
 #include <random>
@@ -11,6 +12,7 @@
 #include "kernels/cpu_isa.h"
 #include "kernels/hsa_attention.h"
 #include "model/backend_cpu.h"
+#include "model/block.h"
 #include "tests/support/checkpoints.h"
 #include "tests/support/random_model.h"
 #include "tests/support/temp_dir.h"
@@ -98,6 +100,41 @@ TEST_P(RambaTest, GivesTheSameBitsHoweverTheStreamWasCutAndOnAnyNumberOfThreads)
       EXPECT_TRUE(encode(cuts, threads) == whole) << threads << " threads, first cut " << cuts[0];
   tokens_.back() ^= 1;
   EXPECT_FALSE(encode({chunks}, 1) == whole);
+}
+
+TEST_P(RambaTest, EndsASegmentAfterAPartAndGoesOnWithTheSameBits) {
+  static_assert(chunks > Onward::part_chunks && chunks < 2 * Onward::part_chunks);
+  const Encoding whole = encode({chunks}, 1);
+  for (const size_t threads : {1, 2, 3, 9}) {
+    WorkerPool pool(threads);
+    auto model = Ramba::open(model_, precision(), Parts::lower, pool);
+    ASSERT_TRUE(model.has_value());
+    const size_t landmark_dim = (*model)->landmark_dim(), kv_bytes = (*model)->kv_bytes();
+    CpuBackend backend(**model);
+    Encoding out{std::vector<std::byte>(chunks * kv_bytes), {}, *backend.zero_state()};
+    std::vector<Bf16> landmarks(chunks * landmark_dim);
+    const auto rest = [&](size_t chunk) {
+      return Backend::Segment{&out.state, std::span(tokens_).subspan(chunk * chunk_size),
+                              std::span(landmarks).subspan(chunk * landmark_dim),
+                              std::span(out.kv).subspan(chunk * kv_bytes)};
+    };
+    std::atomic<size_t> asked = 0;
+    const auto yes = [&] { return ++asked > 0; };
+    EXPECT_EQ(backend.encode_until(rest(0), yes).value_or(0), Onward::part_chunks * chunk_size) << threads;
+    EXPECT_EQ(asked, 1u);
+    // What is left is no more than a part: nobody is asked.
+    EXPECT_EQ(backend.encode_until(rest(Onward::part_chunks), yes).value_or(0),
+              (chunks - Onward::part_chunks) * chunk_size);
+    EXPECT_EQ(asked, 1u);
+    for (const Bf16 x : landmarks) out.landmarks.push_back(x.bits);
+    EXPECT_TRUE(out == whole) << threads << " threads";
+
+    out.state = *backend.zero_state();
+    const auto no = [&] { return ++asked == 0; };
+    EXPECT_EQ(backend.encode_until(rest(0), no).value_or(0), chunks * chunk_size);
+    EXPECT_EQ(asked, 2u);
+    EXPECT_TRUE(out == whole) << threads << " threads";
+  }
 }
 
 TEST_P(RambaTest, SaysWhereTheHeadsOfTheFirstHsaLayerLook) {
