@@ -143,8 +143,8 @@ Attention: [arXiv 2510.17196](https://arxiv.org/abs/2510.17196)."""
 
 CARD = """# {title}
 
-{parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden}, 
-{encoder}{cls}, {hsa} over retrieved chunks (one K/V head of {head}), retrieval vectors of
+{parameters:.2f} M parameters, {storage}: {lower} lower and {upper} upper {blocks} of width {hidden},
+{encoder}{cls}, {hsa} over retrieved chunks (one K/V head of {head}){groups}, retrieval vectors of
 width {retrieval}, chunks of {chunk} tokens, the best {top} of them read. {paper} The tokenizer is SentencePiece BPE with {vocabulary} pieces.
 
 **Meant for** finding passages in English conversations and prose and copying short answers out of them, inside
@@ -249,6 +249,7 @@ def model_card(config: Config, parameters: int, int8: bool, run: Path, cost: str
         storage="matrices in 8 bits with a scale a row" if int8 else "bf16", lower=config.num_lower_layers,
         upper=config.num_upper_layers, blocks=blocks, hidden=config.hidden_size, encoder=plural(config.encoder_layers, "chunk encoder layer"),
         cls=" with a CLS token" if config.enable_enc_cls else "",
+        groups="" if config.num_upper_groups == 1 else f" in {config.num_upper_groups} groups that retrieve anew",
         hsa=plural(config.num_upper_layers // config.num_mamba_per_gca, "attention layer"), paper=PAPER_OF_SWA if swa else PAPER,
         head=config.attention_head_dim,
         retrieval=config.retrieval_dim, chunk=config.chunk_size, top=config.chunk_topk, vocabulary=config.vocab_size,

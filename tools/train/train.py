@@ -67,6 +67,7 @@ def mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 class Objective:
     """All losses of one batch. The bank holds landmarks and words of earlier batches; it is no parameter."""
+    metrics = METRICS  # what a step is measured by
 
     def __init__(self, model, lexical: Lexical, weights: Weights, joined: int = 1):
         self.model, self.lexical, self.weights, self.joined = model, lexical, weights, joined
@@ -228,6 +229,7 @@ def read_by_answers_alone(model, name: str) -> bool:
 
 class AnswersObjective(Objective):
     """What answers read, where chunks and searches stay as they are."""
+    metrics = ("next_token", "row_token", "hold", "weight", "read", "copied", "row_exact")
 
     def __call__(self, batch, state, bank_landmarks, bank_words, lexical_share):
         weights, ids = self.weights, batch.ids
@@ -240,10 +242,8 @@ class AnswersObjective(Objective):
             hold, weigh, weight_read = self._later_groups(out, batch, words)
         read = out.read + out.row_read
         loss = next_token + row_token + weights.hold * hold + weights.weigh * weigh + weights.read * read
-        found = dict.fromkeys(METRICS, torch.zeros((), device=ids.device))
-        found.update(next_token=next_token, row_token=row_token, hold=hold, weight=weight_read, read=read, copied=copied,
-                     row_exact=mean_of(exact.float(), asked_rows))
-        metrics = torch.stack([found[name].detach().float() for name in METRICS])
+        metrics = torch.stack([value.detach().float() for value in (
+            next_token, row_token, hold, weight_read, read, copied, mean_of(exact.float(), asked_rows))])
         by_kind = self._by_kind(asked_rows, exact, batch.row_kind)
         return loss, metrics, by_kind, out.state, out.landmarks.detach().flatten(0, 1).to(torch.bfloat16), words
 
@@ -363,7 +363,7 @@ class Step:
     thousands of small kernels launched from Python would keep it waiting (0.46 instead of 0.67 M tokens/s on an H100)."""
     CAPTURE_AFTER = 3
 
-    def __init__(self, args, model, config, objective, optimizers, device):
+    def __init__(self, args, model, config, objective, metrics, optimizers, device):
         self.args, self.model, self.objective, self.optimizers, self.device = args, model, objective, optimizers, device
         self.batch, self.graph, self.done = None, None, 0
         self.state = model.zero_state(args.batch, device)
@@ -373,7 +373,7 @@ class Step:
         self.bank_words = torch.zeros_like(self.bank_landmarks)
         self.place = torch.arange(self.per_step, device=device)  # of the next landmarks in the bank
         self.lexical_share = torch.ones((), device=device)
-        self.totals = torch.zeros(len(METRICS), device=device)
+        self.totals = torch.zeros(len(metrics), device=device)
         self.of_kinds = torch.zeros(2, len(KINDS), device=device)
 
     def __call__(self, batch) -> None:
@@ -499,16 +499,17 @@ def train(args) -> None:
     lexical = Lexical(tokenizer, corpus, config.retrieval_dim, CHUNK, device, args.prepared / "words.npz")
     weights = Weights(**{f.name: getattr(args, f.name) for f in fields(Weights)})
     objective = (AnswersObjective if args.answers_only else Objective)(model, lexical, weights, args.joined)
+    metrics = objective.metrics
     if not (args.eager or args.no_compile):
         objective = torch.compile(objective.__call__)
     schedule = Schedule(args)
 
-    one_step = Step(args, model, config, objective, optimizers, device)
+    one_step = Step(args, model, config, objective, metrics, optimizers, device)
     history, saved = [], time.time()
     with open(args.out / "log.csv", "a", newline="") as log_file:
         log = csv.writer(log_file)
         if log_file.tell() == 0:
-            log.writerow(("step", "progress", "rate", "tokens_per_s", *METRICS, *BY_KIND))
+            log.writerow(("step", "progress", "rate", "tokens_per_s", *metrics, *BY_KIND))
         for batch in feed:
             share = clock.share(step)
             if clock.stopping:
@@ -532,11 +533,11 @@ def train(args) -> None:
                 log.writerow((step, round(progress, 4), rate, round(speed), *figures, *of_kinds))
                 log_file.flush()
                 kinds_seen = {kind: share for kind, share in zip(KINDS, of_kinds) if share is not None}
-                history.append(dict(zip(METRICS, figures), tokens_per_s=round(speed), row_exact_of=kinds_seen))
+                history.append(dict(zip(metrics, figures), tokens_per_s=round(speed), row_exact_of=kinds_seen))
                 if not all(map(math.isfinite, figures)):
                     raise SystemExit(f"train: a loss is not a number at step {step}; the last save stands")
                 print(f"{step} {progress:.3f} {speed / 1e6:.3f} Mtok/s " +
-                      " ".join(f"{name} {value:.3f}" for name, value in zip(METRICS, figures)) + "\n  rows exact: " +
+                      " ".join(f"{name} {value:.3f}" for name, value in zip(metrics, figures)) + "\n  rows exact: " +
                       " ".join(f"{kind} {share:.3f}" for kind, share in kinds_seen.items()), flush=True)
             if time.time() - saved > args.save_every:
                 save(args, model, config, optimizers, step, history)

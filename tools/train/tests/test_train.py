@@ -139,3 +139,6 @@ def test_training_answers_alone_changes_nothing_that_searches_use(monkeypatch, s
     assert not torch.equal(*(out.hidden for out in outs))
     changed = {name for name, value in models[0].state_dict().items() if not torch.equal(value, models[1].state_dict()[name])}
     assert changed and all(train.read_by_answers_alone(models[0], name) for name in changed)
+    for name, metrics in (("one", train.Objective.metrics), ("two", train.AnswersObjective.metrics)):
+        heads = (tmp_path / name / "log.csv").read_text().splitlines()[0].split(",")
+        assert tuple(heads[4:]) == metrics + train.BY_KIND, "what is not trained is not measured"
