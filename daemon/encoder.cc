@@ -40,7 +40,7 @@ uint64_t Encoder::state_bytes() const {
 
 uint64_t Encoder::covered_tokens(const MemoryInfo& memory) {
   if (memory.waiting_chunks() <= segment_chunks) return memory.tokens;
-  return (memory.encoded_chunks > 0 ? memory.encoded_chunks : segment_chunks) * chunk_tokens;
+  return (memory.encoded_chunks + segment_chunks) * chunk_tokens;
 }
 
 std::vector<Expected<uint64_t>> Encoder::encode_segments(std::span<const MemoryId> ids,

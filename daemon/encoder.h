@@ -23,8 +23,8 @@ class Encoder {
  public:
   // Waiting chunks that a search encodes for itself, at most.
   static constexpr uint64_t segment_chunks = 16;
-  // So many tokens of a memory a search covers now: all, or where more chunks wait than it encodes for itself, those
-  // that are stored; while none are, the first that wait.
+  // So many tokens of a memory a search covers now: all, or where more chunks wait than it encodes for itself, up to
+  // those. Never fewer than before, unless turns are forgotten.
   static uint64_t covered_tokens(const MemoryInfo& memory);
   // One call in so many goes to what serves while a generation is made to take its place.
   static constexpr uint64_t serving_share = 4;
