@@ -4,6 +4,7 @@
 #include <array>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -50,13 +51,21 @@ Error named(Error error) {
 constexpr uint64_t few_chunks = 50;
 
 // What to say of low scores behind the results of a hybrid search; nothing where they are none, or tell something.
-std::string hint_of_scores(Client& client, const SearchRequest& request, const SearchReply& reply) {
+std::string hint_of_scores(const SearchRequest& request, const SearchReply& reply, const Memory& memory) {
   constexpr double low = 0.5;
   const bool hybrid = request.mode.empty() || request.mode == "hybrid";
-  if (!hybrid || reply.memories || reply.results.empty() || reply.results.front().score >= low) return "";
-  const auto memory = client.memory(request.memory);
-  if (!memory || memory->chunks >= few_chunks) return "";
+  if (!hybrid || reply.results.empty() || reply.results.front().score >= low || memory.chunks >= few_chunks) return "";
   return "Scores are low in a memory of a few chunks, of the right one too: here the order counts.\n";
+}
+
+// The newest turns, where too many chunks wait for a search to encode them itself.
+void warn_of_unsearched(const SearchReply& reply, const Memory& memory) {
+  const uint64_t first = reply.searchable_through ? *reply.searchable_through + 1 : 0;
+  const uint64_t waiting = memory.chunks - std::min(memory.chunks, memory.encoded_chunks);
+  if (first >= memory.next_turn || waiting == 0) return;
+  warn(turn_range(first, memory.next_turn - 1) + (first + 1 == memory.next_turn ? " was" : " were") +
+       " not searched: " + counted(waiting, "chunk") + (waiting == 1 ? " waits" : " wait") +
+       " to be encoded; search again later (recall health counts them)");
 }
 
 int run_search(const Globals& globals, const SearchRequest& request, const FilterOptions& which) {
@@ -72,11 +81,18 @@ int run_search(const Globals& globals, const SearchRequest& request, const Filte
   const bool may_find_nothing =
       request.mode == "lexical" || !request.filter.is_null() || request.min_score || request.memory.ends_with('*');
   const auto too_small = may_find_nothing ? std::nullopt : request.max_tokens;
-  const int code =
-      print(report(*reply, Style::of_standard_output(), too_small) + hint_of_scores(*client, request, *reply));
+  std::string shown = report(*reply, Style::of_standard_output(), too_small);
+  std::optional<Memory> memory;  // of a search of one
+  if (!reply->memories)
+    if (auto found = client->memory(request.memory)) memory = std::move(*found);
+  if (memory) shown += hint_of_scores(request, *reply, *memory);
+  const int code = print(shown);
   warn(reply->unreadable);
+  if (memory) warn_of_unsearched(*reply, *memory);
   if (reply->results.empty() && request.min_score)
-    warn("nothing scores as much as --min-score; in a memory of a few chunks even the right one scores near 0");
+    warn(std::string("nothing scores as much as --min-score") +
+         (memory && memory->chunks >= few_chunks ? "; without it the best there is comes first, with its score"
+                                                 : "; in a memory of a few chunks even the right one scores near 0"));
   return code;
 }
 

@@ -203,14 +203,21 @@ std::string report(const SearchReply& reply, const Style& style, std::optional<u
 }
 
 std::string report(const GenerateReply& reply, const Style& style) {
+  constexpr double least = 0.001;
   std::string out;
+  size_t slight = 0;
   for (size_t i = 0; i < reply.chunks.size(); ++i) {
     const auto& chunk = reply.chunks[i];
+    if (i > 0 && chunk.weight < least) {
+      ++slight;
+      continue;
+    }
     out += found_text(i + 1, "weight " + fixed(chunk.weight, 3), chunk, "chunk " + std::to_string(chunk.chunk),
                       indented(with_ellipses(chunk.text, chunk.turns), 6, style), style) +
            "\n";
   }
   std::string end = reply.chunks.empty() ? "Read from no chunk" : "The chunks that the answer was read from";
+  if (slight > 0) end += ", but for " + std::to_string(slight) + " with a weight of less than 0.001";
   end += "; " + std::to_string(reply.tokens) + (reply.tokens == 1 ? " token" : " tokens") + " in " +
          fixed(reply.took_ms, 1) + " ms";
   if (reply.seed) end += ", seed " + std::to_string(*reply.seed);

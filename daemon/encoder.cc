@@ -18,7 +18,7 @@ Encoder::Encoder(Store& store, Backend& backend, const RecordShape& shape, const
 
 size_t Encoder::stream_bytes() const {
   const size_t tail_chunk_bytes = shape_.kv_bytes + shape_.landmark_dim * sizeof(Bf16);
-  return shape_.state_bytes + (segment_chunks + 1) * tail_chunk_bytes;
+  return shape_.state_bytes + segment_chunks * tail_chunk_bytes;
 }
 
 // Beside the streams that are kept, those of one call are being stored and those of another encoded. In RAM that is one
@@ -39,8 +39,7 @@ uint64_t Encoder::state_bytes() const {
 }
 
 uint64_t Encoder::covered_tokens(const MemoryInfo& memory) {
-  if (memory.waiting_chunks() <= segment_chunks) return memory.tokens;
-  return (memory.encoded_chunks + segment_chunks) * chunk_tokens;
+  return std::min(memory.tokens, (memory.encoded_chunks + segment_chunks) * chunk_tokens);
 }
 
 std::vector<Expected<uint64_t>> Encoder::encode_segments(std::span<const MemoryId> ids,

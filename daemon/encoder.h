@@ -21,10 +21,10 @@ namespace recalld {
 
 class Encoder {
  public:
-  // Waiting chunks that a search encodes for itself, at most.
+  // Chunks that a search encodes for itself, at most: those that wait, and the open one.
   static constexpr uint64_t segment_chunks = 16;
-  // So many tokens of a memory a search covers now: all, or where more chunks wait than it encodes for itself, up to
-  // those. Never fewer than before, unless turns are forgotten.
+  // So many tokens of a memory a search covers now: what is stored and what it encodes for itself. Never fewer than
+  // before, unless turns are forgotten.
   static uint64_t covered_tokens(const MemoryInfo& memory);
   // One call in so many goes to what serves while a generation is made to take its place.
   static constexpr uint64_t serving_share = 4;
@@ -40,8 +40,8 @@ class Encoder {
 
   // Encodes the next waiting chunks of these memories, of each at most backend.segment_chunks(), all at once, and
   // leaves it to another thread to store them while the next ones are encoded. ids: different ones, at most
-  // backend.segments_max(). `end_early` may end one that is alone (Backend::encode_until), whose bits do not
-  // depend on it. Returns how many of each; 0: none wait and all are stored. The error of a store that failed
+  // backend.segments_max(). Where there is only one, `end_early` may end it (Backend::encode_until); no bit
+  // depends on where. Returns how many of each; 0: none wait and all are stored. The error of a store that failed
   // comes from a later call, and the chunks wait again. not_found: the memory was deleted meanwhile; busy: turns of it
   // were forgotten meanwhile, and the next call goes on from there; device: as the backend says.
   // While turns of encoded chunks are forgotten, the generation without them gets most of the calls, and serves as soon

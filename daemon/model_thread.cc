@@ -95,7 +95,7 @@ void ModelThread::run() {
       const std::vector<MemoryId> memories(line_.begin(), end);
       line_.erase(line_.begin(), end);
       for (const MemoryId memory : memories) in_line_.erase(memory);
-      ends_early_ = searches_in_a_row < searches_in_a_row_max && tokens_in_a_row < tokens_in_a_row_max;
+      ends_early_ = searches_in_a_row < searches_in_a_row_max;
       searches_in_a_row = tokens_in_a_row = 0;
       lock.unlock();
       const std::vector<Outcome> outcomes = encode_(memories);

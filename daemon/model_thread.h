@@ -62,7 +62,7 @@ class ModelThread {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::move_only_function<void()>> searches_;
-  bool ends_early_ = true;  // the encoding that goes on, for a search; not one that a whole row of others went before
+  bool ends_early_ = true;  // the encoding that goes on, for a search; not one that a whole row of searches went before
   bool generating_ = false;
   std::deque<MemoryId> line_;
   std::unordered_set<MemoryId> in_line_;                                          // those of line_ and later_

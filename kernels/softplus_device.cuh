@@ -1,4 +1,4 @@
-// softplus, by which the scan and the update of one token make steps of time of dt. The branch is the twin's.
+// softplus, by which the scan and the update of one token turn dt into time steps. The branch is the twin's.
 #pragma once
 
 #include <cuda_runtime.h>

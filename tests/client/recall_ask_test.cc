@@ -60,6 +60,20 @@ TEST(Recall, AskWritesTheAnswerAsItComesAndItsSourcesWhenAsked) {
               AllOf(HasSubstr("weight 0.750"), HasSubstr("chunk 4 · tokens 256-320"), HasSubstr("the code is 60417")));
 }
 
+TEST(Recall, AskLeavesSourcesOutThatHadNoWeight) {
+  Json reply = generated("60417", "newline");
+  for (const double weight : {0.25, 0.0009, 0.0}) {
+    Json chunk = reply["chunks"][0];
+    chunk["weight"] = weight;
+    chunk["text"] = "another of " + std::to_string(weight);
+    reply["chunks"].push_back(chunk);
+  }
+  const FakeDaemon daemon([&](const std::string& line) { return told(line, {}, reply); });
+  EXPECT_THAT(shell("$RECALL " + at(daemon) + "ask m q --sources").output,
+              AllOf(HasSubstr("weight 0.750"), HasSubstr("weight 0.250"), Not(HasSubstr("another of 0.00")),
+                    HasSubstr("but for 2 with a weight of less than 0.001")));
+}
+
 TEST(Recall, AskPrintsTheReplyAsItIsWithJsonAndTellsOfACutOrEmptyAnswer) {
   const Json cut = generated("one", "max_tokens");
   Json unread = generated("made up", "newline");

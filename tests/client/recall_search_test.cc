@@ -120,7 +120,39 @@ TEST(Recall, SearchForASpeakerShowsWhatThatSpeakerSaid) {
   EXPECT_EQ(sent(daemon, 1)["params"], (Json{{"memory", "m"}, {"first", 4}, {"limit", 3}}));
   for (const std::string options : {"", "--role user", "--name Ben --json"})
     EXPECT_THAT(shown(options), HasSubstr("Ana: Than")) << options;
-  EXPECT_EQ(daemon.lines().size(), 5u) << "nothing more is asked for where all that was found is shown";
+  size_t asked = 0;  // for turns
+  for (size_t i = 0; i < daemon.lines().size(); ++i) asked += sent(daemon, i)["method"] == "turns.list";
+  EXPECT_EQ(asked, 1u) << "nothing more is asked for where all that was found is shown";
+}
+
+TEST(Recall, SearchWarnsOfTurnsThatItDidNotSearch) {
+  const FakeDaemon daemon([](const std::string& line) {
+    const Json request = Json::parse(line);
+    const std::string memory = request["params"]["memory"];
+    Json through = memory == "all" ? Json(9) : memory == "none" ? Json() : memory == "last" ? Json(8) : Json(3);
+    if (request["method"] == "search")
+      return answer(line, {{"results", Json::array()}, {"searchable_through", through}, {"took_ms", 0.5}});
+    return answer(line, {{"memory", memory},
+                         {"turns", 10},
+                         {"next_turn", 10},
+                         {"tokens", 4000},
+                         {"chunks", 60},
+                         {"encoded_chunks", memory == "done"   ? 60
+                                            : memory == "last" ? 59
+                                                               : 10},
+                         {"content_bytes", 9},
+                         {"created", "T"},
+                         {"updated", "T"}});
+  });
+  const auto shown = [&](const std::string& arguments) {
+    return shell("$RECALL " + at(daemon) + "search " + arguments).output;
+  };
+  EXPECT_THAT(shown("some q"), HasSubstr("warning: turns 4-9 were not searched: 50 chunks wait to be encoded"));
+  EXPECT_THAT(shown("none q"), HasSubstr("warning: turns 0-9 were not searched"));
+  EXPECT_THAT(shown("last q"), HasSubstr("warning: turn 9 was not searched: 1 chunk waits to be encoded"));
+  for (const std::string quiet : {"all q", "done q", "some q --json"})
+    EXPECT_THAT(shown(quiet), Not(HasSubstr("not searched"))) << quiet;
+  EXPECT_THAT(shown("done q --min-score 0.5"), HasSubstr("without it the best there is comes first"));
 }
 
 TEST(Recall, SearchSaysWhyScoresAreLowInASmallMemory) {

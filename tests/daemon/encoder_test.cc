@@ -335,6 +335,8 @@ TEST_F(EncoderTest, WhatASearchCoversNeverBecomesLess) {
     }
     covered = now;
   };
+  while (append(*store_, 1).waiting_chunks() <= Encoder::segment_chunks) cover();
+  cover();
   for (const size_t turns : {20, 150, 3, 150}) {
     const MemoryInfo memory = append(*store_, turns);
     cover();
@@ -531,7 +533,8 @@ TEST_F(EncoderTest, GenerationsWithoutForgottenTurnsAreMadeSeveralAtOnce) {
 }
 
 TEST_F(EncoderTest, StatesInRamLeaveRoomForThoseOnTheirWayAndForTheirBytes) {
-  const uint64_t state = shape_.state_bytes, stream = state + 17 * (shape_.kv_bytes + shape_.landmark_dim * 2);
+  const uint64_t state = shape_.state_bytes,
+                 stream = state + Encoder::segment_chunks * (shape_.kv_bytes + shape_.landmark_dim * 2);
   for (const uint64_t missing : {0, 1}) {
     Encoder encoder(*store_, *backend_, shape_, *tokenizer_, 2 * (stream + state) + 3 * stream - missing);
     for (size_t i = 0; i < 5; ++i)

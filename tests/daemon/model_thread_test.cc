@@ -134,6 +134,29 @@ TEST(ModelThread, ASearchThatComesEndsAnEncodingEarlyUnlessARowOfOthersWentBefor
   EXPECT_THAT(ends, ElementsAre(false, true, false, false));
 }
 
+TEST(ModelThread, ASearchThatComesEndsAnEncodingEarlyBehindARowOfTokens) {
+  ModelThread* thread = nullptr;
+  bool ends = false;
+  int tokens = 0;
+  std::promise<void> found;
+  ModelThread model_thread(each([&](MemoryId) {
+                             thread->search([&] { found.set_value(); });
+                             ends = thread->search_goes_first();
+                             return ModelThread::Outcome::done;
+                           }),
+                           [&] { return ++tokens < 2 * ModelThread::tokens_in_a_row_max; });
+  thread = &model_thread;
+  Gate gate;
+  gate.hold(*thread);
+  thread->generate();
+  thread->encode(1);
+  gate.open.release();
+  found.get_future().wait();
+  model_thread.stop();
+  EXPECT_TRUE(ends);
+  EXPECT_GE(tokens, ModelThread::tokens_in_a_row_max);
+}
+
 TEST(ModelThread, AFailedEncodingIsTriedAgain) {
   std::atomic<int> tries = 0;
   std::promise<void> second;
