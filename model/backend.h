@@ -73,8 +73,8 @@ class Backend {
   // depend on how the stream was cut, nor on the other segments.
   virtual Expected<void> encode(std::span<const Segment> segments) = 0;
   // The same of one segment, whose outputs are wanted, up to where `end_early` ends it: it is asked on any thread,
-  // after every few chunks of a backend for which these take long, and by others never. Returns how many tokens were encoded, of whole
-  // chunks and at least of one; behind them the outputs hold anything.
+  // after every few chunks of a backend for which these take long, and by others never. Returns how many tokens were
+  // encoded, of whole chunks and at least of one; behind them the outputs hold anything.
   virtual Expected<uint64_t> encode_until(const Segment& segment, const std::function<bool()>& /*end_early*/) {
     RECALLD_CHECK(encode(std::span(&segment, 1)));
     return segment.tokens.size();
