@@ -125,6 +125,13 @@ TEST(Recall, SearchForASpeakerShowsWhatThatSpeakerSaid) {
   EXPECT_EQ(asked, 1u) << "nothing more is asked for where all that was found is shown";
 }
 
+// The reply to memories.get.
+Json memory_of(uint64_t turns, uint64_t chunks, uint64_t encoded_chunks) {
+  return {{"memory", "m"},         {"turns", turns},   {"next_turn", turns},
+          {"tokens", 64 * chunks}, {"chunks", chunks}, {"encoded_chunks", encoded_chunks},
+          {"content_bytes", 9},    {"created", "T"},   {"updated", "T"}};
+}
+
 TEST(Recall, SearchWarnsOfTurnsThatItDidNotSearch) {
   const FakeDaemon daemon([](const std::string& line) {
     const Json request = Json::parse(line);
@@ -132,17 +139,8 @@ TEST(Recall, SearchWarnsOfTurnsThatItDidNotSearch) {
     Json through = memory == "all" ? Json(9) : memory == "none" ? Json() : memory == "last" ? Json(8) : Json(3);
     if (request["method"] == "search")
       return answer(line, {{"results", Json::array()}, {"searchable_through", through}, {"took_ms", 0.5}});
-    return answer(line, {{"memory", memory},
-                         {"turns", 10},
-                         {"next_turn", 10},
-                         {"tokens", 4000},
-                         {"chunks", 60},
-                         {"encoded_chunks", memory == "done"   ? 60
-                                            : memory == "last" ? 59
-                                                               : 10},
-                         {"content_bytes", 9},
-                         {"created", "T"},
-                         {"updated", "T"}});
+    const uint64_t encoded = memory == "done" ? 60 : memory == "last" ? 59 : 10;
+    return answer(line, memory_of(10, 60, encoded));
   });
   const auto shown = [&](const std::string& arguments) {
     return shell("$RECALL " + at(daemon) + "search " + arguments).output;
@@ -167,15 +165,7 @@ TEST(Recall, SearchSaysWhyScoresAreLowInASmallMemory) {
                         {"turns", Json::array()}};
       return answer(line, {{"results", {result}}, {"searchable_through", 3}, {"took_ms", 0.5}});
     }
-    return answer(line, {{"memory", memory},
-                         {"turns", 4},
-                         {"next_turn", 4},
-                         {"tokens", 100},
-                         {"chunks", memory == "large" ? 50 : 1},
-                         {"encoded_chunks", 1},
-                         {"content_bytes", 9},
-                         {"created", "T"},
-                         {"updated", "T"}});
+    return answer(line, memory_of(4, memory == "large" ? 50 : 1, 1));
   });
   const auto shown = [&](const std::string& arguments) {
     return shell("$RECALL " + at(daemon) + "search " + arguments).output;
