@@ -15,25 +15,38 @@ void Engine::Impl::generate(GenerateRequest request, Done<GenerateReply> done) {
     return done(std::unexpected(std::move(announced).error()));
   if (request.temperature > 0 && !request.seed)
     request.seed = static_cast<uint64_t>(options_.now_us()) + seeds_++;  // two in one microsecond differ too
-  boost::asio::post(
-      tokenisers_, [this, request = std::move(request), done = std::move(done), start = Clock::now()]() mutable {
-        const std::optional<uint64_t> seed = request.temperature > 0 ? request.seed : std::nullopt;
-        std::vector<uint32_t> prompt = tokenizer_->encode_query(request.prompt);
-        auto answer = [this, done = std::move(done), start, seed](Expected<Generated> generated) mutable {
-          boost::asio::post(readers_,
-                            [this, done = std::move(done), start, seed, generated = std::move(generated)]() mutable {
-                              if (!generated) return done(std::unexpected(std::move(generated).error()));
-                              tell_damage(generated->memory.id, generated->unreadable);
-                              Expected<GenerateReply> reply = collect(*std::move(generated));
-                              if (reply) reply->took_ms = milliseconds_since(start);
-                              if (reply) reply->seed = seed;
-                              ++generations_;
-                              done(std::move(reply));
-                            });
-        };
-        generator_->start(std::move(request), std::move(prompt), std::move(answer));
-        model_thread_->generate();
-      });
+  boost::asio::post(tokenisers_,
+                    [this, request = std::move(request), done = std::move(done), start = Clock::now()]() mutable {
+                      std::vector<uint32_t> prompt = tokenizer_->encode_query(request.prompt);
+                      write({std::move(request), std::move(prompt), std::move(done), start});
+                    });
+}
+
+void Engine::Impl::write(Writing writing) {
+  GenerateRequest request = writing.request;
+  std::vector<uint32_t> prompt = writing.prompt;
+  auto answer = [this, writing = std::move(writing)](Expected<Generated> generated) mutable {
+    boost::asio::post(readers_, [this, writing = std::move(writing), generated = std::move(generated)]() mutable {
+      finish_writing(std::move(writing), std::move(generated));
+    });
+  };
+  generator_->start(std::move(request), std::move(prompt), std::move(answer));
+  model_thread_->generate();
+}
+
+void Engine::Impl::finish_writing(Writing writing, Expected<Generated> generated) {
+  if (!generated) return writing.done(std::unexpected(std::move(generated).error()));
+  tell_damage(generated->memory.id, generated->unreadable);
+  const bool cancelled = generated->finish == Finish::cancelled;
+  Expected<GenerateReply> reply = collect(*std::move(generated));
+  // Turns were forgotten since it was written: it begins anew, unless a part of it may have been told.
+  const bool anew = !reply && reply.error().kind == ErrorKind::busy && !cancelled && !writing.request.on_text &&
+                    ++writing.attempts < Generator::attempts_max && !model_thread_ended_;
+  if (anew && generator_->announce(writing.request.caller)) return write(std::move(writing));
+  if (reply) reply->took_ms = milliseconds_since(writing.start);
+  if (reply && writing.request.temperature > 0) reply->seed = writing.request.seed;
+  ++generations_;
+  writing.done(std::move(reply));
 }
 
 // The answer and the chunks that weighed most in it, with their text; those whose text is damaged are left out.

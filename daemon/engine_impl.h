@@ -110,6 +110,14 @@ class Engine::Impl {
     std::shared_ptr<const TurnSelection> selection = {};  // with a filter; shared with the store, which keeps it
     MemoryId selected_memory = 0;                         // whose turns these are
   };
+  // An answer on its way: what it takes to write it, once more too.
+  struct Writing {
+    GenerateRequest request;
+    std::vector<uint32_t> prompt;
+    Done<GenerateReply> done;
+    Clock::time_point start;
+    int attempts = 0;
+  };
   // What the model makes of a query.
   struct Asked {
     SearchQuery query;  // its tokens: those that chunks are compared with
@@ -208,6 +216,8 @@ class Engine::Impl {
                             std::span<const Candidate> best, size_t candidate, SearchReply::Result result,
                             SearchReply& reply) const;
   Expected<TokenSpan> whole_turns(const Ranking& ranking, TokenSpan of) const;
+  void write(Writing writing);
+  void finish_writing(Writing writing, Expected<Generated> generated);
   Expected<GenerateReply> collect(Generated generated) const;
   Expected<void> read_sources(const Generated& generated, GenerateReply& reply) const;
   Expected<std::optional<GenerateReply::Unread>> unread_turns(const Generated& generated,
